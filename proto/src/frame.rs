@@ -1,0 +1,285 @@
+//! The frames two peers exchange. `proto/README.md` draws who sends what when.
+
+use bytes::Bytes;
+
+use crate::{Digest, Offset, Reference, RepoName, SiteName, Timestamp, snapshot::Entry};
+
+/// The QUIC application protocol of the log and request connection.
+pub const ALPN: &[u8] = b"outport/1";
+/// The protocol version this build speaks; `Hello` lists all it can speak, `Welcome` picks one.
+pub const VERSION: u16 = 1;
+/// Largest frame in bytes, envelope included, checked before anything is decoded: a manifest of
+/// 4 MiB and its envelope fit with room.
+pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A frame from a secondary to its upstream on the log stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromSecondary {
+    /// The first frame on the stream.
+    Hello(Hello),
+    /// How far the secondary is; sent when it changes and with every heartbeat received.
+    Ack(Ack),
+}
+
+/// A frame from the upstream to a secondary on the log stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromPrimary {
+    /// The session is open.
+    Welcome(Box<Welcome>),
+    /// The session is not possible; the stream ends.
+    Refused(Refusal),
+    /// Consecutive events, each in its encoded form (`codec::decode_event`).
+    Append(Vec<Bytes>),
+    /// Head and closed time, every [`crate::session::HEARTBEAT_INTERVAL`] and after every append.
+    Heartbeat(Heartbeat),
+    /// New keys: they replace those of `Welcome`.
+    Keys(Keys),
+}
+
+/// A secondary introduces itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Protocol versions it speaks, best first.
+    pub versions: Vec<u16>,
+    /// Its site; must be the one its certificate names.
+    pub site: SiteName,
+    /// Which node of the site; any text, for people.
+    pub node: String,
+    /// Its program version; for people.
+    pub program: String,
+    /// The newest event it has on disk; `None` when it has nothing.
+    pub have: Option<Offset>,
+    /// The cluster it belongs to; `None` before its first session.
+    pub cluster: Option<String>,
+}
+
+/// The upstream's answer to an acceptable `Hello`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Welcome {
+    /// The version both ends use from here on.
+    pub version: u16,
+    /// The cluster's identity.
+    pub cluster: String,
+    /// Newest durable event.
+    pub head: Offset,
+    /// Oldest place the log can still be read after.
+    pub floor: Offset,
+    /// How the secondary gets from `have` to `head`.
+    pub resume: Resume,
+    /// Keys of this site.
+    pub keys: Keys,
+    /// Absolute URL of the token endpoint.
+    pub token_realm: String,
+    /// The `service` of challenges and the audience of tokens.
+    pub token_service: String,
+    /// Absolute public URL of the primary, without a trailing slash.
+    pub public_url: String,
+}
+
+/// How a secondary catches up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Events after `have` follow on this stream.
+    Tail,
+    /// The secondary must take a snapshot (a `Snapshot` request) first; events after the
+    /// snapshot's offset follow once it says `Hello` again.
+    Snapshot,
+}
+
+/// Why a session is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No common protocol version.
+    #[error("no common protocol version (the peer speaks {0:?})")]
+    Version(Vec<u16>),
+    /// The certificate does not name the site that `Hello` claims, or the site is not listed.
+    #[error("the certificate is not that of site {0}")]
+    Site(String),
+    /// The secondary belongs to another cluster.
+    #[error("this is cluster {0}")]
+    Cluster(String),
+    /// The first frame was not `Hello`, or a frame came out of place.
+    #[error("protocol violation: {0}")]
+    Violation(String),
+}
+
+/// What every heartbeat says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Newest durable event.
+    pub head: Offset,
+    /// Every change acknowledged before this primary time is at or below `head`.
+    pub closed_time: Timestamp,
+    /// The primary's clock when this was sent.
+    pub now: Timestamp,
+    /// Bytes of log up to `head` since the log began, for lag in bytes.
+    pub log_bytes: u64,
+    /// The primary's index state at `state_at`, order-independent.
+    pub state_hash: [u8; 32],
+    /// The offset `state_hash` was taken at.
+    pub state_at: Offset,
+}
+
+/// How far a secondary is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ack {
+    /// Got it.
+    pub received: Offset,
+    /// Has it on disk.
+    pub durable: Offset,
+    /// The index shows it.
+    pub applied: Offset,
+    /// Every blob it needs, by policy, is local.
+    pub complete: Offset,
+    /// Everything else the primary shows about the site.
+    pub report: SiteReport,
+}
+
+/// A site's numbers for the primary's status page.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SiteReport {
+    /// Bytes in the blob store.
+    pub store_bytes: u64,
+    /// Its limit; `None` without one.
+    pub store_limit_bytes: Option<u64>,
+    /// Blobs in the store.
+    pub store_blobs: u64,
+    /// Blobs it should hold by policy and does not.
+    pub missing_blobs: u64,
+    /// Bytes of log received so far, comparable with `Heartbeat::log_bytes`.
+    pub log_bytes: u64,
+    /// Age in primary time of the oldest event not applied, in microseconds; 0 when caught up.
+    pub lag_applied_micros: u64,
+    /// The same for complete.
+    pub lag_complete_micros: u64,
+    /// Staleness bound in microseconds.
+    pub staleness_bound_micros: u64,
+}
+
+/// What a site needs to verify tokens and to seal tickets. Travels only inside mutual TLS.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    /// Public keys of the token service: JSON Web Key Set, as text.
+    pub token_jwks: String,
+    /// Issuer that tokens must name.
+    pub token_issuer: String,
+    /// Seal keys of this site, newest first; the newest seals, all open.
+    pub seal: Vec<SealKey>,
+    /// Counts up with every change at the primary.
+    pub generation: u64,
+}
+
+/// A symmetric key for tickets.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealKey {
+    /// Names the key in a ticket.
+    pub id: u32,
+    /// 32 random bytes.
+    pub secret: [u8; 32],
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SealKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A request, the first and only frame a secondary sends on a stream of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// What does `reference` name now? Answer: [`Response::Manifest`] or [`Response::NotFound`].
+    Resolve {
+        /// The repository.
+        repo: RepoName,
+        /// Tag or digest.
+        reference: Reference,
+    },
+    /// May `repo` serve blob `digest`? Answer: [`Response::Linked`] or [`Response::NotFound`].
+    Link {
+        /// The repository.
+        repo: RepoName,
+        /// The blob.
+        digest: Digest,
+    },
+    /// The bytes of `digest` from `offset` on. Answer: [`Response::Body`], then that many raw
+    /// bytes until the stream ends; or [`Response::NotFound`].
+    Fetch {
+        /// A repository that links it.
+        repo: RepoName,
+        /// The blob, or a manifest too large for its event.
+        digest: Digest,
+        /// First byte wanted.
+        offset: u64,
+    },
+    /// Who refers to `digest`? Answer: [`Response::Manifests`].
+    Referrers {
+        /// The repository.
+        repo: RepoName,
+        /// The subject.
+        digest: Digest,
+    },
+    /// The whole state. Answer: [`Response::SnapshotBegin`], [`Response::SnapshotPart`]s, [`Response::SnapshotEnd`].
+    Snapshot,
+}
+
+/// An answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    /// The manifest a reference names; `at` is the primary's applied offset when it answered.
+    Manifest {
+        /// The manifest as its event carries it, with `tags` empty; bytes always present up to 4 MiB.
+        manifest: Box<crate::ManifestPut>,
+        /// The answer holds at this offset.
+        at: Offset,
+    },
+    /// The repository links the blob.
+    Linked {
+        /// Its size in bytes.
+        size: u64,
+        /// The answer holds at this offset.
+        at: Offset,
+    },
+    /// The primary's log says: no such thing.
+    NotFound {
+        /// The answer holds at this offset.
+        at: Offset,
+    },
+    /// Raw bytes follow.
+    Body {
+        /// Size of the whole content in bytes, not of what follows.
+        size: u64,
+    },
+    /// Manifests, as in [`Response::Manifest`] but without their bytes.
+    Manifests {
+        /// The manifests.
+        manifests: Vec<crate::ManifestPut>,
+        /// The answer holds at this offset.
+        at: Offset,
+    },
+    /// A snapshot begins: applying its parts and then every event after `from` gives the state
+    /// at any later offset from `until` on.
+    SnapshotBegin {
+        /// Events after this one must be applied on top.
+        from: Offset,
+    },
+    /// Some of a snapshot's entries.
+    SnapshotPart(Vec<Entry>),
+    /// The snapshot is whole.
+    SnapshotEnd {
+        /// The state is consistent once events up to here are applied.
+        until: Offset,
+        /// How many entries there were.
+        entries: u64,
+    },
+    /// The primary cannot answer now; it is not a "no".
+    Unavailable {
+        /// Why, for logs.
+        reason: String,
+    },
+}

@@ -1,0 +1,61 @@
+//! The entries of a snapshot: the state that a prefix of the log led to, as self-contained
+//! records. Every entry carries the offset of the event that made it, so applying an older event
+//! on top of it changes nothing, and a snapshot may be taken while events go on being applied.
+
+use crate::{Digest, ManifestPut, Offset, RepoName, Tag, Timestamp};
+
+/// One record of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A tag names a manifest.
+    Tag {
+        /// The repository.
+        repo: RepoName,
+        /// The tag.
+        tag: Tag,
+        /// What it names.
+        digest: Digest,
+        /// The event that moved it there.
+        offset: Offset,
+        /// When, by the primary's clock.
+        time: Timestamp,
+    },
+    /// A repository holds a manifest (`tags` is empty).
+    Manifest {
+        /// The manifest.
+        manifest: Box<ManifestPut>,
+        /// The event that put it.
+        offset: Offset,
+    },
+    /// A repository links a blob.
+    Link {
+        /// The repository.
+        repo: RepoName,
+        /// The blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+        /// The event that linked it.
+        offset: Offset,
+    },
+    /// Something was deleted.
+    Tombstone {
+        /// What.
+        of: Deleted,
+        /// The event that deleted it.
+        offset: Offset,
+    },
+}
+
+/// What a tombstone stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Deleted {
+    /// A tag.
+    Tag(RepoName, Tag),
+    /// A repository's manifest.
+    Manifest(RepoName, Digest),
+    /// A repository's link to a blob.
+    Blob(RepoName, Digest),
+    /// A repository with all it held.
+    Repository(RepoName),
+}

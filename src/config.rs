@@ -1,0 +1,1 @@
+//! Configuration: TOML and environment, parsed into each part's own options.

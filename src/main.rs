@@ -1,0 +1,2 @@
+//! The outport program.
+fn main() {}

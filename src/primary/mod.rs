@@ -1,0 +1,1 @@
+//! The primary's half of replication.

@@ -1,0 +1,119 @@
+//! The shape of `/v1/status`, and the cell in which a running site keeps its own.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+
+/// What `/v1/status` answers, by role.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "role", rename_all = "lowercase")]
+pub enum Status {
+    /// A primary.
+    Primary(PrimaryStatus),
+    /// A secondary.
+    Secondary(Box<SiteStatus>),
+}
+
+/// A primary's own numbers and those of every site it knows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PrimaryStatus {
+    /// Identity of the cluster.
+    pub cluster: String,
+    /// Program version.
+    pub version: String,
+    /// Epoch of the log.
+    pub epoch: u64,
+    /// Newest durable event.
+    pub head_seq: u64,
+    /// Events up to here can no longer be read from the log.
+    pub floor_seq: u64,
+    /// What the blob store holds.
+    pub store: StoreStatus,
+    /// The sites, by name.
+    pub sites: Vec<SiteStatus>,
+}
+
+/// How far a site is behind, and everything beside it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// Name of the site.
+    pub site: String,
+    /// Identity of the cluster; empty before the first session.
+    pub cluster: String,
+    /// Program version.
+    pub version: String,
+    /// Epoch of the log.
+    pub epoch: u64,
+    /// Newest durable event at the primary, as last heard.
+    pub head_seq: u64,
+    /// Newest event received.
+    pub received_seq: u64,
+    /// Newest event on this site's disk.
+    pub durable_seq: u64,
+    /// Newest event the index shows.
+    pub applied_seq: u64,
+    /// Up to here every blob the site should hold is local.
+    pub complete_seq: u64,
+    /// Age of the oldest event not past each stage.
+    pub lag_seconds: Lag,
+    /// Events between head and applied.
+    pub lag_events: u64,
+    /// Bytes of log between head and applied.
+    pub lag_bytes: u64,
+    /// Blobs it should hold and does not.
+    pub missing_blobs: u64,
+    /// Since the last heartbeat; `null` before the first.
+    pub heartbeat_age_seconds: Option<f64>,
+    /// A tag answered while connected is never older than this.
+    pub staleness_bound_seconds: f64,
+    /// What carries the session, `quic`; empty when disconnected.
+    pub transport: String,
+    /// Round-trip time of the session's path; `null` when disconnected.
+    pub rtt_seconds: Option<f64>,
+    /// What the blob store holds.
+    pub store: StoreStatus,
+    /// What the site is doing.
+    pub state: SiteState,
+}
+
+/// Lag by stage in seconds of the primary's clock; `null` when unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Until the index shows an event.
+    pub applied: Option<f64>,
+    /// Until its blobs are local.
+    pub complete: Option<f64>,
+}
+
+/// Size of a blob store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Bytes held.
+    pub bytes: u64,
+    /// Its limit; `null` without one.
+    pub limit_bytes: Option<u64>,
+    /// Blobs held.
+    pub blobs: u64,
+}
+
+/// What a site is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiteState {
+    /// Following the log, caught up or nearly.
+    Streaming,
+    /// Connected and behind.
+    CatchingUp,
+    /// Taking a snapshot.
+    Snapshot,
+    /// No session, or no heartbeat in time.
+    #[default]
+    Disconnected,
+}
+
+/// Computes a status when asked; `app` wires one in.
+pub type StatusSource = Arc<dyn Fn() -> Status + Send + Sync>;
+
+/// A value that one task replaces and many read without a lock.
+pub type Shared<T> = Arc<ArcSwap<T>>;

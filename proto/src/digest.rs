@@ -6,6 +6,8 @@ use std::{fmt, str::FromStr};
 
 use sha2::Digest as _;
 
+use crate::codec::{Decode, Encode};
+
 /// A registered digest algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
@@ -53,7 +55,7 @@ impl FromStr for Algorithm {
 
 /// The digest of some content. Holding one means that it is well formed: a registered
 /// algorithm and a hash of exactly its length.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub enum Digest {
     /// A SHA-256 digest.
     Sha256([u8; 32]),

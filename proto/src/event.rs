@@ -3,13 +3,17 @@
 
 use bytes::Bytes;
 
-use crate::{Digest, Offset, RepoName, Tag, Timestamp, oci::Descriptor};
+use crate::{
+    Digest, Offset, RepoName, Tag, Timestamp,
+    codec::{Decode, Encode},
+    oci::Descriptor,
+};
 
 /// A manifest up to this size travels inside its event; a larger one is fetched like a blob.
 pub const INLINE_MANIFEST_BYTES_MAX: usize = 256 * 1024;
 
 /// One record of the replication log.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Event {
     /// Its place.
     pub offset: Offset,
@@ -22,7 +26,7 @@ pub struct Event {
 }
 
 /// What happened to a repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Change {
     /// A blob upload was committed: the repository links the blob. Sent before any manifest
     /// names it, so that sites can start copying.

@@ -2,7 +2,11 @@
 
 use bytes::Bytes;
 
-use crate::{Digest, Offset, Reference, RepoName, SiteName, Timestamp, snapshot::Entry};
+use crate::{
+    Digest, Offset, Reference, RepoName, SiteName, Timestamp,
+    codec::{Decode, Encode},
+    snapshot::Entry,
+};
 
 /// The QUIC application protocol of the log and request connection.
 pub const ALPN: &[u8] = b"outport/1";
@@ -37,7 +41,7 @@ pub enum FromPrimary {
 }
 
 /// A secondary introduces itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Hello {
     /// Protocol versions it speaks, best first.
     pub versions: Vec<u16>,
@@ -54,7 +58,7 @@ pub struct Hello {
 }
 
 /// The upstream's answer to an acceptable `Hello`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct Welcome {
     /// The version both ends use from here on.
     pub version: u16,
@@ -77,7 +81,7 @@ pub struct Welcome {
 }
 
 /// How a secondary catches up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Resume {
     /// Events after `have` follow on this stream.
     Tail,
@@ -87,7 +91,7 @@ pub enum Resume {
 }
 
 /// Why a session is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Encode, Decode)]
 pub enum Refusal {
     /// No common protocol version.
     #[error("no common protocol version (the peer speaks {0:?})")]
@@ -104,7 +108,7 @@ pub enum Refusal {
 }
 
 /// What every heartbeat says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Heartbeat {
     /// Newest durable event.
     pub head: Offset,
@@ -121,7 +125,7 @@ pub struct Heartbeat {
 }
 
 /// How far a secondary is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct Ack {
     /// Got it.
     pub received: Offset,
@@ -136,7 +140,7 @@ pub struct Ack {
 }
 
 /// A site's numbers for the primary's status page.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct SiteReport {
     /// Bytes in the blob store.
     pub store_bytes: u64,
@@ -157,7 +161,7 @@ pub struct SiteReport {
 }
 
 /// What a site needs to verify tokens and to seal tickets. Travels only inside mutual TLS.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Keys {
     /// Public keys of the token service: JSON Web Key Set, as text.
     pub token_jwks: String,
@@ -170,7 +174,7 @@ pub struct Keys {
 }
 
 /// A symmetric key for tickets.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct SealKey {
     /// Names the key in a ticket.
     pub id: u32,
@@ -191,7 +195,7 @@ impl std::fmt::Debug for SealKey {
 }
 
 /// A request, the first and only frame a secondary sends on a stream of its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Request {
     /// What does `reference` name now? Answer: [`Response::Manifest`] or [`Response::NotFound`].
     Resolve {
@@ -229,7 +233,7 @@ pub enum Request {
 }
 
 /// An answer to a [`Request`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Response {
     /// The manifest a reference names; `at` is the primary's applied offset when it answered.
     Manifest {

@@ -9,15 +9,20 @@
 //! - [`digest`], [`name`], [`oci`]: values that cannot hold anything invalid once parsed.
 //! - [`offset`], [`event`], [`snapshot`]: places and records of the replication log, and the state they led to.
 //! - [`frame`], [`session`]: what the two ends say to each other, and the logic of each end.
+//! - [`codec`]: frames and records as bytes. [`route`]: the paths of the OCI API. [`statehash`]:
+//!   do two sites hold the same state?
 
+pub mod codec;
 pub mod digest;
 pub mod event;
 pub mod frame;
 pub mod name;
 pub mod oci;
 pub mod offset;
+pub mod route;
 pub mod session;
 pub mod snapshot;
+pub mod statehash;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use event::{Change, Event, ManifestPut};

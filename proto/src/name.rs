@@ -4,7 +4,10 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::digest::{Digest, InvalidDigest};
+use crate::{
+    codec::{Decode, Encode},
+    digest::{Digest, InvalidDigest},
+};
 
 /// Longest repository name in bytes; clients with a hostname in front stay under 255 in all,
 /// a registry has to bound it somewhere.
@@ -113,7 +116,7 @@ impl FromStr for Tag {
 }
 
 /// What a manifest is asked for by.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub enum Reference {
     /// A movable name.
     Tag(Tag),

@@ -2,11 +2,25 @@
 
 use std::fmt;
 
+use crate::codec::{Decode, Encode};
+
 /// A place in the replication log. `seq` grows by one with every event and starts at 1;
 /// `epoch` grows when the log's history forks (restore from a backup, promotion). Ordered by
 /// epoch, then by seq. Text form: `epoch.seq`, as in `Outport-Offset: 1.4711`.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    Encode,
+    Decode,
 )]
 pub struct Offset {
     /// Which history.
@@ -56,7 +70,19 @@ pub struct InvalidOffset;
 /// A reading of a wall clock: microseconds since the Unix epoch. In events and heartbeats it is
 /// always the primary's clock; order never depends on it.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    Encode,
+    Decode,
 )]
 pub struct Timestamp(u64);
 

@@ -2,10 +2,13 @@
 //! records. Every entry carries the offset of the event that made it, so applying an older event
 //! on top of it changes nothing, and a snapshot may be taken while events go on being applied.
 
-use crate::{Digest, ManifestPut, Offset, RepoName, Tag, Timestamp};
+use crate::{
+    Digest, ManifestPut, Offset, RepoName, Tag, Timestamp,
+    codec::{Decode, Encode},
+};
 
 /// One record of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Entry {
     /// A tag names a manifest.
     Tag {
@@ -48,7 +51,7 @@ pub enum Entry {
 }
 
 /// What a tombstone stands for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum Deleted {
     /// A tag.
     Tag(RepoName, Tag),

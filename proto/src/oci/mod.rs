@@ -6,7 +6,10 @@ pub use manifest::{
     InvalidManifest, MANIFEST_BYTES_MAX, MANIFEST_CHILDREN_MAX, ManifestInfo, parse_manifest,
 };
 
-use crate::Digest;
+use crate::{
+    Digest,
+    codec::{Decode, Encode},
+};
 
 /// Media types by which clients and registries recognise manifests.
 pub mod media_type {
@@ -25,7 +28,7 @@ pub mod media_type {
 }
 
 /// What a child of a manifest is, as far as a registry must know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Descriptor {
     /// The child's digest.
     pub digest: Digest,
@@ -36,7 +39,7 @@ pub struct Descriptor {
 }
 
 /// The role of a child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub enum ChildKind {
     /// A manifest listed by an index.
     Manifest,

@@ -1,0 +1,250 @@
+//! The bytes of one value of every kind. A difference is a change of the wire and of every log
+//! on disk: it needs another protocol version, not another golden file.
+#![cfg(test)]
+
+use std::{fmt::Debug, path::Path};
+
+use bytes::Bytes;
+use outport_proto::{
+    Change, Digest, Event, ManifestPut, Offset, Timestamp,
+    codec::{
+        CodecError, WireFrame, decode_entries, decode_event, decode_frame, decode_value, encode_entries,
+        encode_event, encode_frame, encode_value,
+    },
+    frame::{
+        Ack, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request, Response, Resume, SealKey,
+        SiteReport, Welcome,
+    },
+    oci::{ChildKind, Descriptor, media_type},
+    snapshot::{Deleted, Entry},
+};
+
+/// Compares with `golden/NAME.hex`, both ways. With `OUTPORT_GOLDEN=write` in the environment a
+/// missing file is written first.
+fn check<T: PartialEq + Debug>(
+    name: &str,
+    value: &T,
+    encode: impl Fn(&T) -> Result<Bytes, CodecError>,
+    decode: impl Fn(&[u8]) -> Result<T, CodecError>,
+) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"));
+    let encoded = encode(value).unwrap();
+    let hex = hex(&encoded);
+    if !path.exists() && std::env::var("OUTPORT_GOLDEN").is_ok_and(|mode| mode == "write") {
+        std::fs::write(&path, &hex).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(hex, golden, "{name} is encoded otherwise than {}", path.display());
+    assert_eq!(&decode(&encoded).unwrap(), value);
+}
+
+fn frame<F: WireFrame + PartialEq + Debug>(name: &str, frame: F) {
+    check(name, &frame, encode_frame, decode_frame);
+}
+
+/// Sixteen bytes a line.
+fn hex(bytes: &[u8]) -> String {
+    let line = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    bytes.chunks(16).map(|bytes| line(bytes) + "\n").collect()
+}
+
+fn manifest_put() -> ManifestPut {
+    ManifestPut {
+        repo: "team/app".parse().unwrap(),
+        digest: Digest::sha256(b"{}"),
+        media_type: media_type::OCI_MANIFEST.to_owned(),
+        size: 2,
+        bytes: Some(Bytes::from_static(b"{}")),
+        tags: vec!["1".parse().unwrap(), "latest".parse().unwrap()],
+        subject: Some(Digest::sha256(b"subject")),
+        artifact_type: Some("application/example".to_owned()),
+        annotations: vec![("key".to_owned(), "välue".to_owned())],
+        children: vec![
+            Descriptor { digest: Digest::sha256(b"child"), size: 7, kind: ChildKind::Manifest },
+            Descriptor { digest: Digest::sha256(b"layer"), size: 8, kind: ChildKind::Blob },
+            Descriptor { digest: Digest::sha256(b"foreign"), size: 9, kind: ChildKind::Foreign },
+        ],
+    }
+}
+
+fn manifest_without_options() -> ManifestPut {
+    ManifestPut {
+        digest: Digest::of(outport_proto::Algorithm::Sha512, b"{}"),
+        bytes: None,
+        tags: Vec::new(),
+        subject: None,
+        artifact_type: None,
+        annotations: Vec::new(),
+        children: Vec::new(),
+        ..manifest_put()
+    }
+}
+
+fn event_with(change: Change) -> Event {
+    Event {
+        offset: Offset::new(1, 4711),
+        time: Timestamp::from_micros(1_700_000_000_000_000),
+        actor: "alice".to_owned(),
+        change,
+    }
+}
+
+#[test]
+fn events() {
+    let repo = || "team/app".parse().unwrap();
+    let digest = Digest::sha256(b"blob");
+    for (name, change) in [
+        ("event-blob-committed", Change::BlobCommitted { repo: repo(), digest, size: 4 }),
+        ("event-blob-mounted", Change::BlobMounted { repo: repo(), digest, size: 4, from: Some(repo()) }),
+        (
+            "event-blob-mounted-from-anywhere",
+            Change::BlobMounted { repo: repo(), digest, size: 4, from: None },
+        ),
+        ("event-manifest-put", Change::ManifestPut(Box::new(manifest_put()))),
+        ("event-manifest-put-least", Change::ManifestPut(Box::new(manifest_without_options()))),
+        ("event-tag-deleted", Change::TagDeleted { repo: repo(), tag: "1".parse().unwrap() }),
+        ("event-manifest-deleted", Change::ManifestDeleted { repo: repo(), digest }),
+        ("event-blob-deleted", Change::BlobDeleted { repo: repo(), digest }),
+        ("event-repository-deleted", Change::RepositoryDeleted { repo: repo() }),
+    ] {
+        check(name, &event_with(change), encode_event, decode_event);
+    }
+}
+
+fn entries() -> Vec<Entry> {
+    let repo = || "team/app".parse().unwrap();
+    let digest = Digest::sha256(b"blob");
+    let offset = Offset::new(1, 2);
+    let tombstone = |of| Entry::Tombstone { of, offset };
+    vec![
+        Entry::Tag {
+            repo: repo(),
+            tag: "1".parse().unwrap(),
+            digest,
+            offset,
+            time: Timestamp::from_micros(3),
+        },
+        Entry::Manifest { manifest: Box::new(manifest_without_options()), offset },
+        Entry::Link { repo: repo(), digest, size: 4, offset },
+        tombstone(Deleted::Tag(repo(), "1".parse().unwrap())),
+        tombstone(Deleted::Manifest(repo(), digest)),
+        tombstone(Deleted::Blob(repo(), digest)),
+        tombstone(Deleted::Repository(repo())),
+    ]
+}
+
+#[test]
+fn records() {
+    check("entries", &entries(), |entries| encode_entries(entries), decode_entries);
+    check("value", &(7_u32, Offset::new(1, 2), Some(true)), encode_value, decode_value);
+}
+
+fn keys() -> Keys {
+    Keys {
+        token_jwks: "{\"keys\":[]}".to_owned(),
+        token_issuer: "https://registry.example.com".to_owned(),
+        seal: vec![SealKey { id: 5, secret: [0xa5; 32] }],
+        generation: 6,
+    }
+}
+
+#[test]
+fn frames_from_a_secondary() {
+    let hello = Hello {
+        versions: vec![2, 1],
+        site: "mumbai".parse().unwrap(),
+        node: "node-a".to_owned(),
+        program: "outport 0.1.0".to_owned(),
+        have: Some(Offset::new(1, 4711)),
+        cluster: Some("c1".to_owned()),
+    };
+    let first = Hello { have: None, cluster: None, ..hello.clone() };
+    frame("hello", FromSecondary::Hello(hello));
+    frame("hello-first", FromSecondary::Hello(first));
+    frame(
+        "ack",
+        FromSecondary::Ack(Ack {
+            received: Offset::new(1, 5),
+            durable: Offset::new(1, 4),
+            applied: Offset::new(1, 3),
+            complete: Offset::new(1, 2),
+            report: SiteReport {
+                store_bytes: 6,
+                store_limit_bytes: Some(7),
+                store_blobs: 8,
+                missing_blobs: 9,
+                log_bytes: 10,
+                lag_applied_micros: 11,
+                lag_complete_micros: 12,
+                staleness_bound_micros: 13,
+            },
+        }),
+    );
+}
+
+#[test]
+fn frames_from_the_primary() {
+    let welcome = |resume| {
+        FromPrimary::Welcome(Box::new(Welcome {
+            version: 1,
+            cluster: "c1".to_owned(),
+            head: Offset::new(1, 9),
+            floor: Offset::new(1, 2),
+            resume,
+            keys: keys(),
+            token_realm: "https://registry.example.com/token".to_owned(),
+            token_service: "registry.example.com".to_owned(),
+            public_url: "https://registry.example.com".to_owned(),
+        }))
+    };
+    frame("welcome-tail", welcome(Resume::Tail));
+    frame("welcome-snapshot", welcome(Resume::Snapshot));
+    frame("refused-version", FromPrimary::Refused(Refusal::Version(vec![1, 2])));
+    frame("refused-site", FromPrimary::Refused(Refusal::Site("mumbai".to_owned())));
+    frame("refused-cluster", FromPrimary::Refused(Refusal::Cluster("c1".to_owned())));
+    frame("refused-violation", FromPrimary::Refused(Refusal::Violation("first frame".to_owned())));
+    let event = event_with(Change::RepositoryDeleted { repo: "a".parse().unwrap() });
+    let encoded = encode_event(&event).unwrap();
+    frame("append", FromPrimary::Append(vec![encoded.clone(), encoded]));
+    frame(
+        "heartbeat",
+        FromPrimary::Heartbeat(Heartbeat {
+            head: Offset::new(1, 9),
+            closed_time: Timestamp::from_micros(10),
+            now: Timestamp::from_micros(11),
+            log_bytes: 12,
+            state_hash: [0x5a; 32],
+            state_at: Offset::new(1, 8),
+        }),
+    );
+    frame("keys", FromPrimary::Keys(keys()));
+}
+
+#[test]
+fn requests() {
+    let repo = || "team/app".parse().unwrap();
+    let digest = Digest::sha256(b"blob");
+    frame("request-resolve-tag", Request::Resolve { repo: repo(), reference: "1".parse().unwrap() });
+    frame(
+        "request-resolve-digest",
+        Request::Resolve { repo: repo(), reference: digest.to_string().parse().unwrap() },
+    );
+    frame("request-link", Request::Link { repo: repo(), digest });
+    frame("request-fetch", Request::Fetch { repo: repo(), digest, offset: 65536 });
+    frame("request-referrers", Request::Referrers { repo: repo(), digest });
+    frame("request-snapshot", Request::Snapshot);
+}
+
+#[test]
+fn responses() {
+    let at = Offset::new(1, 9);
+    frame("response-manifest", Response::Manifest { manifest: Box::new(manifest_put()), at });
+    frame("response-linked", Response::Linked { size: 4, at });
+    frame("response-not-found", Response::NotFound { at });
+    frame("response-body", Response::Body { size: 1 << 40 });
+    frame("response-manifests", Response::Manifests { manifests: vec![manifest_without_options()], at });
+    frame("response-snapshot-begin", Response::SnapshotBegin { from: at });
+    frame("response-snapshot-part", Response::SnapshotPart(entries()));
+    frame("response-snapshot-end", Response::SnapshotEnd { until: at, entries: 7 });
+    frame("response-unavailable", Response::Unavailable { reason: "no disk".to_owned() });
+}

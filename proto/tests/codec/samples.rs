@@ -1,0 +1,228 @@
+//! Arbitrary values of everything that has a binary form.
+#![cfg(test)]
+
+use bytes::Bytes;
+use outport_proto::{
+    Algorithm, Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, SiteName, Tag, Timestamp,
+    codec::encode_event,
+    frame::{
+        Ack, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request, Response, Resume, SealKey,
+        SiteReport, Welcome,
+    },
+    oci::{ChildKind, Descriptor},
+    snapshot::{Deleted, Entry},
+};
+use proptest::{collection::vec, option, prelude::*};
+
+pub(crate) fn repo() -> impl Strategy<Value = RepoName> {
+    "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}".prop_map(|text| text.parse().unwrap())
+}
+
+pub(crate) fn tag() -> impl Strategy<Value = Tag> {
+    "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,12}".prop_map(|text| text.parse().unwrap())
+}
+
+pub(crate) fn site() -> impl Strategy<Value = SiteName> {
+    "[a-z][a-z0-9]{0,12}".prop_map(|text| text.parse().unwrap())
+}
+
+pub(crate) fn digest() -> impl Strategy<Value = Digest> {
+    (any::<bool>(), any::<[u8; 8]>()).prop_map(|(long, content)| {
+        Digest::of(if long { Algorithm::Sha512 } else { Algorithm::Sha256 }, &content)
+    })
+}
+
+pub(crate) fn offset() -> impl Strategy<Value = Offset> {
+    (any::<u64>(), any::<u64>()).prop_map(|(epoch, seq)| Offset::new(epoch, seq))
+}
+
+fn time() -> impl Strategy<Value = Timestamp> {
+    any::<u64>().prop_map(Timestamp::from_micros)
+}
+
+fn reference() -> impl Strategy<Value = Reference> {
+    prop_oneof![tag().prop_map(Reference::Tag), digest().prop_map(Reference::Digest)]
+}
+
+fn descriptor() -> impl Strategy<Value = Descriptor> {
+    let kind = prop_oneof![Just(ChildKind::Manifest), Just(ChildKind::Blob), Just(ChildKind::Foreign)];
+    (digest(), any::<u64>(), kind).prop_map(|(digest, size, kind)| Descriptor { digest, size, kind })
+}
+
+pub(crate) fn manifest() -> impl Strategy<Value = ManifestPut> {
+    let identity = (repo(), digest(), ".{0,20}", any::<u64>(), option::of(vec(any::<u8>(), 0..200)));
+    let relations = (
+        vec(tag(), 0..3),
+        option::of(digest()),
+        option::of(".{0,12}"),
+        vec((".{0,8}", ".{0,8}"), 0..3),
+        vec(descriptor(), 0..4),
+    );
+    (identity, relations).prop_map(
+        |((repo, digest, media_type, size, bytes), (tags, subject, artifact_type, annotations, children))| {
+            ManifestPut {
+                repo,
+                digest,
+                media_type,
+                size,
+                bytes: bytes.map(Bytes::from),
+                tags,
+                subject,
+                artifact_type,
+                annotations,
+                children,
+            }
+        },
+    )
+}
+
+pub(crate) fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        (repo(), digest(), any::<u64>()).prop_map(|(repo, digest, size)| Change::BlobCommitted {
+            repo,
+            digest,
+            size
+        }),
+        (repo(), digest(), any::<u64>(), option::of(repo()))
+            .prop_map(|(repo, digest, size, from)| Change::BlobMounted { repo, digest, size, from }),
+        manifest().prop_map(|put| Change::ManifestPut(Box::new(put))),
+        (repo(), tag()).prop_map(|(repo, tag)| Change::TagDeleted { repo, tag }),
+        (repo(), digest()).prop_map(|(repo, digest)| Change::ManifestDeleted { repo, digest }),
+        (repo(), digest()).prop_map(|(repo, digest)| Change::BlobDeleted { repo, digest }),
+        repo().prop_map(|repo| Change::RepositoryDeleted { repo }),
+    ]
+}
+
+pub(crate) fn event() -> impl Strategy<Value = Event> {
+    (offset(), time(), ".{0,12}", change()).prop_map(|(offset, time, actor, change)| Event {
+        offset,
+        time,
+        actor,
+        change,
+    })
+}
+
+pub(crate) fn entry() -> impl Strategy<Value = Entry> {
+    let deleted = prop_oneof![
+        (repo(), tag()).prop_map(|(repo, tag)| Deleted::Tag(repo, tag)),
+        (repo(), digest()).prop_map(|(repo, digest)| Deleted::Manifest(repo, digest)),
+        (repo(), digest()).prop_map(|(repo, digest)| Deleted::Blob(repo, digest)),
+        repo().prop_map(Deleted::Repository),
+    ];
+    prop_oneof![
+        (repo(), tag(), digest(), offset(), time())
+            .prop_map(|(repo, tag, digest, offset, time)| { Entry::Tag { repo, tag, digest, offset, time } }),
+        (manifest(), offset())
+            .prop_map(|(manifest, offset)| Entry::Manifest { manifest: Box::new(manifest), offset }),
+        (repo(), digest(), any::<u64>(), offset()).prop_map(|(repo, digest, size, offset)| Entry::Link {
+            repo,
+            digest,
+            size,
+            offset
+        }),
+        (deleted, offset()).prop_map(|(of, offset)| Entry::Tombstone { of, offset }),
+    ]
+}
+
+fn keys() -> impl Strategy<Value = Keys> {
+    let seal = (any::<u32>(), any::<[u8; 32]>()).prop_map(|(id, secret)| SealKey { id, secret });
+    (".{0,20}", ".{0,20}", vec(seal, 0..3), any::<u64>()).prop_map(
+        |(token_jwks, token_issuer, seal, generation)| Keys { token_jwks, token_issuer, seal, generation },
+    )
+}
+
+pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
+    let hello =
+        (vec(any::<u16>(), 0..4), site(), ".{0,8}", ".{0,8}", option::of(offset()), option::of(".{0,8}"))
+            .prop_map(|(versions, site, node, program, have, cluster)| {
+                FromSecondary::Hello(Hello { versions, site, node, program, have, cluster })
+            });
+    let ack = (offset(), offset(), offset(), offset(), any::<[u64; 7]>(), any::<bool>()).prop_map(
+        |(received, durable, applied, complete, n, limited)| {
+            let report = SiteReport {
+                store_bytes: n[0],
+                store_limit_bytes: limited.then_some(n[1]),
+                store_blobs: n[2],
+                missing_blobs: n[3],
+                log_bytes: n[4],
+                lag_applied_micros: n[5],
+                lag_complete_micros: n[6],
+                staleness_bound_micros: n[0],
+            };
+            FromSecondary::Ack(Ack { received, durable, applied, complete, report })
+        },
+    );
+    prop_oneof![hello, ack]
+}
+
+pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
+    let resume = prop_oneof![Just(Resume::Tail), Just(Resume::Snapshot)];
+    let welcome =
+        ((any::<u16>(), ".{0,8}", offset(), offset(), resume), keys(), (".{0,8}", ".{0,8}", ".{0,8}"))
+            .prop_map(
+                |(
+                    (version, cluster, head, floor, resume),
+                    keys,
+                    (token_realm, token_service, public_url),
+                )| {
+                    FromPrimary::Welcome(Box::new(Welcome {
+                        version,
+                        cluster,
+                        head,
+                        floor,
+                        resume,
+                        keys,
+                        token_realm,
+                        token_service,
+                        public_url,
+                    }))
+                },
+            );
+    let refused = prop_oneof![
+        vec(any::<u16>(), 0..3).prop_map(Refusal::Version),
+        ".{0,8}".prop_map(Refusal::Site),
+        ".{0,8}".prop_map(Refusal::Cluster),
+        ".{0,8}".prop_map(Refusal::Violation),
+    ];
+    let heartbeat = (offset(), time(), time(), any::<u64>(), any::<[u8; 32]>(), offset()).prop_map(
+        |(head, closed_time, now, log_bytes, state_hash, state_at)| {
+            FromPrimary::Heartbeat(Heartbeat { head, closed_time, now, log_bytes, state_hash, state_at })
+        },
+    );
+    prop_oneof![
+        welcome,
+        refused.prop_map(FromPrimary::Refused),
+        vec(event().prop_map(|event| encode_event(&event).unwrap()), 0..4).prop_map(FromPrimary::Append),
+        heartbeat,
+        keys().prop_map(FromPrimary::Keys),
+    ]
+}
+
+pub(crate) fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        (repo(), reference()).prop_map(|(repo, reference)| Request::Resolve { repo, reference }),
+        (repo(), digest()).prop_map(|(repo, digest)| Request::Link { repo, digest }),
+        (repo(), digest(), any::<u64>()).prop_map(|(repo, digest, offset)| Request::Fetch {
+            repo,
+            digest,
+            offset
+        }),
+        (repo(), digest()).prop_map(|(repo, digest)| Request::Referrers { repo, digest }),
+        Just(Request::Snapshot),
+    ]
+}
+
+pub(crate) fn response() -> impl Strategy<Value = Response> {
+    prop_oneof![
+        (manifest(), offset())
+            .prop_map(|(manifest, at)| Response::Manifest { manifest: Box::new(manifest), at }),
+        (any::<u64>(), offset()).prop_map(|(size, at)| Response::Linked { size, at }),
+        offset().prop_map(|at| Response::NotFound { at }),
+        any::<u64>().prop_map(|size| Response::Body { size }),
+        (vec(manifest(), 0..3), offset()).prop_map(|(manifests, at)| Response::Manifests { manifests, at }),
+        offset().prop_map(|from| Response::SnapshotBegin { from }),
+        vec(entry(), 0..4).prop_map(Response::SnapshotPart),
+        (offset(), any::<u64>()).prop_map(|(until, entries)| Response::SnapshotEnd { until, entries }),
+        ".{0,12}".prop_map(|reason| Response::Unavailable { reason }),
+    ]
+}

@@ -1,24 +1,67 @@
 //! Content-addressed blobs on a local filesystem.
 //!
-//! Blocking: every call may touch the disk; async callers run them on a blocking thread.
-//! A blob is visible only once it is whole: temp file, hash while writing, fsync, rename, fsync
-//! of the directories.
+//! Blocking: every call may touch the disk; async callers run them on a blocking thread, and
+//! move bytes with [`pump`] and [`FileReader`]. A blob is visible only once it is whole: temp
+//! file, hash while writing, fsync, rename, fsync of the directories.
 
-use std::{fs::File, path::Path, sync::Arc};
+mod durable;
+mod error;
+mod hot;
+mod ingest;
+mod layout;
+mod pump;
+mod reader;
+mod totals;
+mod upload;
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::Path,
+    sync::{Arc, Weak, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
 
 use outport_proto::{Algorithm, Digest};
 
+use durable::Disk;
+pub use error::StoreError;
+use hot::Hot;
+pub use ingest::{Ingest, Verified};
+use layout::{ALGORITHMS, Layout};
+pub use pump::{ByteSource, PumpError, PumpOptions, Pumped, Sink, pump};
+pub use reader::FileReader;
+pub use totals::StoreStats;
+use totals::Totals;
+pub use upload::{Upload, Uploads};
+
+/// How long to wait for the process that had the store before to let go of it.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
+const LOCK_RETRY_EVERY: Duration = Duration::from_millis(10);
+
 /// A blob store. Cloning gives another handle to the same store.
 #[derive(Clone, Debug)]
-pub struct Store {}
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    disk: Disk,
+    totals: Totals,
+    hot: Hot,
+    temp_next: AtomicU64,
+    uploads: upload::Table,
+    /// Locked until the last handle goes: one process a store.
+    _lock: File,
+}
 
 /// What [`Store::open`] found and removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leftovers {
     /// Temporary files of ingests that never finished.
     pub temp_files: u64,
-    /// Published files of zero length that are not the empty blob.
-    pub empty_blobs: u64,
 }
 
 /// An open blob: the file is complete and verified, and stays readable even if evicted meanwhile.
@@ -31,12 +74,44 @@ pub struct Blob {
 }
 
 impl Store {
-    /// Opens or creates the store under `root`, and removes what a crash left behind.
+    /// Opens or creates the store under `root`, and removes the temporary files a crash left behind.
+    ///
+    /// Takes the same short time however many blobs there are: a thread of its own counts them
+    /// afterwards for [`Store::stats`], and removes files of zero length that are not the empty
+    /// blob. (Until then such a file counts as absent all the same.)
     ///
     /// # Errors
-    /// When a directory cannot be made, read or synced.
+    /// When a directory cannot be made, read or synced; [`StoreError::InUse`] when another
+    /// process does not let go of the store.
     pub fn open(root: &Path) -> Result<(Self, Leftovers), StoreError> {
-        todo!("{root:?}")
+        let (store, leftovers) = Self::open_uncounted(root)?;
+        let weak = Arc::downgrade(&store.inner);
+        std::thread::Builder::new()
+            .name("store-count".to_owned())
+            .spawn(move || {
+                if let Err(error) = count(&weak) {
+                    tracing::warn!(%error, "blobs were not counted to the end; totals are too low");
+                }
+            })
+            .map_err(StoreError::when("start the counting thread"))?;
+        Ok((store, leftovers))
+    }
+
+    fn open_uncounted(root: &Path) -> Result<(Self, Leftovers), StoreError> {
+        let (layout, disk) = (Layout::new(root), Disk::default());
+        make_tree(&layout, &disk).map_err(StoreError::when("make the store's directories"))?;
+        let lock = lock(&layout, LOCK_WAIT_MAX)?;
+        let temp_files = empty_dir(&layout.temp()).map_err(StoreError::when("remove temporary files"))?;
+        let inner = Inner {
+            layout,
+            disk,
+            totals: Totals::new(),
+            hot: Hot::new(),
+            temp_next: AtomicU64::new(0),
+            uploads: upload::Table::default(),
+            _lock: lock,
+        };
+        Ok((Self { inner: Arc::new(inner) }, Leftovers { temp_files }))
     }
 
     /// The blob, when it is here whole.
@@ -44,7 +119,27 @@ impl Store {
     /// # Errors
     /// When the disk fails; absence is `Ok(None)`.
     pub fn get(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
-        todo!("{digest}")
+        let inner = &self.inner;
+        if let Some(blob) = inner.hot.get(digest) {
+            return Ok(Some(blob));
+        }
+        let generation = inner.hot.generation();
+        let Some(file) = found(File::open(inner.layout.blob(digest)), "open a blob")? else {
+            return Ok(None);
+        };
+        let size = file.metadata().map_err(StoreError::when("read a blob's size"))?.len();
+        if is_hollow(digest, size) {
+            return Ok(None);
+        }
+        let blob = Blob { file: Arc::new(file), size };
+        inner.hot.remember(*digest, blob.clone(), generation);
+        Ok(Some(blob))
+    }
+
+    /// The blob, when it is here whole and was used so recently that it is still open. Never
+    /// touches the disk, so it may be asked on any thread; `None` says nothing about absence.
+    pub fn get_hot(&self, digest: &Digest) -> Option<Blob> {
+        self.inner.hot.get(digest)
     }
 
     /// Size in bytes of the blob, when it is here whole.
@@ -52,7 +147,11 @@ impl Store {
     /// # Errors
     /// When the disk fails; absence is `Ok(None)`.
     pub fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        todo!("{digest}")
+        if let Some(blob) = self.inner.hot.get(digest) {
+            return Ok(Some(blob.size));
+        }
+        let size = self.inner.size_on_disk(digest)?;
+        Ok(size.filter(|size| !is_hollow(digest, *size)))
     }
 
     /// Begins to take in content that will have to hash under `algorithm`.
@@ -60,64 +159,184 @@ impl Store {
     /// # Errors
     /// When no temporary file can be made.
     pub fn ingest(&self, algorithm: Algorithm) -> Result<Ingest, StoreError> {
-        todo!("{algorithm}")
+        Ingest::begin(Arc::clone(&self.inner), algorithm)
+    }
+
+    /// Removes the blob and says whether it was there. Who has it open reads on.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.inner.take_away(digest, |path| fs::remove_file(path), "remove a blob")
+    }
+
+    /// Sets a bad copy aside, so that the blob is absent and will be fetched again; says whether
+    /// it was there. The copy lies in `quarantine/`; a later one of the same digest replaces it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let to = self.inner.layout.quarantined(digest);
+        self.inner.take_away(digest, |path| fs::rename(path, &to), "set a bad blob aside")
+    }
+
+    /// What the store holds, without touching the disk.
+    pub fn stats(&self) -> StoreStats {
+        self.inner.totals.stats()
+    }
+
+    /// The resumable uploads of this store.
+    pub fn uploads(&self) -> Uploads {
+        Uploads::of(Arc::clone(&self.inner))
+    }
+
+    /// A disk that can be told to fail.
+    #[cfg(test)]
+    pub(crate) fn faults(&self) -> &durable::faults::Faults {
+        &self.inner.disk.faults
     }
 }
 
-/// Content being taken in. Dropping it removes the temporary file.
-#[derive(Debug)]
-pub struct Ingest {}
-
-impl Ingest {
-    /// Appends bytes.
-    ///
-    /// # Errors
-    /// When the disk fails or is full.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        todo!("{}", bytes.len())
+impl Inner {
+    /// Gives verified, synced content its place. A copy that is there already is replaced by
+    /// the one just verified: it may have rotted, and its name may not be durable yet.
+    fn publish(&self, from: &Path, digest: &Digest, size: u64) -> Result<(), StoreError> {
+        let to = self.layout.blob(digest);
+        let shard = self.totals.shard_of(digest);
+        let before = self.size_on_disk(digest)?;
+        self.disk.rename(from, &to).map_err(StoreError::when("publish a blob"))?;
+        shard.changed(before, Some(size));
+        self.hot.forget(digest);
+        let synced = self.disk.sync_dir(&self.layout.shard_of(digest));
+        if synced.is_err() && before.is_none() && fs::remove_file(&to).is_ok() {
+            shard.changed(Some(size), None);
+            self.hot.forget(digest);
+        }
+        synced.map_err(StoreError::when("sync a blob's directory"))
     }
 
-    /// Bytes taken in so far.
-    pub fn len(&self) -> u64 {
-        todo!()
-    }
-
-    /// Whether nothing was taken in.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// A second handle on the growing file, for readers that follow it.
-    pub fn file(&self) -> Arc<File> {
-        todo!()
-    }
-
-    /// Verifies, makes durable and publishes. When this returns the blob survives a power cut.
-    ///
-    /// # Errors
-    /// [`StoreError::DigestMismatch`] when the content is not `expected`; nothing is published then.
-    pub fn commit(self, expected: &Digest) -> Result<u64, StoreError> {
-        todo!("{expected}")
-    }
-}
-
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The content hashes to something else.
-    #[error("content hashes to {actual}, not to {expected}")]
-    DigestMismatch {
-        /// What it should have been.
-        expected: Digest,
-        /// What it is.
-        actual: Digest,
-    },
-    /// The disk failed.
-    #[error("{action}: {source}")]
-    Io {
-        /// What was being done, verb first.
+    fn take_away(
+        &self,
+        digest: &Digest,
+        take: impl FnOnce(&Path) -> io::Result<()>,
         action: &'static str,
-        /// The operating system's error.
-        source: std::io::Error,
-    },
+    ) -> Result<bool, StoreError> {
+        let shard = self.totals.shard_of(digest);
+        let before = self.size_on_disk(digest)?;
+        if found(take(&self.layout.blob(digest)), action)?.is_none() {
+            return Ok(false);
+        }
+        shard.changed(before, None);
+        self.hot.forget(digest);
+        Ok(true)
+    }
+
+    fn size_on_disk(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let metadata = found(fs::metadata(self.layout.blob(digest)), "read a blob's size")?;
+        Ok(metadata.map(|metadata| metadata.len()))
+    }
+
+    /// Counts one shard's blobs and removes hollow files from it; returns how many those were.
+    fn count_shard(&self, algorithm: Algorithm, first_byte: u8) -> io::Result<u64> {
+        let shard = self.totals.shard(algorithm, first_byte);
+        let (mut bytes, mut blobs, mut hollow) = (0, 0, 0);
+        for entry in fs::read_dir(self.layout.shard(algorithm, first_byte))? {
+            let entry = entry?;
+            let size = entry.metadata()?.len();
+            let name = entry.file_name();
+            let digest = name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse::<Digest>().ok());
+            match digest {
+                Some(digest) if is_hollow(&digest, size) => {
+                    fs::remove_file(entry.path())?;
+                    hollow += 1;
+                }
+                Some(_) => {
+                    bytes += size;
+                    blobs += 1;
+                }
+                None => {}
+            }
+        }
+        shard.count(bytes, blobs);
+        Ok(hollow)
+    }
 }
+
+/// A file of no length under a name that is not the empty blob's: a power cut or a full disk
+/// made it, never the store.
+fn is_hollow(digest: &Digest, size: u64) -> bool {
+    size == 0 && *digest != Digest::of(digest.algorithm(), b"")
+}
+
+/// `None` when the file is not there.
+fn found<T>(result: io::Result<T>, action: &'static str) -> Result<Option<T>, StoreError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io(action, error)),
+    }
+}
+
+/// Makes every directory up front: no publish has to make and sync one, and what an earlier
+/// process made without living to sync it is synced now.
+fn make_tree(layout: &Layout, disk: &Disk) -> io::Result<()> {
+    disk.make_dirs(layout.root())?;
+    for dir in [layout.temp(), layout.uploads(), layout.quarantine()] {
+        disk.make_dirs(&dir)?;
+    }
+    for algorithm in ALGORITHMS {
+        let parent = layout.algorithm(algorithm);
+        disk.make_dirs(&parent)?;
+        for first_byte in 0..=u8::MAX {
+            match fs::create_dir(layout.shard(algorithm, first_byte)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+        disk.sync_dir(&parent)?;
+    }
+    disk.sync_dir(&layout.root().join("blobs"))?;
+    disk.sync_dir(layout.root())
+}
+
+fn lock(layout: &Layout, wait_max: Duration) -> Result<File, StoreError> {
+    let file = File::create(layout.lock()).map_err(StoreError::when("make the store's lock"))?;
+    let give_up = Instant::now() + wait_max;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => std::thread::sleep(LOCK_RETRY_EVERY),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse(layout.root().to_owned())),
+            Err(TryLockError::Error(error)) => return Err(StoreError::io("lock the store", error)),
+        }
+    }
+}
+
+fn empty_dir(dir: &Path) -> io::Result<u64> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        fs::remove_file(entry?.path())?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+/// Counts every shard while anybody holds the store.
+fn count(store: &Weak<Inner>) -> io::Result<()> {
+    let mut hollow = 0;
+    for algorithm in ALGORITHMS {
+        for first_byte in 0..=u8::MAX {
+            let Some(inner) = store.upgrade() else {
+                return Ok(());
+            };
+            hollow += inner.count_shard(algorithm, first_byte)?;
+        }
+    }
+    if hollow > 0 {
+        tracing::warn!(files = hollow, "removed blob files of zero length");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

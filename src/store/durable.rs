@@ -1,0 +1,134 @@
+//! Every step that makes content durable, in one place, so that a test can make one fail.
+//!
+//! The order they are taken in was measured against simulated power cuts: without the fsync of
+//! the file, and of the directory after the rename, acknowledged blobs were lost.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, IoSlice, Write as _},
+    path::Path,
+};
+
+/// The disk under a store.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    #[cfg(test)]
+    pub(super) faults: faults::Faults,
+}
+
+impl Disk {
+    /// Makes a new file for reading and writing; it must not exist.
+    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+        #[cfg(test)]
+        self.faults.check_create()?;
+        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+    }
+
+    /// Writes all of `slices` at the file's cursor, in few system calls and without copying.
+    pub(super) fn write(&self, mut file: &File, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.check_write(slices.iter().map(|slice| slice.len()).sum())?;
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            match file.write_vectored(slices) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut slices, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a file's content survive a power cut. After a failure its content is not to be believed.
+    pub(super) fn sync_file(&self, file: &File) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.check_sync()?;
+        file.sync_all()
+    }
+
+    /// Gives a file its final name, in place of whatever has it.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Makes the names in a directory survive a power cut.
+    pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.faults.check_sync_dir()?;
+        File::open(dir)?.sync_all()
+    }
+
+    /// Makes a directory and its parents where missing; every new name survives a power cut.
+    pub(super) fn make_dirs(&self, dir: &Path) -> io::Result<()> {
+        match fs::create_dir(dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_dirs(parent_of(dir).ok_or(error)?)?;
+                fs::create_dir(dir)?;
+            }
+            Err(error) => return Err(error),
+        }
+        parent_of(dir).map_or(Ok(()), |parent| self.sync_dir(parent))
+    }
+}
+
+/// The directory a name stands in; a bare relative name stands in `.`.
+fn parent_of(path: &Path) -> Option<&Path> {
+    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+}
+
+#[cfg(test)]
+pub(super) mod faults {
+    //! A disk that fails when told.
+
+    use std::{
+        io,
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    };
+
+    #[derive(Debug)]
+    pub(crate) struct Faults {
+        /// Bytes until the disk is full.
+        pub(crate) room: AtomicU64,
+        pub(crate) refuse_create: AtomicBool,
+        pub(crate) fail_sync: AtomicBool,
+        pub(crate) fail_sync_dir: AtomicBool,
+    }
+
+    impl Default for Faults {
+        fn default() -> Self {
+            Self {
+                room: u64::MAX.into(),
+                refuse_create: false.into(),
+                fail_sync: false.into(),
+                fail_sync_dir: false.into(),
+            }
+        }
+    }
+
+    impl Faults {
+        pub(super) fn check_create(&self) -> io::Result<()> {
+            fail_if(self.refuse_create.load(Ordering::SeqCst), io::ErrorKind::StorageFull)
+        }
+
+        pub(super) fn check_write(&self, bytes: usize) -> io::Result<()> {
+            let taken = |room: u64| room.checked_sub(bytes as u64);
+            let full = self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).is_err();
+            fail_if(full, io::ErrorKind::StorageFull)
+        }
+
+        pub(super) fn check_sync(&self) -> io::Result<()> {
+            fail_if(self.fail_sync.load(Ordering::SeqCst), io::ErrorKind::Other)
+        }
+
+        pub(super) fn check_sync_dir(&self) -> io::Result<()> {
+            fail_if(self.fail_sync_dir.load(Ordering::SeqCst), io::ErrorKind::Other)
+        }
+    }
+
+    fn fail_if(fails: bool, kind: io::ErrorKind) -> io::Result<()> {
+        if fails { Err(kind.into()) } else { Ok(()) }
+    }
+}

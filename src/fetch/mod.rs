@@ -1,5 +1,9 @@
 //! Getting what is not here: the upstream a site reads from, and the flights that many readers share.
 
+pub mod framed;
+pub mod primary;
+pub mod quic;
+
 use std::{future::Future, pin::Pin};
 
 use bytes::Bytes;

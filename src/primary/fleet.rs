@@ -1,0 +1,215 @@
+//! Every site the primary knows: what it said last, and how far behind that leaves it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use outport_proto::{Offset, SiteName, Timestamp, frame::Ack};
+
+use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
+
+/// A site that says nothing for this long is shown as disconnected.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// The table of sites. Cloning gives another handle to the same table.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet(Arc<Mutex<BTreeMap<SiteName, Row>>>);
+
+#[derive(Debug, Default)]
+struct Row {
+    program: String,
+    session: Option<Session>,
+    last: Option<(Ack, Instant)>,
+}
+
+#[derive(Debug)]
+struct Session {
+    id: u64,
+    rtt: Duration,
+    snapshot: bool,
+}
+
+/// The primary's side of a lag: where its log is.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Identity of the cluster.
+    pub cluster: String,
+    /// Newest durable event.
+    pub offset: Offset,
+    /// Bytes of log up to it.
+    pub log_bytes: u64,
+    /// The primary's clock.
+    pub now: Timestamp,
+}
+
+impl Fleet {
+    /// A table that shows `sites` even before they first connect.
+    pub fn new(sites: impl IntoIterator<Item = SiteName>) -> Self {
+        let rows = sites.into_iter().map(|site| (site, Row::default())).collect();
+        Self(Arc::new(Mutex::new(rows)))
+    }
+
+    /// Session `id` of a site begins; it replaces an earlier one.
+    pub fn connected(&self, site: &SiteName, id: u64, program: &str, snapshot: bool) {
+        let mut rows = self.rows_mut();
+        let row = rows.entry(site.clone()).or_default();
+        program.clone_into(&mut row.program);
+        row.session = Some(Session { id, rtt: Duration::ZERO, snapshot });
+    }
+
+    /// What the site says about itself on session `id`, and the round trip now.
+    pub fn acknowledged(&self, site: &SiteName, id: u64, ack: Ack, rtt: Duration) {
+        let mut rows = self.rows_mut();
+        let Some(row) = rows.get_mut(site) else { return };
+        if let Some(session) = row.session.as_mut().filter(|session| session.id == id) {
+            session.rtt = rtt;
+            row.last = Some((ack, Instant::now()));
+        }
+    }
+
+    /// Session `id` ended. A newer one of the same site stays.
+    pub fn disconnected(&self, site: &SiteName, id: u64) {
+        if let Some(row) = self.rows_mut().get_mut(site)
+            && row.session.as_ref().is_some_and(|session| session.id == id)
+        {
+            row.session = None;
+        }
+    }
+
+    /// One status a site, by name. `time_after` gives the primary time of the first event after
+    /// an offset, when the log still has it.
+    pub fn statuses(&self, head: &Head, time_after: impl Fn(Offset) -> Option<Timestamp>) -> Vec<SiteStatus> {
+        self.rows_mut().iter().map(|(site, row)| row.status(site, head, &time_after)).collect()
+    }
+
+    fn rows_mut(&self) -> MutexGuard<'_, BTreeMap<SiteName, Row>> {
+        // No code that holds the lock can panic midway and leave a row half written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row {
+    fn status(
+        &self,
+        site: &SiteName,
+        head: &Head,
+        time_after: &impl Fn(Offset) -> Option<Timestamp>,
+    ) -> SiteStatus {
+        let silence = self.last.as_ref().map(|(_, heard)| heard.elapsed());
+        let session = self.session.as_ref();
+        let mut status = SiteStatus {
+            site: site.to_string(),
+            cluster: head.cluster.clone(),
+            version: self.program.clone(),
+            epoch: head.offset.epoch,
+            head_seq: head.offset.seq,
+            lag_events: head.offset.seq,
+            lag_bytes: head.log_bytes,
+            heartbeat_age_seconds: silence.map(|silence| silence.as_secs_f64()),
+            ..SiteStatus::default()
+        };
+        if let Some(session) = session {
+            "quic".clone_into(&mut status.transport);
+            status.rtt_seconds = Some(session.rtt.as_secs_f64());
+            if session.snapshot {
+                status.state = SiteState::Snapshot;
+            }
+        }
+        let Some((ack, _)) = &self.last else { return status };
+        let live = session.is_some() && silence.is_some_and(|silence| silence < SILENCE_MAX);
+        let lag = |offset: Offset, said_micros: u64| {
+            if !live {
+                return None;
+            }
+            if offset >= head.offset {
+                return Some(0.0);
+            }
+            let age = time_after(offset).map(|time| head.now.since(time));
+            Some(age.unwrap_or(Duration::from_micros(said_micros)).as_secs_f64())
+        };
+        let seq = |offset: Offset| if offset.epoch == head.offset.epoch { offset.seq } else { 0 };
+        let report = &ack.report;
+        status.received_seq = seq(ack.received);
+        status.durable_seq = seq(ack.durable);
+        status.applied_seq = seq(ack.applied);
+        status.complete_seq = seq(ack.complete);
+        status.lag_seconds = Lag {
+            applied: lag(ack.applied, report.lag_applied_micros),
+            complete: lag(ack.complete, report.lag_complete_micros),
+        };
+        status.lag_events = head.offset.seq.saturating_sub(status.applied_seq);
+        status.lag_bytes =
+            if ack.applied >= head.offset { 0 } else { head.log_bytes.saturating_sub(report.log_bytes) };
+        status.missing_blobs = report.missing_blobs;
+        status.staleness_bound_seconds = Duration::from_micros(report.staleness_bound_micros).as_secs_f64();
+        status.store = StoreStatus {
+            bytes: report.store_bytes,
+            limit_bytes: report.store_limit_bytes,
+            blobs: report.store_blobs,
+        };
+        status.state = match session {
+            Some(session) if session.snapshot => SiteState::Snapshot,
+            Some(_) if live && ack.applied >= head.offset => SiteState::Streaming,
+            Some(_) if live => SiteState::CatchingUp,
+            _ => SiteState::Disconnected,
+        };
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack(applied: u64) -> Ack {
+        let offset = Offset::new(1, applied);
+        let report = outport_proto::frame::SiteReport { log_bytes: applied * 100, ..Default::default() };
+        Ack { received: offset, durable: offset, applied: offset, complete: offset, report }
+    }
+
+    fn head(seq: u64) -> Head {
+        let (offset, now) = (Offset::new(1, seq), Timestamp::from_secs(1000));
+        Head { cluster: "c".to_owned(), offset, log_bytes: seq * 100, now }
+    }
+
+    #[test]
+    fn a_site_is_as_far_behind_as_its_oldest_event_is_old() {
+        let site: SiteName = "mumbai".parse().unwrap();
+        let fleet = Fleet::new([site.clone()]);
+        let show = |fleet: &Fleet| {
+            fleet.statuses(&head(10), |after| Some(Timestamp::from_secs(990 + after.seq))).remove(0)
+        };
+
+        let never = show(&fleet);
+        assert_eq!((never.state, never.lag_seconds.applied), (SiteState::Disconnected, None));
+        assert_eq!((never.lag_events, never.heartbeat_age_seconds), (10, None));
+
+        fleet.connected(&site, 1, "0.1.0", false);
+        fleet.acknowledged(&site, 1, ack(7), Duration::from_millis(3));
+        let behind = show(&fleet);
+        assert_eq!((behind.state, behind.lag_seconds.applied), (SiteState::CatchingUp, Some(3.0)));
+        assert_eq!((behind.lag_events, behind.lag_bytes), (3, 300));
+
+        fleet.acknowledged(&site, 1, ack(10), Duration::from_millis(3));
+        let level = show(&fleet);
+        assert_eq!((level.state, level.lag_seconds.applied), (SiteState::Streaming, Some(0.0)));
+
+        fleet.disconnected(&site, 1);
+        let gone = show(&fleet);
+        assert_eq!((gone.state, gone.lag_seconds.applied), (SiteState::Disconnected, None));
+        assert_eq!(gone.applied_seq, 10);
+    }
+
+    #[test]
+    fn a_late_goodbye_leaves_the_new_session() {
+        let site: SiteName = "mumbai".parse().unwrap();
+        let fleet = Fleet::default();
+        fleet.connected(&site, 1, "0.1.0", false);
+        fleet.connected(&site, 2, "0.1.0", false);
+        fleet.disconnected(&site, 1);
+        fleet.acknowledged(&site, 2, ack(10), Duration::ZERO);
+        assert_eq!(fleet.statuses(&head(10), |_| None)[0].state, SiteState::Streaming);
+    }
+}

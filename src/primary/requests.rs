@@ -1,0 +1,231 @@
+//! Answers what sites ask: one request a stream.
+
+use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use outport_proto::{
+    Digest, ManifestPut, Offset, Reference, RepoName,
+    frame::{Request, Response},
+    oci::MANIFEST_BYTES_MAX,
+};
+use tokio::{sync::mpsc, task::spawn_blocking};
+
+use crate::{
+    fetch::{
+        framed::{FrameSink, FrameStream, FramedError},
+        quic::CloseCode,
+    },
+    index::{Index, IndexError},
+    store::{Blob, Store, StoreError},
+};
+
+/// A request must arrive whole within this.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of a blob read and sent at once.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Bytes of a snapshot's entries in one frame, about.
+const PART_BYTES: usize = 256 * 1024;
+
+/// Parts of a snapshot read ahead of the network.
+const PARTS_AHEAD: usize = 2;
+
+/// Answers requests from the primary's index and store. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub struct Answerer {
+    index: Index,
+    store: Store,
+}
+
+/// An answer that is one frame, or one frame and what follows it.
+#[derive(Debug)]
+enum Answer {
+    Frame(Response),
+    Blob { blob: Blob, offset: u64 },
+    Manifest { bytes: Bytes, offset: u64 },
+    Snapshot,
+}
+
+impl Answerer {
+    /// Answers from `index` and `store`.
+    pub fn new(index: Index, store: Store) -> Self {
+        Self { index, store }
+    }
+
+    /// Reads one request from `requests` and answers it on `sink`.
+    ///
+    /// # Errors
+    /// When the peer left, stalled or broke the protocol. What fails here at the primary is an answer.
+    pub async fn serve(
+        &self,
+        mut requests: FrameStream<Request>,
+        mut sink: FrameSink,
+    ) -> Result<(), FramedError> {
+        let request = requests.expect(REQUEST_TIMEOUT).await?;
+        let this = self.clone();
+        let answer = spawn_blocking(move || this.answer(&request))
+            .await
+            .map_err(|error| AnswerError::Crashed(error.to_string()))
+            .flatten();
+        let sent = match answer {
+            Ok(Answer::Frame(response)) => sink.send(&response).await,
+            Ok(Answer::Blob { blob, offset }) => send_blob(&mut sink, &blob, offset).await,
+            Ok(Answer::Manifest { bytes, offset }) => {
+                let size = bytes.len() as u64;
+                sink.send(&Response::Body { size }).await?;
+                let start = usize::try_from(offset.min(size)).unwrap_or(bytes.len());
+                sink.write(&mut [bytes.slice(start..)]).await
+            }
+            Ok(Answer::Snapshot) => self.send_snapshot(&mut sink).await,
+            Err(error) => {
+                tracing::warn!(%error, "cannot answer a site's request");
+                sink.send(&Response::Unavailable { reason: error.to_string() }).await
+            }
+        };
+        match &sent {
+            Ok(()) => sink.finish(),
+            // Dropping a send stream would finish it and make half a body look like all of it.
+            Err(_) => _ = sink.stream().reset(CloseCode::Unavailable.into()),
+        }
+        sent
+    }
+
+    /// The offset is read before the lookup, so that the answer holds at it or is newer.
+    fn answer(&self, request: &Request) -> Result<Answer, AnswerError> {
+        let at = self.index.applied();
+        Ok(match request {
+            Request::Resolve { repo, reference } => Answer::Frame(self.resolve(repo, reference, at)?),
+            Request::Link { repo, digest } => Answer::Frame(match self.index.link(repo, digest)? {
+                Some(size) => Response::Linked { size, at },
+                None => Response::NotFound { at },
+            }),
+            Request::Referrers { repo, digest } => {
+                Answer::Frame(Response::Manifests { manifests: self.index.referrers(repo, digest)?, at })
+            }
+            Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
+            Request::Snapshot => Answer::Snapshot,
+        })
+    }
+
+    fn resolve(&self, repo: &RepoName, reference: &Reference, at: Offset) -> Result<Response, AnswerError> {
+        let digest = match reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(tag) => self.index.tag(repo, tag)?.map(|entry| entry.digest),
+        };
+        let record = match digest {
+            Some(digest) => self.index.manifest_record(repo, &digest)?,
+            None => None,
+        };
+        let Some(record) = record else { return Ok(Response::NotFound { at }) };
+        let bytes = match record.bytes {
+            Some(bytes) => bytes,
+            None => self.manifest_bytes(&record)?,
+        };
+        let manifest = ManifestPut { bytes: Some(bytes), tags: Vec::new(), ..record };
+        Ok(Response::Manifest { manifest: Box::new(manifest), at })
+    }
+
+    /// A manifest too large for its event stands in the store.
+    fn manifest_bytes(&self, record: &ManifestPut) -> Result<Bytes, AnswerError> {
+        let blob = self.blob(&record.digest)?;
+        let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or(usize::MAX).min(MANIFEST_BYTES_MAX)];
+        blob.file.read_exact_at(&mut bytes, 0).map_err(AnswerError::Read)?;
+        Ok(bytes.into())
+    }
+
+    fn fetch(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        offset: u64,
+        at: Offset,
+    ) -> Result<Answer, AnswerError> {
+        if self.index.link(repo, digest)?.is_some() {
+            return Ok(Answer::Blob { blob: self.blob(digest)?, offset });
+        }
+        match self.index.manifest_record(repo, digest)? {
+            Some(ManifestPut { bytes: Some(bytes), .. }) => Ok(Answer::Manifest { bytes, offset }),
+            Some(_) => Ok(Answer::Blob { blob: self.blob(digest)?, offset }),
+            None => Ok(Answer::Frame(Response::NotFound { at })),
+        }
+    }
+
+    /// The index says that it is here, so absence from the store is a fault and never a "no".
+    fn blob(&self, digest: &Digest) -> Result<Blob, AnswerError> {
+        self.store.get(digest)?.ok_or(AnswerError::Missing(*digest))
+    }
+
+    async fn send_snapshot(&self, sink: &mut FrameSink) -> Result<(), FramedError> {
+        let (parts, mut parts_read) = mpsc::channel(PARTS_AHEAD);
+        let index = self.index.clone();
+        // Every part holds what stood in the index after this, so events after it complete the parts.
+        let from = index.applied();
+        let walk = spawn_blocking(move || {
+            index.dump(PART_BYTES, &mut |entries| {
+                parts.blocking_send(entries).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+            })
+        });
+        sink.send(&Response::SnapshotBegin { from }).await?;
+        let mut entries = 0;
+        while let Some(part) = parts_read.recv().await {
+            entries += part.len() as u64;
+            sink.send(&Response::SnapshotPart(part)).await?;
+        }
+        let walked = walk.await.map_err(|error| AnswerError::Crashed(error.to_string()));
+        match walked.and_then(|walked| Ok(walked?)) {
+            Ok((_, until)) => sink.send(&Response::SnapshotEnd { until, entries }).await,
+            Err(error) => {
+                tracing::warn!(%error, "snapshot given up");
+                sink.send(&Response::Unavailable { reason: error.to_string() }).await
+            }
+        }
+    }
+}
+
+/// Sends a blob from `offset` on, reading the next piece while the last one is sent.
+async fn send_blob(sink: &mut FrameSink, blob: &Blob, offset: u64) -> Result<(), FramedError> {
+    sink.send(&Response::Body { size: blob.size }).await?;
+    let mut at = offset.min(blob.size);
+    let mut piece = read_piece(blob, at).await?;
+    while !piece.is_empty() {
+        at += piece.len() as u64;
+        let mut sending = [piece];
+        let (sent, next) = tokio::join!(sink.write(&mut sending), read_piece(blob, at));
+        sent?;
+        piece = next?;
+    }
+    Ok(())
+}
+
+async fn read_piece(blob: &Blob, at: u64) -> Result<Bytes, FramedError> {
+    let left = blob.size.saturating_sub(at);
+    if left == 0 {
+        return Ok(Bytes::new());
+    }
+    let (file, len) = (Arc::clone(&blob.file), usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES));
+    let read = spawn_blocking(move || {
+        let mut piece = BytesMut::zeroed(len);
+        file.read_exact_at(&mut piece, at).map(|()| piece.freeze())
+    });
+    let read = read.await.map_err(std::io::Error::other).flatten();
+    read.map_err(|error| {
+        tracing::warn!(%error, at, "cannot read a blob");
+        FramedError::Broken(error.to_string())
+    })
+}
+
+/// Why the primary cannot answer now.
+#[derive(Debug, thiserror::Error)]
+enum AnswerError {
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("read a manifest: {0}")]
+    Read(std::io::Error),
+    #[error("{0} is in the index and not in the store")]
+    Missing(Digest),
+    #[error("an answer crashed: {0}")]
+    Crashed(String),
+}

@@ -1,0 +1,157 @@
+//! Which blobs are still to be copied, and up to where in the log none is: pure bookkeeping.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use outport_proto::{Change, Digest, Event, Offset, RepoName, oci::ChildKind};
+
+/// A blob to copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// A repository that may serve it.
+    pub repo: RepoName,
+    /// The blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The blobs a site that keeps the event's repository needs because of it. Child manifests come
+/// with events of their own.
+pub fn needs(event: &Event) -> Vec<Want> {
+    let want = |repo: &RepoName, digest: &Digest, size| Want { repo: repo.clone(), digest: *digest, size };
+    match &event.change {
+        Change::BlobCommitted { repo, digest, size } | Change::BlobMounted { repo, digest, size, .. } => {
+            vec![want(repo, digest, *size)]
+        }
+        Change::ManifestPut(put) => {
+            let itself = put.bytes.is_none().then(|| want(&put.repo, &put.digest, put.size));
+            let blobs = put.children.iter().filter(|child| child.kind == ChildKind::Blob);
+            itself.into_iter().chain(blobs.map(|child| want(&put.repo, &child.digest, child.size))).collect()
+        }
+        Change::TagDeleted { .. }
+        | Change::ManifestDeleted { .. }
+        | Change::BlobDeleted { .. }
+        | Change::RepositoryDeleted { .. } => Vec::new(),
+    }
+}
+
+/// A window of the log whose blobs are being copied. Events enter in order at its end; it
+/// is complete up to the first event that still waits for a blob.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// The last event that entered.
+    scanned: Offset,
+    /// Events that wait, with how many blobs each waits for.
+    waiting: BTreeMap<Offset, usize>,
+    /// Who waits for a blob, and whether somebody copies it.
+    missing: BTreeMap<Digest, Vec<Offset>>,
+    queue: VecDeque<Want>,
+}
+
+impl Window {
+    /// An empty window behind `complete`.
+    pub fn after(complete: Offset) -> Self {
+        Self { scanned: complete, ..Self::default() }
+    }
+
+    /// The last event that entered.
+    pub const fn scanned(&self) -> Offset {
+        self.scanned
+    }
+
+    /// Every event up to here has all its blobs.
+    pub fn complete(&self) -> Offset {
+        match self.waiting.first_key_value() {
+            None => self.scanned,
+            Some((first, _)) => Offset { epoch: first.epoch, seq: first.seq.saturating_sub(1) },
+        }
+    }
+
+    /// Blobs known to be missing.
+    pub fn missing(&self) -> usize {
+        self.missing.len()
+    }
+
+    /// The event at `offset` enters, waiting for `wants`.
+    pub fn enter(&mut self, offset: Offset, wants: Vec<Want>) {
+        self.scanned = offset;
+        let distinct: BTreeSet<_> = wants.iter().map(|want| want.digest).collect();
+        if !distinct.is_empty() {
+            self.waiting.insert(offset, distinct.len());
+        }
+        for want in wants {
+            let waiters = self.missing.entry(want.digest).or_default();
+            if waiters.is_empty() {
+                self.queue.push_back(want);
+            }
+            if waiters.last() != Some(&offset) {
+                waiters.push(offset);
+            }
+        }
+    }
+
+    /// The next blob to copy.
+    pub fn take(&mut self) -> Option<Want> {
+        self.queue.pop_front()
+    }
+
+    /// A taken blob is here, or no longer needed.
+    pub fn settled(&mut self, digest: &Digest) {
+        for offset in self.missing.remove(digest).unwrap_or_default() {
+            if let Some(blobs) = self.waiting.get_mut(&offset) {
+                *blobs -= 1;
+                if *blobs == 0 {
+                    self.waiting.remove(&offset);
+                }
+            }
+        }
+    }
+
+    /// A taken blob could not be copied: its turn comes again behind the others.
+    pub fn postponed(&mut self, want: Want) {
+        self.queue.push_back(want);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn want(name: &str) -> Want {
+        Want { repo: "team/app".parse().unwrap(), digest: Digest::sha256(name.as_bytes()), size: 1 }
+    }
+
+    fn at(seq: u64) -> Offset {
+        Offset::new(1, seq)
+    }
+
+    #[test]
+    fn complete_stops_before_the_first_event_that_waits() {
+        let mut window = Window::after(at(3));
+        assert_eq!(window.complete(), at(3));
+        window.enter(at(4), vec![]);
+        window.enter(at(5), vec![want("a"), want("b"), want("a")]);
+        window.enter(at(6), vec![want("b")]);
+        window.enter(at(7), vec![]);
+        assert_eq!((window.complete(), window.missing()), (at(4), 2));
+
+        let taken: Vec<_> = std::iter::from_fn(|| window.take()).collect();
+        assert_eq!(taken, [want("a"), want("b")], "a blob is copied once however many events name it");
+        window.settled(&want("b").digest);
+        assert_eq!(window.complete(), at(4));
+        window.settled(&want("a").digest);
+        assert_eq!((window.complete(), window.missing()), (at(7), 0));
+    }
+
+    #[test]
+    fn a_postponed_blob_comes_again() {
+        let mut window = Window::after(at(0));
+        window.enter(at(1), vec![want("a")]);
+        window.enter(at(2), vec![want("b")]);
+        let first = window.take().unwrap();
+        window.postponed(first);
+        assert_eq!(window.take(), Some(want("b")));
+        assert_eq!(window.take(), Some(want("a")));
+        assert_eq!(window.complete(), at(0));
+    }
+}

@@ -1,0 +1,162 @@
+//! What a site remembers of its primary, so that a restart without it still verifies tokens and
+//! still knows which cluster this is.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use outport_proto::{
+    codec,
+    frame::{FromPrimary, Keys, Welcome},
+};
+
+/// File name inside the site's data directory.
+const FILE: &str = "session";
+
+/// The last `Welcome`, with the newest keys, in a file that only its owner may read.
+#[derive(Debug)]
+pub struct Memory {
+    path: PathBuf,
+    last: Option<Box<Welcome>>,
+}
+
+impl Memory {
+    /// Reads what the directory `dir` remembers. What cannot be decoded is forgotten: the next
+    /// session teaches it anew.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read.
+    pub fn open(dir: &Path) -> Result<Self, MemoryError> {
+        let path = dir.join(FILE);
+        let last = match fs::read(&path) {
+            Ok(bytes) => match codec::decode_frame(&bytes) {
+                Ok(FromPrimary::Welcome(welcome)) => Some(welcome),
+                _ => {
+                    tracing::warn!(path = %path.display(), "what this site remembered of its primary is damaged");
+                    None
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(MemoryError { path, source }),
+        };
+        Ok(Self { path, last })
+    }
+
+    /// What the primary said last.
+    pub fn last(&self) -> Option<&Welcome> {
+        self.last.as_deref()
+    }
+
+    /// The cluster this site belongs to, once it had a session.
+    pub fn cluster(&self) -> Option<&str> {
+        self.last().map(|welcome| welcome.cluster.as_str())
+    }
+
+    /// Remembers a `Welcome`. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be made durable; it is known to this process all the same.
+    pub fn welcomed(&mut self, welcome: Box<Welcome>) -> Result<(), MemoryError> {
+        let same = self.last.as_deref().is_some_and(|last| {
+            (&last.cluster, &last.keys, &last.token_realm, &last.token_service, &last.public_url)
+                == (
+                    &welcome.cluster,
+                    &welcome.keys,
+                    &welcome.token_realm,
+                    &welcome.token_service,
+                    &welcome.public_url,
+                )
+        });
+        self.last = Some(welcome);
+        if same { Ok(()) } else { self.save() }
+    }
+
+    /// Remembers newer keys. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When they cannot be made durable; they are known to this process all the same.
+    pub fn rekeyed(&mut self, keys: Keys) -> Result<(), MemoryError> {
+        if let Some(last) = &mut self.last {
+            last.keys = keys;
+        }
+        self.save()
+    }
+
+    fn save(&self) -> Result<(), MemoryError> {
+        let Some(last) = &self.last else { return Ok(()) };
+        replace(&self.path, FromPrimary::Welcome(last.clone()))
+            .map_err(|source| MemoryError { path: self.path.clone(), source })
+    }
+}
+
+fn replace(path: &Path, frame: FromPrimary) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    // A fresh temporary file is readable by its owner alone.
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(&codec::encode_frame(&frame).map_err(io::Error::other)?)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(dir)?.sync_all()
+}
+
+/// The file failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct MemoryError {
+    /// Which file.
+    pub path: PathBuf,
+    /// The operating system's error.
+    pub source: io::Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use outport_proto::{
+        Offset,
+        frame::{Resume, SealKey},
+    };
+
+    use super::*;
+
+    fn keys(generation: u64) -> Keys {
+        Keys {
+            token_jwks: "{}".to_owned(),
+            token_issuer: "issuer".to_owned(),
+            seal: vec![SealKey { id: 7, secret: [9; 32] }],
+            generation,
+        }
+    }
+
+    #[test]
+    fn a_restart_remembers_cluster_and_newest_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = Memory::open(dir.path()).unwrap();
+        assert_eq!(memory.cluster(), None);
+        let welcome = Welcome {
+            version: 1,
+            cluster: "c1".to_owned(),
+            head: Offset::new(1, 4),
+            floor: Offset::new(1, 0),
+            resume: Resume::Tail,
+            keys: keys(1),
+            token_realm: "https://hub/token".to_owned(),
+            token_service: "hub".to_owned(),
+            public_url: "https://hub".to_owned(),
+        };
+        memory.welcomed(Box::new(welcome)).unwrap();
+        memory.rekeyed(keys(2)).unwrap();
+
+        let again = Memory::open(dir.path()).unwrap();
+        assert_eq!(again.cluster(), Some("c1"));
+        assert_eq!(again.last().map(|last| &last.keys), Some(&keys(2)));
+        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        fs::write(dir.path().join(FILE), b"nonsense").unwrap();
+        assert_eq!(Memory::open(dir.path()).unwrap().cluster(), None);
+    }
+}

@@ -1,1 +1,4 @@
 //! The primary's half of replication.
+
+pub mod fleet;
+pub mod requests;

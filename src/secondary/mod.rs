@@ -1,1 +1,5 @@
 //! The secondary's half of replication.
+
+pub mod complete;
+pub mod dial;
+pub mod memory;

@@ -1,16 +1,67 @@
 //! The replication log: append-only, checksummed, chained segments on disk.
+//!
+//! ```text
+//! append ─┐                       ┌─ recent ring ─┐
+//! append ─┼─► writer: one write, ─┼─ head (watch) ├─► read
+//! append ─┘   one fsync           └─ segments ────┘
+//! ```
+//!
+//! [`Writer`](writer::Writer) is a synchronous machine on a thread of its own; everything it does
+//! to the disk goes through [`disk::Disk`], so that tests can cut the power at every step.
+//! `format.rs` draws the bytes. What a crash may leave behind is a record that was never
+//! acknowledged: it is cut at the next open and reported. Anything else that does not verify is
+//! damage, and the log refuses to go on over it.
 
-use std::{path::Path, sync::Arc};
+pub mod disk;
+pub mod faulty;
+mod format;
+mod joints;
+mod recent;
+mod reset;
+mod segment;
+mod state;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::{io, path::Path, sync::Arc, thread};
 
 use bytes::Bytes;
 use outport_proto::{Change, Event, Offset};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
+use self::{
+    disk::{OsDisk, SharedDisk},
+    writer::{Done, Request, Shared, Writer},
+};
 use crate::clock::SharedClock;
 
-/// The log. Cloning gives another handle to the same log.
+/// Appends that wait for the writer at most; more wait for room.
+const REQUESTS_MAX: usize = 256;
+
+/// The log. Cloning gives another handle to the same log; when the last one goes, the writer
+/// finishes what it was given and the directory is free.
 #[derive(Clone, Debug)]
-pub struct Log {}
+pub struct Log {
+    handle: Arc<Handle>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    shared: Arc<Shared>,
+    /// `None` only while dropping.
+    requests: Option<mpsc::Sender<Request>>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
 
 /// One durable event, decoded and as it stands on disk and on the wire.
 #[derive(Clone, Debug)]
@@ -47,63 +98,139 @@ pub struct TornTail {
 
 impl Log {
     /// Opens or creates the log in `dir`, verifies its newest segment and cuts a torn tail.
-    /// A new log begins in epoch 1.
+    /// Older segments are checked at their joints now and record by record when they are read.
+    /// The first event this log mints has epoch 1.
     ///
     /// # Errors
-    /// [`LogError::Corrupt`] when anything but the tail is damaged.
+    /// [`LogError::Corrupt`] when anything but the tail is damaged, [`LogError::NewerFormat`]
+    /// when a newer program wrote it.
     pub fn open(
         dir: &Path,
         options: LogOptions,
         clock: SharedClock,
     ) -> Result<(Self, Option<TornTail>), LogError> {
-        todo!("{dir:?} {options:?} {}", clock.now().as_secs())
+        let disk = OsDisk::open(dir).map_err(LogError::io("open log directory"))?;
+        Self::open_on(disk, options, clock)
+    }
+
+    /// [`Log::open`] on any disk.
+    ///
+    /// # Errors
+    /// Those of [`Log::open`].
+    pub fn open_on(
+        disk: SharedDisk,
+        options: LogOptions,
+        clock: SharedClock,
+    ) -> Result<(Self, Option<TornTail>), LogError> {
+        let (writer, torn) = Writer::open(disk, options, clock)?;
+        if let Some(torn) = &torn {
+            tracing::warn!(after = %torn.after, bytes = torn.bytes, "cut a torn record off the log");
+        }
+        let shared = writer.shared();
+        let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
+        let writer = thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run(receiver))
+            .map_err(LogError::io("start log writer"))?;
+        let handle = Handle { shared, requests: Some(requests), writer: Some(writer) };
+        Ok((Self { handle: Arc::new(handle) }, torn))
     }
 
     /// Appends what happened; resolves once it is durable, with the offset of the last of
     /// `changes`. Many concurrent appends share one fsync. All of `changes` are consecutive.
+    /// Once polled, it happens or fails whether or not the caller waits for it.
     ///
     /// # Errors
-    /// When it is not durable. After a failed fsync the log takes nothing more.
+    /// When it is not durable. After a failed fsync the log takes nothing more; after
+    /// [`LogError::DiskFull`] it may.
     pub async fn append(&self, actor: &str, changes: Vec<Change>) -> Result<Offset, LogError> {
-        todo!("{actor} {}", changes.len())
+        self.ask(|done| Request::Append { actor: actor.to_owned(), changes, done }).await
     }
 
-    /// Appends events another log already numbered; resolves once they are durable. Events at or
-    /// below the head are skipped, a gap is refused.
+    /// Appends events another log already numbered; resolves once they are durable, with the
+    /// head. Events that are here already are skipped, a gap is refused. The epoch may grow from
+    /// one event to the next; the seq goes on.
     ///
     /// # Errors
     /// [`LogError::Gap`] when the first new event does not follow the head.
     pub async fn append_replicated(&self, events: Vec<Record>) -> Result<Offset, LogError> {
-        todo!("{}", events.len())
+        self.ask(|done| Request::Replicated { records: events, done }).await
     }
 
-    /// Newest durable event.
+    /// Forgets everything and begins anew after `to`, as a site does that took a snapshot there.
+    /// `log_bytes` is what [`Log::bytes`] of the log it follows was there; 0 if unknown. A crash
+    /// leaves the old log or the new one.
+    ///
+    /// # Errors
+    /// When it is not durable.
+    pub async fn reset(&self, to: Offset, log_bytes: u64) -> Result<(), LogError> {
+        self.ask(|done| Request::Reset { to, log_bytes, done }).await.map(|_| ())
+    }
+
+    async fn ask(&self, request: impl FnOnce(Done) -> Request) -> Result<Offset, LogError> {
+        let gone = || self.stopped().unwrap_or_else(|| LogError::Stopped("the writer is gone".to_owned()));
+        let Some(requests) = &self.handle.requests else { return Err(gone()) };
+        let (done, answer) = oneshot::channel();
+        requests.send(request(done)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Newest durable event; [`Offset::ZERO`] in a new log.
     pub fn head(&self) -> Offset {
-        todo!()
+        self.handle.shared.state().head
     }
 
     /// Follows [`Log::head`].
     pub fn watch(&self) -> watch::Receiver<Offset> {
-        todo!()
+        self.handle.shared.head.subscribe()
     }
 
     /// Events up to here can no longer be read.
     pub fn floor(&self) -> Offset {
-        todo!()
+        self.handle.shared.state().floor
     }
 
     /// Bytes of log up to the head since the log began.
     pub fn bytes(&self) -> u64 {
-        todo!()
+        self.handle.shared.state().bytes
+    }
+
+    /// Whether `offset` is a place of this log that can be read after: not below the floor, not
+    /// ahead of the head, and in the epoch this log has there.
+    pub fn contains(&self, offset: Offset) -> bool {
+        self.handle.shared.state().contains(offset)
+    }
+
+    /// Why the log takes nothing more, if it stopped.
+    pub fn stopped(&self) -> Option<LogError> {
+        self.handle.shared.state().stopped.clone()
     }
 
     /// Durable records after `after`, in order, at most about `bytes_max` bytes and at least one
     /// if there is any. From memory when recent; otherwise it reads the disk and may block.
     ///
     /// # Errors
-    /// [`LogError::BelowFloor`] when they are gone.
+    /// [`LogError::BelowFloor`] when they are gone, [`LogError::NotInLog`] when `after` is ahead
+    /// of the head or of another history.
     pub fn read(&self, after: Offset, bytes_max: usize) -> Result<Vec<Record>, LogError> {
-        todo!("{after} {bytes_max}")
+        let shared = &self.handle.shared;
+        let segment = {
+            let state = shared.state();
+            state.check(after)?;
+            if after.seq == state.head.seq {
+                return Ok(Vec::new());
+            }
+            if let Some(recent) = state.recent.read(after.seq + 1, bytes_max) {
+                return Ok(recent);
+            }
+            state.segment_of(after.seq + 1).cloned()
+        };
+        let Some(segment) = segment else { return Ok(Vec::new()) };
+        segment.read(&*shared.disk, after.seq + 1, bytes_max).or_else(|error| {
+            // A reset may have removed the segment meanwhile.
+            shared.state().check(after)?;
+            Err(error)
+        })
     }
 }
 
@@ -136,6 +263,31 @@ pub enum LogError {
         /// Oldest place that can be read after.
         floor: Offset,
     },
+    /// The place is ahead of the log or of another history.
+    #[error("{offset} is not in this log, its head is {head}")]
+    NotInLog {
+        /// Asked for.
+        offset: Offset,
+        /// Newest event here.
+        head: Offset,
+    },
+    /// A newer program wrote the log.
+    #[error("segment {segment} has format version {version}, this program reads up to 1")]
+    NewerFormat {
+        /// File name of the segment.
+        segment: String,
+        /// Its format version.
+        version: u16,
+    },
+    /// An event that no log may hold.
+    #[error("the event cannot be logged: {reason}")]
+    Unfit {
+        /// What the codec says.
+        reason: String,
+    },
+    /// There is no room. Nothing was appended; the log takes more once there is.
+    #[error("the disk is full")]
+    DiskFull,
     /// The log stopped because an earlier write or fsync failed.
     #[error("the log is stopped: {0}")]
     Stopped(String),
@@ -147,4 +299,10 @@ pub enum LogError {
         /// The operating system's error.
         reason: String,
     },
+}
+
+impl LogError {
+    fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io { action, reason: error.to_string() }
+    }
 }

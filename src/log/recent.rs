@@ -1,0 +1,58 @@
+//! The newest records, in memory, for readers that keep up.
+
+use std::collections::VecDeque;
+
+use super::Record;
+
+/// What a record takes beside its encoded bytes, about: the decoded event shares the inline
+/// manifest with no one, so it counts twice.
+fn cost(record: &Record) -> usize {
+    record.encoded.len() * 2 + 256
+}
+
+/// Consecutive newest records, bounded by bytes.
+#[derive(Debug)]
+pub(super) struct Recent {
+    records: VecDeque<Record>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Recent {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { records: VecDeque::new(), bytes: 0, bytes_max }
+    }
+
+    pub(super) fn push(&mut self, record: Record) {
+        self.bytes += cost(&record);
+        self.records.push_back(record);
+        while self.bytes > self.bytes_max {
+            let Some(oldest) = self.records.pop_front() else { break };
+            self.bytes -= cost(&oldest);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.records.clear();
+        self.bytes = 0;
+    }
+
+    /// Records from `seq` on, about `bytes_max` bytes of them; `None` when `seq` is not here.
+    pub(super) fn read(&self, seq: u64, bytes_max: usize) -> Option<Vec<Record>> {
+        let first = self.records.front()?.event.offset.seq;
+        let start = usize::try_from(seq.checked_sub(first)?).ok()?;
+        if start >= self.records.len() {
+            return None;
+        }
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        for record in self.records.range(start..) {
+            bytes += record.encoded.len();
+            if bytes > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(record.clone());
+        }
+        Some(found)
+    }
+}

@@ -1,0 +1,51 @@
+//! What readers see of the log.
+
+use std::sync::Arc;
+
+use outport_proto::Offset;
+
+use super::{LogError, recent::Recent, segment::Segment};
+
+/// Where the durable log begins and ends, and where its records are.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Ascending; none while the log is empty.
+    pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) recent: Recent,
+    pub(super) floor: Offset,
+    pub(super) head: Offset,
+    /// Bytes of records up to the head since the log began.
+    pub(super) bytes: u64,
+    /// Why the log takes nothing more.
+    pub(super) stopped: Option<LogError>,
+}
+
+impl State {
+    /// The segment that holds, or would hold, event `seq`.
+    pub(super) fn segment_of(&self, seq: u64) -> Option<&Arc<Segment>> {
+        let after = self.segments.partition_point(|segment| segment.header.before.seq < seq);
+        self.segments.get(after.checked_sub(1)?)
+    }
+
+    /// Whether the log can be read after `offset`.
+    pub(super) fn contains(&self, offset: Offset) -> bool {
+        if offset.seq == 0 {
+            return self.floor.seq == 0;
+        }
+        offset == self.floor
+            || (offset.seq > self.floor.seq
+                && offset.seq <= self.head.seq
+                && self.segment_of(offset.seq).is_some_and(|segment| segment.header.epoch == offset.epoch))
+    }
+
+    /// Refuses what [`State::contains`] does not, and says which way it lies.
+    pub(super) fn check(&self, after: Offset) -> Result<(), LogError> {
+        if self.contains(after) {
+            Ok(())
+        } else if after < self.floor {
+            Err(LogError::BelowFloor { after, floor: self.floor })
+        } else {
+            Err(LogError::NotInLog { offset: after, head: self.head })
+        }
+    }
+}

@@ -16,6 +16,9 @@ pub const VERSION: u16 = 1;
 /// 4 MiB and its envelope fit with room.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// What a lag in a [`SiteReport`] says when the site does not know it.
+pub const LAG_UNKNOWN_MICROS: u64 = u64::MAX;
+
 /// A frame from a secondary to its upstream on the log stream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromSecondary {
@@ -152,7 +155,8 @@ pub struct SiteReport {
     pub missing_blobs: u64,
     /// Bytes of log received so far, comparable with `Heartbeat::log_bytes`.
     pub log_bytes: u64,
-    /// Age in primary time of the oldest event not applied, in microseconds; 0 when caught up.
+    /// Age in primary time of the oldest event not applied, in microseconds; 0 when caught up,
+    /// [`LAG_UNKNOWN_MICROS`] when unknown.
     pub lag_applied_micros: u64,
     /// The same for complete.
     pub lag_complete_micros: u64,

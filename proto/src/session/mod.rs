@@ -1,6 +1,48 @@
 //! The logic of the two ends of a log stream, without sockets or clocks.
+//!
+//! A driver owns a machine and a stream. It tells the machine what happened (`handle_*`), sends
+//! what [`Publisher::poll_transmit`] or [`Subscriber::poll_transmit`] give until they give
+//! nothing, acts on `poll_notice`, and sleeps until `poll_timeout` or until something happens.
+//!
+//! `now` is always monotonic time since a moment that the driver chose once and keeps for the
+//! life of the machine. Wall time is only ever the primary's and comes in frames and [`LogState`].
+
+mod backoff;
+mod freshness;
+mod publisher;
+mod subscriber;
 
 use std::time::Duration;
 
+pub use self::{
+    backoff::Backoff,
+    freshness::Lag,
+    publisher::{Closed, Misplaced, Publisher, PublisherConfig, PublisherNotice},
+    subscriber::{
+        Ended, Progress, Received, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState,
+    },
+};
+use crate::{Offset, frame::Heartbeat};
+
 /// How often the primary says where the log's head is.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+/// A heartbeat older than this no longer tells what is so now: three intervals, so that one may be
+/// late and a cut still shows within a second.
+pub const LIVE_MAX: Duration = Duration::from_millis(750);
+/// A secondary says how far it is at least this often.
+pub const ACK_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// An end that has heard nothing for this long gives the session up.
+pub const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Most unacknowledged bytes of events towards one secondary.
+pub const WINDOW_BYTES: usize = 4 * 1024 * 1024;
+/// Events are put into one `Append` up to this size in bytes; a larger event travels alone.
+pub const APPEND_BYTES_MAX: usize = 256 * 1024;
+
+/// Where the primary's log is, read at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogState {
+    /// What a heartbeat would say now.
+    pub heartbeat: Heartbeat,
+    /// Events up to here can no longer be read.
+    pub floor: Offset,
+}

@@ -1,0 +1,390 @@
+//! The primary's end of one secondary's log stream.
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::Bytes;
+
+use super::{APPEND_BYTES_MAX, HEARTBEAT_INTERVAL, IDLE_MAX, LogState, WINDOW_BYTES};
+use crate::{
+    Offset, SiteName,
+    frame::{Ack, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, VERSION, Welcome},
+};
+
+/// What a publisher says about the primary, and its bounds.
+#[derive(Clone, Debug)]
+pub struct PublisherConfig {
+    /// The cluster's identity.
+    pub cluster: String,
+    /// The site the peer's certificate names, if it is a site that may connect.
+    pub site: Option<SiteName>,
+    /// Absolute URL of the token endpoint.
+    pub token_realm: String,
+    /// The `service` of challenges and the audience of tokens.
+    pub token_service: String,
+    /// Absolute public URL of the primary, without a trailing slash.
+    pub public_url: String,
+    /// Most bytes of events under way to the secondary and not yet durable there.
+    pub window_bytes: usize,
+    /// Most bytes of events in one `Append`, unless one event alone is larger.
+    pub append_bytes_max: usize,
+}
+
+impl PublisherConfig {
+    /// The configuration for the holder of `site`'s certificate, with the usual bounds and no
+    /// URLs yet.
+    pub fn new(cluster: String, site: Option<SiteName>) -> Self {
+        Self {
+            cluster,
+            site,
+            token_realm: String::new(),
+            token_service: String::new(),
+            public_url: String::new(),
+            window_bytes: WINDOW_BYTES,
+            append_bytes_max: APPEND_BYTES_MAX,
+        }
+    }
+}
+
+/// Answers `Hello`, then sends every event after what the secondary has, heartbeats and keys.
+///
+/// A driver, whenever anything happened: `handle_*`; then, while [`Publisher::wanted`] asks for
+/// events, reads them and gives them to [`Publisher::handle_events`]; then sends all that
+/// [`Publisher::poll_transmit`] gives; then acts on [`Publisher::poll_notice`].
+#[derive(Debug)]
+pub struct Publisher {
+    config: PublisherConfig,
+    keys: Keys,
+    keys_due: bool,
+    state: State,
+    last_heard: Duration,
+    next_heartbeat: Duration,
+    /// The log's head when it was last looked at.
+    head: Offset,
+    /// The newest event handed over by the driver.
+    cursor: Offset,
+    queue: VecDeque<(Offset, Bytes)>,
+    queue_bytes: usize,
+    /// Sent and not yet durable there: the last offset and the size of every `Append`.
+    in_flight: VecDeque<(Offset, usize)>,
+    in_flight_bytes: usize,
+    hello: Option<Hello>,
+    ack: Option<Ack>,
+    notices: VecDeque<PublisherNotice>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    AwaitingHello,
+    /// `Hello` is here, the answer is not sent yet.
+    Greeted,
+    Streaming,
+    /// The secondary takes a snapshot: it gets heartbeats but no events until its next `Hello`.
+    Snapshot,
+    Refusing(Refusal),
+    Closed,
+}
+
+/// What the driver should know about.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PublisherNotice {
+    /// The secondary was welcomed.
+    Opened(Resume),
+    /// The secondary said how far it is: [`Publisher::ack`].
+    Acked,
+    /// The session is over: close the stream. Nothing follows.
+    Closed(Closed),
+}
+
+/// Why a publisher ended the session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Closed {
+    /// The secondary was told so.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// Nothing was heard for [`IDLE_MAX`].
+    #[error("nothing was heard from the secondary")]
+    Idle,
+    /// The log no longer holds what it needs next; at its next `Hello` it is sent to a snapshot.
+    #[error("the secondary is further behind than the log reaches")]
+    TooSlow,
+    /// The log's history forked: the secondary must say `Hello` again.
+    #[error("the log's history forked")]
+    Forked,
+}
+
+impl Publisher {
+    /// A publisher on a stream the secondary has just opened.
+    pub fn new(now: Duration, config: PublisherConfig, keys: Keys) -> Self {
+        Self {
+            config,
+            keys,
+            keys_due: false,
+            state: State::AwaitingHello,
+            last_heard: now,
+            next_heartbeat: now,
+            head: Offset::ZERO,
+            cursor: Offset::ZERO,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            hello: None,
+            ack: None,
+            notices: VecDeque::new(),
+        }
+    }
+
+    /// What the secondary said about itself.
+    pub const fn hello(&self) -> Option<&Hello> {
+        self.hello.as_ref()
+    }
+
+    /// How far the secondary was when it last said so on this stream.
+    pub const fn ack(&self) -> Option<&Ack> {
+        self.ack.as_ref()
+    }
+
+    /// When anything was last heard.
+    pub const fn last_heard(&self) -> Duration {
+        self.last_heard
+    }
+
+    /// Bytes of events handed over and not yet durable at the secondary.
+    pub const fn outstanding_bytes(&self) -> usize {
+        self.queue_bytes + self.in_flight_bytes
+    }
+
+    /// A frame came.
+    pub fn handle_frame(&mut self, now: Duration, frame: FromSecondary) {
+        self.last_heard = now;
+        match (&self.state, frame) {
+            (State::Closed | State::Refusing(_), _) => {}
+            (State::AwaitingHello | State::Snapshot, FromSecondary::Hello(hello)) => {
+                self.hello = Some(hello);
+                self.state = State::Greeted;
+            }
+            (State::AwaitingHello, FromSecondary::Ack(_)) => self.violated("the first frame is not Hello"),
+            (State::Greeted | State::Streaming, FromSecondary::Hello(_)) => self.violated("a second Hello"),
+            // It may still acknowledge the end of what it had before it asked to resume.
+            (State::Greeted | State::Snapshot, FromSecondary::Ack(ack)) => self.acked(ack),
+            (State::Streaming, FromSecondary::Ack(ack)) if ack.received > self.head => {
+                self.violated("Ack of events never sent");
+            }
+            (State::Streaming, FromSecondary::Ack(ack)) => {
+                while let Some((_, bytes)) = self.in_flight.pop_front_if(|(last, _)| *last <= ack.durable) {
+                    self.in_flight_bytes -= bytes;
+                }
+                self.acked(ack);
+            }
+        }
+    }
+
+    /// Bytes came that are not yet a frame: the peer is alive, only slow.
+    pub const fn handle_activity(&mut self, now: Duration) {
+        self.last_heard = now;
+    }
+
+    /// The keys of this site; they are sent if their generation differs from what was sent.
+    pub fn handle_keys(&mut self, keys: Keys) {
+        self.keys_due |= keys.generation != self.keys.generation;
+        self.keys = keys;
+    }
+
+    /// Time has passed: see [`Publisher::poll_timeout`].
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if now >= self.last_heard + IDLE_MAX {
+            self.close(Closed::Idle);
+        }
+    }
+
+    /// Which events the driver should read and hand to [`Publisher::handle_events`]: those after
+    /// an offset, up to about so many bytes. `None` while the secondary has enough on its way.
+    pub fn wanted(&mut self, log: &LogState) -> Option<(Offset, usize)> {
+        if self.state != State::Streaming {
+            return None;
+        }
+        let head = log.heartbeat.head;
+        self.head = head;
+        if head.epoch != self.cursor.epoch {
+            self.close(Closed::Forked);
+            return None;
+        }
+        if self.cursor < log.floor {
+            self.close(Closed::TooSlow);
+            return None;
+        }
+        let room = self.config.window_bytes.saturating_sub(self.outstanding_bytes());
+        (self.cursor < head && room > 0).then(|| (self.cursor, room.min(self.config.append_bytes_max)))
+    }
+
+    /// Events the driver read because of [`Publisher::wanted`], each with its encoded form.
+    ///
+    /// # Errors
+    /// [`Misplaced`] when one does not follow the one before it; those before it are taken.
+    pub fn handle_events(
+        &mut self,
+        events: impl IntoIterator<Item = (Offset, Bytes)>,
+    ) -> Result<(), Misplaced> {
+        for (offset, encoded) in events {
+            if self.state != State::Streaming || offset != self.cursor.next() {
+                return Err(Misplaced { after: self.cursor, offset });
+            }
+            self.cursor = offset;
+            self.queue_bytes += encoded.len();
+            self.queue.push_back((offset, encoded));
+        }
+        Ok(())
+    }
+
+    /// The next frame to send; `log` is where the log is now.
+    pub fn poll_transmit(&mut self, now: Duration, log: &LogState) -> Option<FromPrimary> {
+        self.head = log.heartbeat.head;
+        match &self.state {
+            State::AwaitingHello | State::Closed => return None,
+            State::Refusing(refusal) => {
+                let refusal = refusal.clone();
+                self.close(Closed::Refused(refusal.clone()));
+                return Some(FromPrimary::Refused(refusal));
+            }
+            State::Greeted => return Some(self.answer(now, log)),
+            State::Streaming | State::Snapshot => {}
+        }
+        if std::mem::take(&mut self.keys_due) {
+            return Some(FromPrimary::Keys(self.keys.clone()));
+        }
+        let heartbeat_due = now >= self.next_heartbeat;
+        if !heartbeat_due && let Some(append) = self.next_append() {
+            if self.queue.is_empty() {
+                self.next_heartbeat = now;
+            }
+            return Some(append);
+        }
+        if heartbeat_due {
+            self.next_heartbeat = now + HEARTBEAT_INTERVAL;
+            return Some(FromPrimary::Heartbeat(log.heartbeat));
+        }
+        None
+    }
+
+    /// When to call [`Publisher::handle_timeout`] and [`Publisher::poll_transmit`] at the latest.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let idle = self.last_heard + IDLE_MAX;
+        match self.state {
+            State::Closed => None,
+            State::Streaming | State::Snapshot => Some(self.next_heartbeat.min(idle)),
+            State::AwaitingHello | State::Greeted | State::Refusing(_) => Some(idle),
+        }
+    }
+
+    /// The next thing the driver should know about.
+    pub fn poll_notice(&mut self) -> Option<PublisherNotice> {
+        self.notices.pop_front()
+    }
+
+    fn answer(&mut self, now: Duration, log: &LogState) -> FromPrimary {
+        let resume = match self.judge(log) {
+            Ok(resume) => resume,
+            Err(refusal) => {
+                self.close(Closed::Refused(refusal.clone()));
+                return FromPrimary::Refused(refusal);
+            }
+        };
+        self.state = match resume {
+            Resume::Tail => State::Streaming,
+            Resume::Snapshot => State::Snapshot,
+        };
+        let have = self.hello.as_ref().and_then(|hello| hello.have);
+        self.cursor = have.unwrap_or(log.floor);
+        self.keys_due = false;
+        self.next_heartbeat = now;
+        self.notices.push_back(PublisherNotice::Opened(resume));
+        FromPrimary::Welcome(Box::new(Welcome {
+            version: VERSION,
+            cluster: self.config.cluster.clone(),
+            head: log.heartbeat.head,
+            floor: log.floor,
+            resume,
+            keys: self.keys.clone(),
+            token_realm: self.config.token_realm.clone(),
+            token_service: self.config.token_service.clone(),
+            public_url: self.config.public_url.clone(),
+        }))
+    }
+
+    fn judge(&self, log: &LogState) -> Result<Resume, Refusal> {
+        let Some(hello) = &self.hello else {
+            return Err(Refusal::Violation("no Hello".to_owned()));
+        };
+        if !hello.versions.contains(&VERSION) {
+            return Err(Refusal::Version(vec![VERSION]));
+        }
+        if self.config.site.as_ref() != Some(&hello.site) {
+            return Err(Refusal::Site(hello.site.to_string()));
+        }
+        if hello.cluster.as_ref().is_some_and(|cluster| *cluster != self.config.cluster) {
+            return Err(Refusal::Cluster(self.config.cluster.clone()));
+        }
+        let head = log.heartbeat.head;
+        match hello.have {
+            // The log has this one's whole history only if nothing was cut off its beginning.
+            None if log.floor.seq == 0 && log.floor.epoch == head.epoch => Ok(Resume::Tail),
+            None => Ok(Resume::Snapshot),
+            // Only durable events are ever sent, so the histories are not one. Going on would
+            // overwrite what the secondary has with what may be the wrong primary's.
+            Some(have) if have > head => {
+                Err(Refusal::Violation(format!("{have} lies ahead of the log, whose head is {head}")))
+            }
+            Some(have) if have.epoch == head.epoch && have >= log.floor => Ok(Resume::Tail),
+            Some(_) => Ok(Resume::Snapshot),
+        }
+    }
+
+    fn next_append(&mut self) -> Option<FromPrimary> {
+        let (mut last, first) = self.queue.pop_front()?;
+        let mut bytes = first.len();
+        let mut events = vec![first];
+        while let Some((offset, event)) =
+            self.queue.pop_front_if(|(_, next)| bytes + next.len() <= self.config.append_bytes_max)
+        {
+            bytes += event.len();
+            events.push(event);
+            last = offset;
+        }
+        self.queue_bytes -= bytes;
+        self.in_flight_bytes += bytes;
+        self.in_flight.push_back((last, bytes));
+        Some(FromPrimary::Append(events))
+    }
+
+    fn acked(&mut self, ack: Ack) {
+        self.ack = Some(ack);
+        if !matches!(self.notices.back(), Some(PublisherNotice::Acked)) {
+            self.notices.push_back(PublisherNotice::Acked);
+        }
+    }
+
+    fn violated(&mut self, how: &str) {
+        self.state = State::Refusing(Refusal::Violation(how.to_owned()));
+    }
+
+    fn close(&mut self, why: Closed) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.state = State::Closed;
+        self.queue.clear();
+        self.in_flight.clear();
+        (self.queue_bytes, self.in_flight_bytes) = (0, 0);
+        self.notices.push_back(PublisherNotice::Closed(why));
+    }
+}
+
+/// The driver handed over an event that was not asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("event {offset} was handed over after {after}")]
+pub struct Misplaced {
+    /// The newest event handed over before.
+    pub after: Offset,
+    /// The event that does not follow it.
+    pub offset: Offset,
+}

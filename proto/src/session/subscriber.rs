@@ -1,0 +1,413 @@
+//! A secondary's end of its log stream.
+
+mod notice;
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::Bytes;
+
+pub use self::notice::{Ended, Received, SubscriberNotice};
+use super::{ACK_INTERVAL_MAX, IDLE_MAX, Lag, freshness::Freshness};
+use crate::{
+    Offset, SiteName, Timestamp,
+    codec::decode_event,
+    frame::{
+        Ack, FromPrimary, FromSecondary, Heartbeat, Hello, LAG_UNKNOWN_MICROS, Resume, SiteReport, VERSION,
+        Welcome,
+    },
+};
+
+/// Who a subscriber is.
+#[derive(Clone, Debug)]
+pub struct SubscriberConfig {
+    /// Its site, as its certificate names it.
+    pub site: SiteName,
+    /// Which node of the site.
+    pub node: String,
+    /// Its program version.
+    pub program: String,
+    /// The cluster it belongs to; `None` before its first session.
+    pub cluster: Option<String>,
+}
+
+/// How far a secondary is. An offset with `seq` 0 stands before the first event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Got it.
+    pub received: Offset,
+    /// Has it on disk.
+    pub durable: Offset,
+    /// The index shows it.
+    pub applied: Offset,
+    /// Every blob it needs is local.
+    pub complete: Offset,
+    /// Bytes of log up to `received`.
+    pub log_bytes: u64,
+}
+
+/// Says `Hello`, takes in events in order and exactly once, acknowledges, and knows how fresh the
+/// site is. It outlives its streams: after a cut it goes on where it was on the next one.
+///
+/// A driver, whenever anything happened: `handle_*`; then sends all that
+/// [`Subscriber::poll_transmit`] gives; then acts on [`Subscriber::poll_notice`].
+#[derive(Debug)]
+pub struct Subscriber {
+    config: SubscriberConfig,
+    state: SubscriberState,
+    /// `Welcome` came on this stream.
+    welcomed: bool,
+    progress: Progress,
+    report: SiteReport,
+    fresh: Freshness,
+    last_heard: Duration,
+    last_ack: Duration,
+    ack_due: bool,
+    hello_due: bool,
+    notices: VecDeque<SubscriberNotice>,
+}
+
+/// Where a subscriber stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscriberState {
+    /// There is no stream.
+    Disconnected,
+    /// `Hello` awaits its answer.
+    Greeting,
+    /// Events follow.
+    Streaming,
+    /// A snapshot must be taken: see [`Subscriber::handle_snapshot_loaded`].
+    Snapshot,
+}
+
+impl Subscriber {
+    /// A subscriber that has no stream yet. `progress` is what the log and the index on disk say;
+    /// `received` is ignored: it is what is durable.
+    pub fn new(config: SubscriberConfig, progress: Progress) -> Self {
+        Self {
+            config,
+            state: SubscriberState::Disconnected,
+            welcomed: false,
+            progress: Progress { received: progress.durable, ..progress },
+            report: SiteReport::default(),
+            fresh: Freshness::default(),
+            last_heard: Duration::ZERO,
+            last_ack: Duration::ZERO,
+            ack_due: false,
+            hello_due: false,
+            notices: VecDeque::new(),
+        }
+    }
+
+    /// Where it stands.
+    pub const fn state(&self) -> SubscriberState {
+        self.state
+    }
+
+    /// How far it is.
+    pub const fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The cluster it belongs to, once known.
+    pub fn cluster(&self) -> Option<&str> {
+        self.config.cluster.as_deref()
+    }
+
+    /// Whether the primary's word is recent: connected, and a heartbeat younger than [`super::LIVE_MAX`].
+    pub fn live(&self, now: Duration) -> bool {
+        self.welcomed && self.fresh.live_until().is_some_and(|until| now < until)
+    }
+
+    /// The newest heartbeat, whatever its age.
+    pub fn heartbeat(&self) -> Option<&Heartbeat> {
+        self.fresh.heartbeat()
+    }
+
+    /// Age of the newest heartbeat.
+    pub fn heartbeat_age(&self, now: Duration) -> Option<Duration> {
+        self.fresh.heartbeat_age(now)
+    }
+
+    /// Newest event known to be durable at the primary.
+    pub fn head(&self) -> Option<Offset> {
+        self.fresh.heartbeat().map(|heartbeat| heartbeat.head)
+    }
+
+    /// Every change the primary acknowledged before this time is applied here.
+    pub const fn closed_time(&self) -> Option<Timestamp> {
+        self.fresh.closed_time()
+    }
+
+    /// The primary's clock now, but for the time a heartbeat travels.
+    pub fn primary_now(&self, now: Duration) -> Option<Timestamp> {
+        self.fresh.primary_now(now)
+    }
+
+    /// How old an answer from here may be at most, but for the time a heartbeat travels: the
+    /// primary's clock less [`Subscriber::closed_time`]. It grows while there are no heartbeats.
+    pub fn staleness(&self, now: Duration) -> Option<Duration> {
+        Some(self.primary_now(now)?.since(self.closed_time()?))
+    }
+
+    /// How far the site is behind, in primary time.
+    pub fn lag(&self, now: Duration) -> Lag {
+        if !self.live(now) {
+            return Lag::default();
+        }
+        let Progress { received, applied, complete, .. } = self.progress;
+        Lag {
+            applied: self.fresh.lag(now, received, applied),
+            complete: self.fresh.lag(now, received, complete),
+        }
+    }
+
+    /// A stream to the primary is open. What was received before and is not durable yet is sent
+    /// again and skipped: a driver that lost it must begin with a new subscriber.
+    pub fn handle_connected(&mut self, now: Duration) {
+        self.state = SubscriberState::Greeting;
+        self.welcomed = false;
+        self.last_heard = now;
+        self.hello_due = true;
+        self.ack_due = false;
+        self.notices.retain(|notice| !matches!(notice, SubscriberNotice::Ended(_)));
+    }
+
+    /// The stream is gone.
+    pub fn handle_disconnected(&mut self) {
+        self.state = SubscriberState::Disconnected;
+        self.welcomed = false;
+    }
+
+    /// A frame came.
+    pub fn handle_frame(&mut self, now: Duration, frame: FromPrimary) {
+        self.last_heard = now;
+        match frame {
+            _ if self.state == SubscriberState::Disconnected => {}
+            FromPrimary::Refused(refusal) => self.end(Ended::Refused(refusal)),
+            FromPrimary::Welcome(welcome) if self.state == SubscriberState::Greeting => self.greeted(welcome),
+            _ if !self.welcomed => self.end(Ended::OutOfPlace("a frame before Welcome")),
+            FromPrimary::Heartbeat(heartbeat) => self.heard(now, heartbeat),
+            FromPrimary::Keys(keys) => self.notices.push_back(SubscriberNotice::Keys(keys)),
+            FromPrimary::Append(events) if self.state == SubscriberState::Streaming => self.appended(events),
+            FromPrimary::Append(_) => self.end(Ended::OutOfPlace("Append")),
+            FromPrimary::Welcome(_) => self.end(Ended::OutOfPlace("Welcome")),
+        }
+    }
+
+    /// Bytes came that are not yet a frame: the peer is alive, only slow.
+    pub const fn handle_activity(&mut self, now: Duration) {
+        self.last_heard = now;
+    }
+
+    /// Events up to `offset` are on disk.
+    pub fn handle_durable(&mut self, offset: Offset) {
+        self.ack_due |= offset > self.progress.durable;
+        self.progress.durable = self.progress.durable.max(offset);
+    }
+
+    /// The index shows events up to `offset`.
+    pub fn handle_applied(&mut self, offset: Offset) {
+        self.ack_due |= offset > self.progress.applied;
+        self.progress.applied = self.progress.applied.max(offset);
+        self.fresh.handle_applied(self.progress.applied);
+        self.forget_passed_events();
+    }
+
+    /// Every blob needed up to `offset` is local.
+    pub fn handle_complete(&mut self, offset: Offset) {
+        self.ack_due |= offset > self.progress.complete;
+        self.progress.complete = self.progress.complete.max(offset);
+        self.forget_passed_events();
+    }
+
+    /// An event that was durable before the start and is not applied and complete yet, oldest
+    /// first: its age counts as lag.
+    pub fn handle_replayed(&mut self, offset: Offset, time: Timestamp) {
+        self.fresh.handle_event(offset, time);
+    }
+
+    /// A snapshot taken `from` there is loaded and durable: `Hello` goes out again for what follows.
+    pub fn handle_snapshot_loaded(&mut self, from: Offset) {
+        self.progress.received = from;
+        self.progress.durable = from;
+        self.progress.applied = from;
+        self.progress.complete = from;
+        self.fresh.forget_events();
+        self.fresh.handle_applied(from);
+        if self.state == SubscriberState::Snapshot {
+            self.state = SubscriberState::Greeting;
+            self.hello_due = true;
+        }
+    }
+
+    /// The site's numbers for the next acknowledgement. Its `log_bytes` and lags are filled in here.
+    pub fn handle_report(&mut self, report: SiteReport) {
+        self.report = report;
+    }
+
+    /// Time has passed: see [`Subscriber::poll_timeout`].
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if self.state == SubscriberState::Disconnected {
+            return;
+        }
+        if now >= self.last_heard + IDLE_MAX {
+            self.end(Ended::Idle);
+        } else if now >= self.last_ack + ACK_INTERVAL_MAX {
+            self.ack_due = true;
+        }
+    }
+
+    /// The next frame to send.
+    pub fn poll_transmit(&mut self, now: Duration) -> Option<FromSecondary> {
+        match self.state {
+            SubscriberState::Disconnected => None,
+            SubscriberState::Greeting => std::mem::take(&mut self.hello_due).then(|| self.hello()),
+            SubscriberState::Streaming | SubscriberState::Snapshot => {
+                std::mem::take(&mut self.ack_due).then(|| self.acknowledge(now))
+            }
+        }
+    }
+
+    /// When to call [`Subscriber::handle_timeout`] and [`Subscriber::poll_transmit`] at the
+    /// latest, and when [`Subscriber::live`] may change by itself after `now`.
+    pub fn poll_timeout(&self, now: Duration) -> Option<Duration> {
+        let idle = self.last_heard + IDLE_MAX;
+        match self.state {
+            SubscriberState::Disconnected => None,
+            SubscriberState::Greeting => Some(idle),
+            SubscriberState::Streaming | SubscriberState::Snapshot => {
+                let live_until = self.fresh.live_until().filter(|until| *until > now).unwrap_or(idle);
+                Some(idle.min(live_until).min(self.last_ack + ACK_INTERVAL_MAX))
+            }
+        }
+    }
+
+    /// The next thing the driver should know about.
+    pub fn poll_notice(&mut self) -> Option<SubscriberNotice> {
+        self.notices.pop_front()
+    }
+
+    fn hello(&self) -> FromSecondary {
+        let have = self.progress.durable;
+        FromSecondary::Hello(Hello {
+            versions: vec![VERSION],
+            site: self.config.site.clone(),
+            node: self.config.node.clone(),
+            program: self.config.program.clone(),
+            have: (have.seq > 0).then_some(have),
+            cluster: self.config.cluster.clone(),
+        })
+    }
+
+    fn acknowledge(&mut self, now: Duration) -> FromSecondary {
+        self.last_ack = now;
+        let Progress { received, durable, applied, complete, log_bytes } = self.progress;
+        let lag = self.lag(now);
+        let micros = |lag: Option<Duration>| {
+            lag.and_then(|lag| u64::try_from(lag.as_micros()).ok()).unwrap_or(LAG_UNKNOWN_MICROS)
+        };
+        let report = SiteReport {
+            log_bytes,
+            lag_applied_micros: micros(lag.applied),
+            lag_complete_micros: micros(lag.complete),
+            ..self.report.clone()
+        };
+        FromSecondary::Ack(Ack { received, durable, applied, complete, report })
+    }
+
+    fn greeted(&mut self, welcome: Box<Welcome>) {
+        if welcome.version != VERSION {
+            return self.end(Ended::Version(welcome.version));
+        }
+        if self.config.cluster.as_ref().is_some_and(|cluster| *cluster != welcome.cluster) {
+            return self.end(Ended::ForeignCluster(welcome.cluster));
+        }
+        let (head, have) = (welcome.head, self.progress.durable);
+        match welcome.resume {
+            Resume::Snapshot => self.state = SubscriberState::Snapshot,
+            Resume::Tail => {
+                if have.seq == 0 {
+                    self.begin_at(welcome.floor);
+                } else if have.epoch != head.epoch {
+                    return self.end(Ended::ForeignEpoch { epoch: head.epoch, offset: have });
+                }
+                self.state = SubscriberState::Streaming;
+            }
+        }
+        self.welcomed = true;
+        self.config.cluster = Some(welcome.cluster.clone());
+        self.ack_due = true;
+        self.notices.push_back(SubscriberNotice::Welcome(welcome));
+    }
+
+    /// The whole log follows: its floor is where this site stands in it.
+    fn begin_at(&mut self, floor: Offset) {
+        self.progress = Progress {
+            received: floor,
+            durable: floor,
+            applied: floor,
+            complete: floor,
+            log_bytes: self.progress.log_bytes,
+        };
+        self.fresh.forget_events();
+    }
+
+    fn heard(&mut self, now: Duration, heartbeat: Heartbeat) {
+        if heartbeat.head == self.progress.received {
+            self.progress.log_bytes = heartbeat.log_bytes;
+        }
+        self.fresh.handle_heartbeat(now, heartbeat, self.progress.received, self.progress.applied);
+        self.ack_due = true;
+        self.notices.push_back(SubscriberNotice::Heartbeat(heartbeat));
+    }
+
+    fn appended(&mut self, events: Vec<Bytes>) {
+        let mut new = Vec::with_capacity(events.len());
+        let mut broken = None;
+        for encoded in events {
+            match self.take_in(encoded) {
+                Ok(Some(received)) => new.push(received),
+                Ok(None) => {}
+                Err(ended) => {
+                    broken = Some(ended);
+                    break;
+                }
+            }
+        }
+        if !new.is_empty() {
+            self.ack_due = true;
+            self.notices.push_back(SubscriberNotice::Events(new));
+        }
+        if let Some(ended) = broken {
+            self.end(ended);
+        }
+    }
+
+    /// The event, unless it was received before.
+    fn take_in(&mut self, encoded: Bytes) -> Result<Option<Received>, Ended> {
+        let event = decode_event(&encoded).map_err(Ended::Malformed)?;
+        let (offset, after) = (event.offset, self.progress.received);
+        if offset.epoch != after.epoch {
+            return Err(Ended::ForeignEpoch { epoch: after.epoch, offset });
+        }
+        if offset <= after {
+            return Ok(None);
+        }
+        if offset != after.next() {
+            return Err(Ended::Gap { after, offset });
+        }
+        self.progress.received = offset;
+        self.progress.log_bytes += encoded.len() as u64;
+        self.fresh.handle_event(offset, event.time);
+        Ok(Some(Received { offset, encoded, event }))
+    }
+
+    fn forget_passed_events(&mut self) {
+        self.fresh.handle_passed(self.progress.applied.min(self.progress.complete));
+    }
+
+    fn end(&mut self, why: Ended) {
+        self.handle_disconnected();
+        self.notices.push_back(SubscriberNotice::Ended(why));
+    }
+}

@@ -1,0 +1,20 @@
+//! Random bytes from the operating system's generator.
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
+/// The generator gave nothing, which no correct machine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the system's random generator failed")]
+pub(super) struct NoRandomness;
+
+/// `N` random bytes.
+pub(super) fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
+    Ok(bytes)
+}
+
+/// `N` random bytes as unpadded base64url.
+pub(super) fn text<const N: usize>() -> Result<String, NoRandomness> {
+    bytes::<N>().map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
+}

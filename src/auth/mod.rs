@@ -1,13 +1,19 @@
 //! Who may do what: tokens, scopes, challenges, tickets, passwords, certificates.
 //!
-//! - [`scope`]: what a token asks for and grants; [`token`]: issue and verify it; [`challenge`]: ask for it.
+//! - [`scope`]: what a token asks for and grants. [`challenge`] asks for a token, [`token_service`]
+//!   decides and [`token`] issues it with a key of [`signing`], [`verifier`] believes it.
+//! - [`rules`], [`password`], [`users`]: who may do what, and how they prove who they are.
+//! - [`ticket`], [`upload_state`]: authority that survives a redirect to another host.
+//! - [`keys`]: the primary's secrets on disk. [`authority`], [`tls`]: certificates and their use.
 //! - [`secret`]: text that never shows in logs.
 
 pub mod authority;
 pub mod challenge;
 mod files;
 pub mod keys;
+pub mod password;
 mod random;
+pub mod rules;
 pub mod scope;
 pub mod secret;
 pub mod signing;
@@ -15,17 +21,25 @@ pub mod ticket;
 pub mod tls;
 pub mod token;
 mod token_cache;
+pub mod token_service;
 pub mod upload_state;
+pub mod users;
 pub mod verifier;
 
 pub use authority::{Authority, AuthorityError, Identity, NodeIdentity, site_of};
 pub use challenge::{Authorization, Challenge, ChallengeError};
 pub use files::FileError;
 pub use keys::{KeysError, PrimaryKeys};
+pub use password::PasswordError;
+pub use rules::{AccessRule, AccessRules, RuleError};
 pub use scope::{Access, Action, Actions, Scope};
 pub use secret::Secret;
 pub use signing::SigningKey;
 pub use ticket::{MethodClass, TicketContents, TicketError, TicketOpener, TicketSealer, TicketUse};
 pub use token::{Caller, Grant, IssuedToken, TokenError, TokenIssuer};
+pub use token_service::{
+    TokenGrant, TokenLives, TokenRequest, TokenResponse, TokenService, TokenServiceError,
+};
 pub use upload_state::{UploadState, UploadStateError, UploadStates};
+pub use users::{CheckError, Users};
 pub use verifier::{Leeway, Verifier};

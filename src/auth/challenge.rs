@@ -206,4 +206,18 @@ mod tests {
         );
         assert!(!shown.contains("s3cret") && !shown.contains("pa:ss") && !shown.contains("demo"), "{shown}");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_basic_credentials_come_through(user in "[^:\\x00-\\x1f\\x7f-\\u{9f}]{0,20}", password in "[^\\x00-\\x1f\\x7f-\\u{9f}]{0,20}") {
+            let value = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+            let expected = Authorization::Basic { user, password: password.into() };
+            proptest::prop_assert_eq!(Authorization::parse(&value), Ok(expected));
+        }
+
+        #[test]
+        fn no_header_value_breaks_the_reader(value in "(Basic |Bearer |)\\PC{0,40}") {
+            let _ = Authorization::parse(&value);
+        }
+    }
 }

@@ -356,4 +356,19 @@ mod tests {
         assert!(back.allows(&repo("b"), Action::Delete) && !back.allows(&repo("b"), Action::Pull));
         assert!(Access::from_claim(&Access::unlimited().to_claim()).is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_was_read_reads_back_the_same(text in "(repository|registry|[a-z]{0,3}):[a-z/:*]{0,8}:[a-z,*]{0,12}") {
+            if let Some(scope) = Scope::parse(&text) {
+                proptest::prop_assert_eq!(Scope::parse(&scope.to_string()), Some(scope));
+            }
+        }
+
+        #[test]
+        fn access_never_reaches_another_name(granted in "[a-c]{1,2}(/[a-c]{1,2}){0,2}", asked in "[a-c]{1,2}(/[a-c]{1,2}){0,2}") {
+            let access: Access = Scope::parse(&format!("repository:{granted}:*")).into_iter().collect();
+            proptest::prop_assert_eq!(access.allows(&repo(&asked), Action::Pull), granted == asked);
+        }
+    }
 }

@@ -2,18 +2,75 @@
 //! it is checked rather than trusted.
 //!
 //! Reads are quick and never wait for a writer; `apply` and `checkpoint` block.
+//!
+//! The rules of change are in `apply`, reading in `view`, and both stand on one small ordered
+//! key-value store (`kv`) whose rows are named in `key` and laid out in `row`. `sled` keeps it on
+//! disk, `memory` does not; `home` and `open` decide whether what is on disk may be believed.
 
-use std::{path::Path, sync::Arc};
+mod apply;
+mod dump;
+mod home;
+mod hot;
+mod key;
+mod kv;
+mod memory;
+mod open;
+mod row;
+mod sled;
+mod tx;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use outport_proto::{
-    Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp, snapshot::Entry,
+    Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp, snapshot::Entry,
 };
 use tokio::sync::watch;
 
-/// The index. Cloning gives another handle to the same index.
-#[derive(Clone, Debug)]
-pub struct Index {}
+use home::Home;
+use hot::{Hot, HotKey};
+use kv::Kv;
+use memory::MemoryKv;
+use open::OpenIndex;
+use row::State;
+use tx::Tx;
+
+/// Most events or entries written in one batch. Readers that miss the hot manifests wait while a
+/// batch is written, so it is kept short.
+const BATCH_ITEMS_MAX: usize = 128;
+/// Manifest bytes from which on a batch is not made longer.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
+
+/// The index. Cloning gives another handle to the same index. When the last one is dropped the
+/// index is closed, as by [`Index::close`].
+#[derive(Clone)]
+pub struct Index {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    kv: Box<dyn Kv>,
+    /// `None` in memory.
+    home: Option<Home>,
+    hot: Hot,
+    writer: Mutex<Writer>,
+    /// What readers are told; it follows what the store holds.
+    state: Mutex<State>,
+    applied: watch::Sender<Offset>,
+}
+
+/// Held by whoever writes.
+struct Writer {
+    closed: bool,
+}
 
 /// How an index is kept.
 #[derive(Clone, Debug)]
@@ -61,42 +118,68 @@ impl Index {
     /// Opens or creates the index in `dir`. A doubtful one is set aside and replaced by an empty one.
     ///
     /// # Errors
-    /// Only when not even an empty index can be made.
+    /// Only when not even an empty index can be made, or when another process has this one open.
     pub fn open(dir: &Path, options: IndexOptions) -> Result<(Self, Opened), IndexError> {
-        todo!("{dir:?} {options:?}")
+        let OpenIndex { home, kv, state, opened } = open::open(dir, options.cache_bytes_max)?;
+        Ok((Self::new(kv, Some(home), state, &options), opened))
     }
 
     /// An index in memory alone, for tests and simulations.
     pub fn in_memory(options: IndexOptions) -> Self {
-        todo!("{options:?}")
+        Self::new(Box::new(MemoryKv::default()), None, open::NOTHING, &options)
+    }
+
+    fn new(kv: Box<dyn Kv>, home: Option<Home>, state: State, options: &IndexOptions) -> Self {
+        let shared = Shared {
+            kv,
+            home,
+            hot: Hot::new(options.hot_bytes_max),
+            writer: Mutex::new(Writer { closed: false }),
+            state: Mutex::new(state),
+            applied: watch::Sender::new(state.applied),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Applies consecutive events in order. Idempotent: what is older than what it would replace changes nothing.
     ///
     /// # Errors
-    /// When the database fails; nothing of the batch counts as applied then.
+    /// When the database fails. [`Index::applied`] says how far it came: events are applied in
+    /// atomic batches, each with its place in the log.
     pub fn apply(&self, events: &[Arc<Event>]) -> Result<(), IndexError> {
-        todo!("{}", events.len())
+        self.shared.write(events, |event| event_bytes(event), |tx, event| tx.apply(event))
     }
 
     /// Newest applied event: everything up to it is visible.
     pub fn applied(&self) -> Offset {
-        todo!()
+        *self.shared.applied.borrow()
     }
 
     /// Follows [`Index::applied`].
     pub fn watch(&self) -> watch::Receiver<Offset> {
-        todo!()
+        self.shared.applied.subscribe()
     }
 
     /// What a tag names.
+    ///
+    /// # Errors
+    /// As every read: when a row is damaged or the database fails.
     pub fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<TagEntry>, IndexError> {
-        todo!("{repo} {tag}")
+        self.shared.read(|kv| view::tag(kv, repo, tag))
     }
 
     /// The manifest a reference names in a repository, if the repository holds it.
     pub fn manifest(&self, repo: &RepoName, reference: &Reference) -> Result<Option<Manifest>, IndexError> {
-        todo!("{repo} {reference}")
+        let key = HotKey { repo: repo.clone(), reference: reference.clone() };
+        let missed = match self.shared.hot.get(&key) {
+            Ok(manifest) => return Ok(Some(manifest)),
+            Err(missed) => missed,
+        };
+        let manifest = self.shared.read(|kv| view::manifest(kv, repo, reference))?;
+        if let Some(manifest) = &manifest {
+            self.shared.hot.offer(key, manifest, missed);
+        }
+        Ok(manifest)
     }
 
     /// All the index knows of a manifest a repository holds, with its bytes if inline; `tags` is empty.
@@ -105,68 +188,223 @@ impl Index {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Option<ManifestPut>, IndexError> {
-        todo!("{repo} {digest}")
+        self.shared.read(|kv| Ok(view::held(kv, repo, digest)?.map(|held| held.put)))
     }
 
     /// Size in bytes of a blob, if the repository links it.
     pub fn link(&self, repo: &RepoName, digest: &Digest) -> Result<Option<u64>, IndexError> {
-        todo!("{repo} {digest}")
+        self.shared.read(|kv| Ok(view::link(kv, repo, digest)?.map(|link| link.size)))
     }
 
     /// Some repository that links the blob, if any does; for anonymous mounts.
     pub fn any_link(&self, digest: &Digest) -> Result<Option<(RepoName, u64)>, IndexError> {
-        todo!("{digest}")
+        self.shared.read(|kv| view::any_link(kv, digest))
     }
 
     /// Whether the repository exists: holds any tag, manifest or link.
     pub fn has_repository(&self, repo: &RepoName) -> Result<bool, IndexError> {
-        todo!("{repo}")
+        self.shared.read(|kv| view::has_repository(kv, repo))
     }
 
     /// At most `limit` tags after `last`, in lexical order.
     pub fn tags(&self, repo: &RepoName, last: Option<&str>, limit: usize) -> Result<Vec<Tag>, IndexError> {
-        todo!("{repo} {last:?} {limit}")
+        self.shared.read(|kv| view::tags(kv, repo, last, limit))
     }
 
     /// At most `limit` repositories after `last`, in lexical order.
     pub fn repositories(&self, last: Option<&str>, limit: usize) -> Result<Vec<RepoName>, IndexError> {
-        todo!("{last:?} {limit}")
+        self.shared.read(|kv| view::repositories(kv, last, limit))
     }
 
     /// Manifests of the repository that refer to `subject`, by digest; bytes left out.
     pub fn referrers(&self, repo: &RepoName, subject: &Digest) -> Result<Vec<ManifestPut>, IndexError> {
-        todo!("{repo} {subject}")
+        self.shared.read(|kv| view::referrers(kv, repo, subject))
     }
 
-    /// Order-independent hash over (repo, tag, digest) and links, with the offset it holds at.
+    /// Order-independent hash over (repo, tag, digest), manifests and links, with the offset it
+    /// holds at. While a snapshot is loaded, and until the events it was overtaken by are applied,
+    /// it is the hash of what is there and of no offset.
     pub fn state_hash(&self) -> ([u8; 32], Offset) {
-        todo!()
+        let state = *lock(&self.shared.state);
+        (state.hash, state.applied)
     }
 
     /// Makes everything applied durable, then the applied offset with it.
+    ///
+    /// # Errors
+    /// When it is not durable. After one failure every further checkpoint fails: what a failed
+    /// fsync left on disk cannot be known.
     pub fn checkpoint(&self) -> Result<Offset, IndexError> {
-        todo!()
+        let state = *lock(&self.shared.state);
+        self.shared.checkpoint(state, false)
+    }
+
+    /// Makes a last checkpoint and notes that the index was shut down cleanly. Reads still work
+    /// afterwards, [`Index::apply`] fails. Closing again does nothing.
+    ///
+    /// # Errors
+    /// As [`Index::checkpoint`].
+    pub fn close(&self) -> Result<Offset, IndexError> {
+        self.shared.close()
     }
 
     /// Walks the whole state in parts of about `part_bytes`, while events go on being applied.
     /// Returns (from, until): the parts and every event after `from` give the state from `until` on.
+    ///
+    /// # Errors
+    /// When reading fails or `sink` does.
     pub fn dump(
         &self,
         part_bytes: usize,
         sink: &mut dyn FnMut(Vec<Entry>) -> std::io::Result<()>,
     ) -> Result<(Offset, Offset), IndexError> {
-        todo!("{part_bytes} {}", sink(Vec::new()).is_ok())
+        let from = self.applied();
+        self.shared.read(|kv| dump::dump(kv, part_bytes, sink))?;
+        // Rows are seen before `applied` is: wait for the batch that is being written.
+        let _writer = lock(&self.shared.writer);
+        Ok((from, self.applied()))
     }
 
-    /// Takes in parts of a snapshot; [`Index::loaded`] ends it.
+    /// Takes in parts of a snapshot; [`Index::loaded`] ends it. Idempotent, and right on top of
+    /// an older state as well.
+    ///
+    /// # Errors
+    /// When the database fails; load the snapshot again then.
     pub fn load(&self, entries: &[Entry]) -> Result<(), IndexError> {
-        todo!("{}", entries.len())
+        self.shared.write(entries, entry_bytes, |tx, entry| tx.load(entry))
     }
 
-    /// A snapshot taken `from` there is loaded: `applied` becomes `from`.
+    /// A snapshot taken `from` there is loaded: `applied` becomes `from`, unless it is past it.
+    ///
+    /// # Errors
+    /// When the database fails.
     pub fn loaded(&self, from: Offset) -> Result<(), IndexError> {
-        todo!("{from}")
+        self.shared.write(
+            &[from],
+            |_| 0,
+            |tx, from| {
+                tx.applied = tx.applied.max(*from);
+                Ok(())
+            },
+        )
     }
+}
+
+impl Shared {
+    fn read<T>(&self, read: impl FnOnce(&dyn Kv) -> Result<T, IndexError>) -> Result<T, IndexError> {
+        self.noting_damage(read(self.kv.as_ref()))
+    }
+
+    /// Takes `items` in, in atomic batches.
+    fn write<T>(
+        &self,
+        items: &[T],
+        bytes: impl Fn(&T) -> usize,
+        take_in: impl Fn(&mut Tx<'_>, &T) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let mut rest = items;
+        while !rest.is_empty() {
+            let mut batch_bytes = 0;
+            let fits = |item: &&T| {
+                let had_room = batch_bytes < BATCH_BYTES_MAX;
+                batch_bytes += bytes(item);
+                had_room
+            };
+            let len = rest.iter().take(BATCH_ITEMS_MAX).take_while(fits).count();
+            let (batch, later) = rest.split_at(len);
+            self.noting_damage(self.write_batch(batch, &take_in))?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn write_batch<T>(
+        &self,
+        items: &[T],
+        take_in: impl Fn(&mut Tx<'_>, &T) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let writer = lock(&self.writer);
+        if writer.closed {
+            return Err(IndexError::Database { action: "write", reason: "the index is closed".into() });
+        }
+        let before = *lock(&self.state);
+        let mut tx = Tx::new(self.kv.as_ref(), &before);
+        for item in items {
+            take_in(&mut tx, item)?;
+        }
+        let outcome = tx.finish();
+        self.kv.write(outcome.batch)?;
+        self.hot.invalidate(&outcome.stale);
+        *lock(&self.state) = outcome.state;
+        if outcome.state.applied != before.applied {
+            self.applied.send_replace(outcome.state.applied);
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&self, state: State, clean: bool) -> Result<Offset, IndexError> {
+        if let Some(home) = &self.home {
+            self.noting_damage(home.checkpoint(state, clean, || self.kv.flush()))?;
+        }
+        Ok(state.applied)
+    }
+
+    fn close(&self) -> Result<Offset, IndexError> {
+        let mut writer = lock(&self.writer);
+        let state = *lock(&self.state);
+        if writer.closed {
+            return Ok(state.applied);
+        }
+        writer.closed = true;
+        self.checkpoint(state, true)
+    }
+
+    /// Damage is noted in the directory, so that the next start rebuilds the index.
+    fn noting_damage<T>(&self, result: Result<T, IndexError>) -> Result<T, IndexError> {
+        if let (Err(IndexError::Damaged(reason)), Some(home)) = (&result, &self.home)
+            && let Err(error) = home.note_damage(reason)
+        {
+            tracing::warn!(%reason, %error, "damage of the index could not be noted");
+        }
+        result
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "index not closed cleanly");
+        }
+    }
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Index").field("applied", &self.applied()).finish_non_exhaustive()
+    }
+}
+
+/// Nothing behind these locks is left half-changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn event_bytes(event: &Event) -> usize {
+    match &event.change {
+        Change::ManifestPut(put) => put_bytes(put),
+        _ => 0,
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    match entry {
+        Entry::Manifest { manifest, .. } => put_bytes(manifest),
+        _ => 0,
+    }
+}
+
+fn put_bytes(put: &ManifestPut) -> usize {
+    put.bytes.as_ref().map_or(0, |bytes| bytes.len())
 }
 
 /// Why the index did not do what it was asked.

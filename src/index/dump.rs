@@ -1,0 +1,92 @@
+//! Walking the whole index as entries of a snapshot, while it may be changing.
+
+use std::io;
+
+use outport_proto::snapshot::{Deleted, Entry};
+
+use super::{
+    IndexError,
+    key::{self, Parts, Table},
+    kv::{Kv, Row, Rows},
+    row, view,
+};
+
+/// In this order: what was deleted may have come back, and a tag should find its manifest.
+const TABLES: [Table; 7] = [
+    Table::DeadRepository,
+    Table::DeadManifest,
+    Table::DeadLink,
+    Table::DeadTag,
+    Table::Link,
+    Table::Manifest,
+    Table::Tag,
+];
+/// About what an entry takes besides its bytes and texts of unusual length.
+const ENTRY_BYTES: usize = 256;
+/// About what a child of a manifest takes.
+const CHILD_BYTES: usize = 64;
+
+/// Hands every entry to `sink`, in parts of about `part_bytes`.
+pub(super) fn dump(
+    kv: &dyn Kv,
+    part_bytes: usize,
+    sink: &mut dyn FnMut(Vec<Entry>) -> io::Result<()>,
+) -> Result<(), IndexError> {
+    let mut part = Vec::new();
+    let mut bytes = 0;
+    let mut hand_over = |part: Vec<Entry>| {
+        sink(part).map_err(|error| IndexError::Database {
+            action: "hand over a part of the snapshot",
+            reason: error.to_string(),
+        })
+    };
+    for table in TABLES {
+        for row in Rows::all(kv, key::table(table)) {
+            let Some(entry) = entry(kv, table, row?)? else { continue };
+            let entry_bytes = size(&entry);
+            if !part.is_empty() && bytes + entry_bytes > part_bytes {
+                hand_over(std::mem::take(&mut part))?;
+                bytes = 0;
+            }
+            bytes += entry_bytes;
+            part.push(entry);
+        }
+    }
+    if part.is_empty() { Ok(()) } else { hand_over(part) }
+}
+
+/// The entry a row stands for; `None` when it has gone in the meantime.
+fn entry(kv: &dyn Kv, table: Table, (key, value): Row) -> Result<Option<Entry>, IndexError> {
+    let fields = row::unseal(&key, &value)?;
+    let mut parts = Parts::of(&key);
+    let repo = parts.repo()?;
+    let of = match table {
+        Table::DeadRepository => Deleted::Repository(repo),
+        Table::DeadManifest => Deleted::Manifest(repo, parts.digest()?),
+        Table::DeadLink => Deleted::Blob(repo, parts.digest()?),
+        Table::DeadTag => Deleted::Tag(repo, parts.last()?),
+        Table::Link => {
+            let digest = parts.digest()?;
+            let link = row::decode_link(&fields)?;
+            return Ok(Some(Entry::Link { repo, digest, size: link.size, offset: link.offset }));
+        }
+        Table::Tag => {
+            let tag = parts.last()?;
+            let named = row::decode_tag(&fields)?;
+            let (digest, offset, time) = (named.digest, named.offset, named.time);
+            return Ok(Some(Entry::Tag { repo, tag, digest, offset, time }));
+        }
+        _ => {
+            let held = view::held(kv, &repo, &parts.digest()?)?;
+            return Ok(held.map(|held| Entry::Manifest { manifest: Box::new(held.put), offset: held.offset }));
+        }
+    };
+    Ok(Some(Entry::Tombstone { of, offset: row::decode_offset(&fields)? }))
+}
+
+fn size(entry: &Entry) -> usize {
+    let Entry::Manifest { manifest, .. } = entry else { return ENTRY_BYTES };
+    let annotations: usize = manifest.annotations.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes = manifest.bytes.as_ref().map_or(0, |bytes| bytes.len());
+    ENTRY_BYTES + manifest.media_type.len() + annotations + manifest.children.len() * CHILD_BYTES + bytes
+}

@@ -1,0 +1,167 @@
+//! A transaction: reads that see its own writes, and one atomic batch at the end.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use outport_proto::{Digest, Offset, Reference, RepoName, Tag, statehash::StateHash};
+
+use super::{
+    IndexError, TagEntry,
+    hot::HotKey,
+    key::{self, Table},
+    kv::{Batch, Kv, Rows},
+    row::{self, Held, Link, State},
+    view,
+};
+
+/// Pending writes over the store, and what they do to the state.
+pub(super) struct Tx<'a> {
+    kv: &'a dyn Kv,
+    pending: Batch,
+    stale: Vec<HotKey>,
+    pub(super) hash: StateHash,
+    pub(super) applied: Offset,
+}
+
+/// What a transaction comes to, once its batch is written.
+pub(super) struct Outcome {
+    /// The rows to write, the state's among them.
+    pub(super) batch: Batch,
+    /// The state behind them.
+    pub(super) state: State,
+    /// References that no longer lead to what they led to before.
+    pub(super) stale: Vec<HotKey>,
+}
+
+impl<'a> Tx<'a> {
+    /// A transaction on top of `state`.
+    pub(super) fn new(kv: &'a dyn Kv, state: &State) -> Self {
+        Self {
+            kv,
+            pending: Batch::new(),
+            stale: Vec::new(),
+            hash: StateHash::from_bytes(&state.hash),
+            applied: state.applied,
+        }
+    }
+
+    /// Ends it.
+    pub(super) fn finish(mut self) -> Outcome {
+        let state = State { applied: self.applied, hash: self.hash.bytes() };
+        self.put(key::state(), &row::encode_state(&state));
+        Outcome { batch: self.pending, state, stale: self.stale }
+    }
+
+    pub(super) fn put(&mut self, key: Vec<u8>, fields: &[u8]) {
+        let value = row::seal(&key, fields);
+        self.pending.insert(key, Some(value));
+    }
+
+    pub(super) fn remove(&mut self, key: Vec<u8>) {
+        self.pending.insert(key, None);
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
+        let value = match self.pending.get(key) {
+            Some(value) => value.clone(),
+            None => self.kv.get(key)?,
+        };
+        value.map(|value| row::unseal(key, &value)).transpose()
+    }
+
+    /// All keys that begin with `prefix`.
+    pub(super) fn keys(&self, prefix: Vec<u8>) -> Result<BTreeSet<Vec<u8>>, IndexError> {
+        let mut keys = BTreeSet::new();
+        for (key, value) in self.pending_under(&prefix) {
+            if value.is_some() {
+                keys.insert(key.clone());
+            }
+        }
+        for row in Rows::all(self.kv, prefix) {
+            let (key, _) = row?;
+            if !self.pending.contains_key(&key) {
+                keys.insert(key);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Whether any key begins with `prefix`.
+    pub(super) fn has_any(&self, prefix: Vec<u8>) -> Result<bool, IndexError> {
+        if self.pending_under(&prefix).any(|(_, value)| value.is_some()) {
+            return Ok(true);
+        }
+        for row in Rows::all(self.kv, prefix) {
+            if !self.pending.contains_key(&row?.0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn pending_under(&self, prefix: &[u8]) -> impl Iterator<Item = (&Vec<u8>, &Option<Bytes>)> {
+        self.pending.range(prefix.to_vec()..).take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    pub(super) fn tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<TagEntry>, IndexError> {
+        let fields = self.get(&key::repo_tag(Table::Tag, repo, tag.as_str()))?;
+        fields.map(|fields| row::decode_tag(&fields)).transpose()
+    }
+
+    pub(super) fn held(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Held>, IndexError> {
+        let fields = self.get(&key::repo_digest(Table::Manifest, repo, digest))?;
+        fields.map(|fields| row::decode_held(repo, digest, &fields)).transpose()
+    }
+
+    pub(super) fn link(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Link>, IndexError> {
+        let fields = self.get(&key::repo_digest(Table::Link, repo, digest))?;
+        fields.map(|fields| row::decode_link(&fields)).transpose()
+    }
+
+    /// The offset of the tombstone under `key`, if there is one.
+    pub(super) fn dead(&self, key: &[u8]) -> Result<Option<Offset>, IndexError> {
+        self.get(key)?.map(|fields| row::decode_offset(&fields)).transpose()
+    }
+
+    /// Whether the tombstone under `key` wins over something put at `offset`.
+    pub(super) fn is_dead(&self, key: &[u8], offset: Offset) -> Result<bool, IndexError> {
+        Ok(self.dead(key)?.is_some_and(|dead| dead >= offset))
+    }
+
+    /// Sets the tombstone under `key`, unless there is a newer one.
+    pub(super) fn bury(&mut self, key: Vec<u8>, offset: Offset) -> Result<(), IndexError> {
+        if !self.is_dead(&key, offset)? {
+            self.put(key, &row::encode_offset(offset));
+        }
+        Ok(())
+    }
+
+    /// Stores a manifest's bytes once, whoever else holds it.
+    pub(super) fn put_body(&mut self, digest: &Digest, bytes: &Bytes) -> Result<(), IndexError> {
+        for (piece, part) in (0_u16..).zip(bytes.chunks(view::BODY_PIECE_BYTES)) {
+            let key = key::body(digest, piece);
+            if self.get(&key)?.is_none() {
+                self.put(key, part);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the bytes of a manifest.
+    pub(super) fn remove_body(&mut self, digest: &Digest) -> Result<(), IndexError> {
+        for key in self.keys(key::of_digest(Table::Body, digest))? {
+            self.remove(key);
+        }
+        Ok(())
+    }
+
+    /// Notes that a tag no longer leads to what it led to.
+    pub(super) fn tag_is_stale(&mut self, repo: &RepoName, tag: &Tag) {
+        self.stale.push(HotKey { repo: repo.clone(), reference: Reference::Tag(tag.clone()) });
+    }
+
+    /// Notes that a digest no longer leads to what it led to.
+    pub(super) fn digest_is_stale(&mut self, repo: &RepoName, digest: &Digest) {
+        self.stale.push(HotKey { repo: repo.clone(), reference: Reference::Digest(*digest) });
+    }
+}

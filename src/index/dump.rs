@@ -11,15 +11,16 @@ use super::{
     row, view,
 };
 
-/// In this order: what was deleted may have come back, and a tag should find its manifest.
+/// In this order: what is deleted during the walk moves from a table to one further down, so it is
+/// met at least once; what comes back does so by an event after the walk began.
 const TABLES: [Table; 7] = [
-    Table::DeadRepository,
-    Table::DeadManifest,
-    Table::DeadLink,
-    Table::DeadTag,
     Table::Link,
     Table::Manifest,
     Table::Tag,
+    Table::DeadTag,
+    Table::DeadLink,
+    Table::DeadManifest,
+    Table::DeadRepository,
 ];
 /// About what an entry takes besides its bytes and texts of unusual length.
 const ENTRY_BYTES: usize = 256;

@@ -13,7 +13,7 @@ const SEPARATOR: u8 = 0;
 /// Sorts after [`SEPARATOR`] and before everything a longer repository name goes on with.
 const AFTER_SEPARATOR: u8 = 1;
 
-/// The tables. Their order is that of a snapshot: deletions before what may have come after them.
+/// The tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Table {

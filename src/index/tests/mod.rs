@@ -8,9 +8,7 @@ mod rules;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use outport_proto::{
-    Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp, snapshot::Entry,
-};
+use outport_proto::{Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp};
 
 use super::{Index, IndexOptions, kv::Row};
 
@@ -113,10 +111,4 @@ pub(super) fn pull(index: &Index, in_repo: &str, name: &str) -> Option<String> {
 /// Every row, derived ones included.
 pub(super) fn rows(index: &Index) -> Vec<Row> {
     index.shared.kv.page(&[], &[], usize::MAX).unwrap()
-}
-
-pub(super) fn dumped(index: &Index) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    index.dump(1000, &mut |part| Ok(entries.extend(part))).unwrap();
-    entries
 }

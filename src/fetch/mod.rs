@@ -1,5 +1,6 @@
 //! Getting what is not here: the upstream a site reads from, and the flights that many readers share.
 
+mod flight;
 pub mod framed;
 pub mod primary;
 pub mod quic;
@@ -8,6 +9,10 @@ use std::{future::Future, pin::Pin};
 
 use bytes::Bytes;
 use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName};
+
+pub use flight::{
+    FillError, Flight, FlightMetrics, FlightOptions, FlightReader, Flights, HOLD_BACK_BYTES, Linked,
+};
 
 /// A boxed future, as trait objects need them.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -192,8 +192,21 @@ impl Store {
 
     /// A disk that can be told to fail.
     #[cfg(test)]
-    pub(crate) fn faults(&self) -> &durable::faults::Faults {
+    fn faults(&self) -> &durable::faults::Faults {
         &self.inner.disk.faults
+    }
+
+    /// Lets the disk be full after so many bytes more.
+    #[cfg(test)]
+    pub(crate) fn fill_up_after(&self, bytes: u64) {
+        self.faults().room.store(bytes, std::sync::atomic::Ordering::SeqCst);
+        self.faults().refuse_create.store(bytes == 0, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Lets every sync of a file fail.
+    #[cfg(test)]
+    pub(crate) fn fail_syncs(&self, fail: bool) {
+        self.faults().fail_sync.store(fail, std::sync::atomic::Ordering::SeqCst);
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod backoff;
 mod freshness;
+mod marks;
 mod publisher;
 mod subscriber;
 

@@ -89,7 +89,7 @@ impl Subscriber {
             welcomed: false,
             progress: Progress { received: progress.durable, ..progress },
             report: SiteReport::default(),
-            fresh: Freshness::default(),
+            fresh: Freshness::new(),
             last_heard: Duration::ZERO,
             last_ack: Duration::ZERO,
             ack_due: false,

@@ -4,6 +4,8 @@ mod flight;
 pub mod framed;
 pub mod primary;
 pub mod quic;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::{future::Future, pin::Pin};
 

@@ -269,3 +269,130 @@ impl From<FramedError> for UpstreamError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use outport_proto::{Offset, codec};
+
+    use super::*;
+    use crate::fetch::{
+        framed::stream_kind,
+        testing::{TestAuthority, connected, listening},
+    };
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// Answers every request on every connection with the frames and bytes that `script` gives.
+    fn scripted(endpoint: quinn::Endpoint, script: fn(Request) -> Vec<Bytes>) {
+        tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let connection = incoming.await.unwrap();
+                tokio::spawn(async move {
+                    while let Ok((send, mut receive)) = connection.accept_bi().await {
+                        assert_eq!(stream_kind(&mut receive, LIMIT).await.unwrap(), StreamKind::Request);
+                        let request = FrameStream::<Request>::new(receive).expect(LIMIT).await.unwrap();
+                        let mut sink = FrameSink::new(send, LIMIT);
+                        let _ = sink.write(&mut script(request)).await;
+                        sink.finish();
+                    }
+                });
+            }
+        });
+    }
+
+    async fn upstream(script: fn(Request) -> Vec<Bytes>) -> (watch::Sender<Link>, QuicUpstream) {
+        let authority = TestAuthority::new();
+        let (endpoint, address) = listening(&authority);
+        scripted(endpoint, script);
+        let log = connected(&authority, address, "mumbai").await.unwrap();
+        let bulk = connected(&authority, address, "mumbai").await.unwrap();
+        let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
+        link.send_replace(Link::Up(Connections { log, bulk }));
+        (link, upstream)
+    }
+
+    fn frame(response: &Response) -> Bytes {
+        codec::encode_frame(response).unwrap()
+    }
+
+    fn repo() -> RepoName {
+        "team/app".parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_arrives_whole_from_the_offset_asked_for() {
+        let content = || Bytes::from((0..3_000_000_u32).map(|n| n as u8).collect::<Vec<_>>());
+        let (_link, upstream) = upstream(|request| {
+            let Request::Fetch { offset, .. } = request else { panic!("{request:?}") };
+            let content = Bytes::from((0..3_000_000_u32).map(|n| n as u8).collect::<Vec<_>>());
+            vec![frame(&Response::Body { size: 3_000_000 }), content.slice(offset as usize..)]
+        })
+        .await;
+        let mut body = upstream.fetch(&repo(), &Digest::sha256(b""), 1_234_567).await.unwrap().unwrap();
+        assert_eq!(body.size(), 3_000_000);
+        let mut got = Vec::new();
+        while let Some(chunk) = body.chunk().await.unwrap() {
+            got.extend_from_slice(&chunk);
+        }
+        assert!(got == content()[1_234_567..]);
+    }
+
+    #[tokio::test]
+    async fn a_no_is_an_answer_and_unavailable_is_not_a_no() {
+        let at = Offset::new(1, 9);
+        let (_link, upstream) = upstream(|request| {
+            vec![match request {
+                Request::Link { .. } => frame(&Response::NotFound { at: Offset::new(1, 9) }),
+                Request::Resolve { .. } => frame(&Response::Unavailable { reason: "starting".to_owned() }),
+                Request::Referrers { .. } => Bytes::from_static(b"this is not a frame"),
+                _ => Bytes::new(),
+            }]
+        })
+        .await;
+        let digest = Digest::sha256(b"");
+        let no = upstream.link(&repo(), &digest).await.unwrap();
+        assert_eq!(no, At { value: None, at });
+        let reference = Reference::Digest(digest);
+        let resolved = upstream.resolve(&repo(), &reference).await;
+        assert!(matches!(resolved, Err(UpstreamError::Unavailable(_))), "{resolved:?}");
+        let referrers = upstream.referrers(&repo(), &digest).await;
+        assert!(matches!(referrers, Err(UpstreamError::Protocol(_))), "{referrers:?}");
+        let cut = upstream.fetch(&repo(), &digest, 0).await.map(|_| ());
+        assert!(matches!(cut, Err(UpstreamError::Unreachable(_))), "{cut:?}");
+    }
+
+    #[tokio::test]
+    async fn without_a_session_requests_fail_fast_and_wait_only_for_one_lost_just_now() {
+        let (link, quick) =
+            QuicUpstream::new(&QuicUpstreamOptions { reconnect_window_ms: 0, ..Default::default() });
+        let started = Instant::now();
+        let failed = quick.link(&repo(), &Digest::sha256(b"")).await;
+        assert!(matches!(failed, Err(UpstreamError::Unreachable(_))), "{failed:?}");
+        assert!(started.elapsed() < Duration::from_millis(300));
+        drop(link);
+
+        let (up, connected) = upstream(|_| vec![frame(&Response::NotFound { at: Offset::ZERO })]).await;
+        let Link::Up(connections) = up.borrow().clone() else { panic!("no connections") };
+        up.send_replace(Link::Down { since: Instant::now() });
+        let asked = {
+            let connected = connected.clone();
+            tokio::spawn(async move { connected.link(&repo(), &Digest::sha256(b"")).await })
+        };
+        tokio::task::yield_now().await;
+        up.send_replace(Link::Up(connections.clone()));
+        assert!(asked.await.unwrap().is_ok());
+
+        connections.log.close(0_u32.into(), b"");
+        let dead = connected.link(&repo(), &Digest::sha256(b"")).await;
+        assert!(matches!(dead, Err(UpstreamError::Unreachable(_))), "{dead:?}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_another_authority_is_refused_by_either_end() {
+        let (ours, theirs) = (TestAuthority::new(), TestAuthority::new());
+        let (endpoint, address) = listening(&ours);
+        let server = tokio::spawn(async move { endpoint.accept().await.unwrap().await.map(|_| ()) });
+        assert!(connected(&theirs, address, "mumbai").await.is_err());
+        assert!(server.await.unwrap().is_err());
+    }
+}

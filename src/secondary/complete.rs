@@ -1,6 +1,6 @@
 //! Which blobs are still to be copied, and up to where in the log none is: pure bookkeeping.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use outport_proto::{Change, Digest, Event, Offset, RepoName, oci::ChildKind};
 
@@ -46,6 +46,8 @@ pub struct Window {
     /// Who waits for a blob, and whether somebody copies it.
     missing: BTreeMap<Digest, Vec<Offset>>,
     queue: VecDeque<Want>,
+    /// How complete it was when a walk began that has not ended.
+    walk: Option<Offset>,
 }
 
 impl Window {
@@ -75,10 +77,33 @@ impl Window {
     /// The event at `offset` enters, waiting for `wants`.
     pub fn enter(&mut self, offset: Offset, wants: Vec<Want>) {
         self.scanned = offset;
-        let distinct: BTreeSet<_> = wants.iter().map(|want| want.digest).collect();
-        if !distinct.is_empty() {
-            self.waiting.insert(offset, distinct.len());
+        self.wait(offset, wants);
+    }
+
+    /// The log does not reach back to where the window ends: the blobs come from a walk over the
+    /// state instead, through [`Window::walked`]. It stays as complete as it is until all are here.
+    pub fn begin_walk(&mut self, from: Offset) {
+        let held = self.complete();
+        *self = Self::after(from);
+        self.walk = Some(held);
+        self.waiting.insert(held.next(), 1);
+    }
+
+    /// The walk found `wants`.
+    pub fn walked(&mut self, wants: Vec<Want>) {
+        if let Some(held) = self.walk {
+            self.wait(held.next(), wants);
         }
+    }
+
+    /// The walk has seen everything.
+    pub fn end_walk(&mut self) {
+        if let Some(held) = self.walk.take() {
+            self.release(held.next());
+        }
+    }
+
+    fn wait(&mut self, offset: Offset, wants: Vec<Want>) {
         for want in wants {
             let waiters = self.missing.entry(want.digest).or_default();
             if waiters.is_empty() {
@@ -86,6 +111,16 @@ impl Window {
             }
             if waiters.last() != Some(&offset) {
                 waiters.push(offset);
+                *self.waiting.entry(offset).or_default() += 1;
+            }
+        }
+    }
+
+    fn release(&mut self, offset: Offset) {
+        if let Some(blobs) = self.waiting.get_mut(&offset) {
+            *blobs -= 1;
+            if *blobs == 0 {
+                self.waiting.remove(&offset);
             }
         }
     }
@@ -98,12 +133,7 @@ impl Window {
     /// A taken blob is here, or no longer needed.
     pub fn settled(&mut self, digest: &Digest) {
         for offset in self.missing.remove(digest).unwrap_or_default() {
-            if let Some(blobs) = self.waiting.get_mut(&offset) {
-                *blobs -= 1;
-                if *blobs == 0 {
-                    self.waiting.remove(&offset);
-                }
-            }
+            self.release(offset);
         }
     }
 
@@ -141,6 +171,21 @@ mod tests {
         assert_eq!(window.complete(), at(4));
         window.settled(&want("a").digest);
         assert_eq!((window.complete(), window.missing()), (at(7), 0));
+    }
+
+    #[test]
+    fn a_walk_holds_complete_until_all_it_found_is_here() {
+        let mut window = Window::after(at(2));
+        window.begin_walk(at(50));
+        window.walked(vec![want("a")]);
+        window.enter(at(51), vec![want("a")]);
+        window.walked(vec![want("b")]);
+        assert_eq!((window.complete(), window.scanned()), (at(2), at(51)));
+        window.settled(&want("a").digest);
+        window.settled(&want("b").digest);
+        assert_eq!(window.complete(), at(2), "the walk may find more");
+        window.end_walk();
+        assert_eq!(window.complete(), at(51));
     }
 
     #[test]

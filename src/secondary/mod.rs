@@ -3,3 +3,4 @@
 pub mod complete;
 pub mod dial;
 pub mod memory;
+pub mod prefetch;

@@ -1,0 +1,370 @@
+//! Copies the blobs of the repositories a site keeps eagerly ahead of the first pull, and knows
+//! up to which offset nothing is missing.
+//!
+//! It is a second reader of the site's own log: it looks at applied events at its own pace, so
+//! nothing is queued for it and what waits is bounded. Where the log no longer reaches back, it
+//! walks the index instead.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use outport_proto::{Digest, Offset, RepoName, snapshot::Entry};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::Instant,
+};
+
+use super::complete::{Want, Window, needs};
+use crate::{
+    fetch::BoxFuture,
+    index::{Index, IndexError},
+    log::{Log, LogError},
+    shutdown::Shutdown,
+    store::{Store, StoreError},
+};
+
+/// Bytes of log looked at in one go.
+const SCAN_BYTES: usize = 1024 * 1024;
+
+/// Bytes of index entries looked at in one go.
+const PART_BYTES: usize = 256 * 1024;
+
+/// A copy that failed is tried again after this; it doubles with every failure up to the maximum.
+const RETRY: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// How often the complete offset is written down. Losing it costs a look at the same events again.
+const SAVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// File name inside the site's data directory.
+const FILE: &str = "complete";
+
+/// Whether the site keeps a repository's blobs before anybody asks.
+pub type Keeps = Arc<dyn Fn(&RepoName) -> bool + Send + Sync>;
+
+/// Makes a blob local: `Ok(false)` when the primary says that it is no longer there.
+pub type CopyBlob = Arc<dyn Fn(Want) -> BoxFuture<'static, Result<bool, String>> + Send + Sync>;
+
+/// How much is copied at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefetchOptions {
+    /// Copies at once.
+    pub copies_max: usize,
+    /// Missing blobs known at once; behind them the log is not looked at yet.
+    pub missing_max: usize,
+}
+
+impl Default for PrefetchOptions {
+    fn default() -> Self {
+        Self { copies_max: 4, missing_max: 10_000 }
+    }
+}
+
+/// How far copying is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Every event up to here has all the blobs that the site keeps.
+    pub complete: Offset,
+    /// Blobs known to be missing.
+    pub missing_blobs: u64,
+}
+
+/// The copier of a site.
+pub struct Prefetch {
+    source: Source,
+    copy: CopyBlob,
+    options: PrefetchOptions,
+    path: PathBuf,
+    progress: watch::Sender<Progress>,
+}
+
+/// Where wants are found.
+#[derive(Clone)]
+struct Source {
+    log: Log,
+    index: Index,
+    store: Store,
+    keeps: Keeps,
+}
+
+impl Prefetch {
+    /// A copier that goes on where the file in `dir` says, and the end that follows it.
+    pub fn new(
+        dir: &Path,
+        (log, index, store): (Log, Index, Store),
+        keeps: Keeps,
+        copy: CopyBlob,
+        options: PrefetchOptions,
+    ) -> (Self, watch::Receiver<Progress>) {
+        let path = dir.join(FILE);
+        let complete = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        let complete = complete.filter(|complete| *complete <= index.applied()).unwrap_or_default();
+        let (progress, receiver) = watch::channel(Progress { complete, missing_blobs: 0 });
+        let source = Source { log, index, store, keeps };
+        (Self { source, copy, options, path, progress }, receiver)
+    }
+
+    /// Copies until shutdown.
+    pub async fn run(self, shutdown: Shutdown) {
+        let mut run = Run {
+            window: Window::after(self.progress.borrow().complete),
+            copies: JoinSet::new(),
+            walk: None,
+            failures: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            look_at: Instant::now(),
+        };
+        let mut applied = self.source.index.watch();
+        let mut save = tokio::time::interval(SAVE_INTERVAL);
+        loop {
+            applied.mark_unchanged();
+            if let Err(error) = self.look_ahead(&mut run).await {
+                tracing::warn!(%error, "cannot look for blobs to copy");
+                run.look_at = Instant::now() + RETRY_MAX;
+            }
+            self.start_copies(&mut run);
+            self.publish(&run.window);
+            let room = run.window.missing() < self.options.missing_max;
+            let wake_at = run.wake_at();
+            let Run { copies, walk, .. } = &mut run;
+            let happened = tokio::select! {
+                () = shutdown.requested() => break,
+                changed = applied.changed(), if room => if changed.is_err() { break } else { Happened::Time },
+                Some(copied) = copies.join_next() => Happened::Copied(copied),
+                found = next(walk), if room => Happened::Found(found),
+                () = tokio::time::sleep_until(wake_at) => Happened::Time,
+                _ = save.tick() => Happened::SaveDue,
+            };
+            match happened {
+                Happened::Time => {}
+                Happened::SaveDue => self.save().await,
+                Happened::Copied(copied) => run.copied(copied),
+                Happened::Found(found) => run.walked(found),
+            }
+        }
+        run.copies.abort_all();
+        self.save().await;
+    }
+
+    /// Takes in applied events until the window is full or the log is at its end.
+    async fn look_ahead(&self, run: &mut Run) -> Result<(), PrefetchError> {
+        while run.walk.is_none()
+            && run.look_at <= Instant::now()
+            && run.window.missing() < self.options.missing_max
+        {
+            let (source, after) = (self.source.clone(), run.window.scanned());
+            if after >= source.index.applied() {
+                break;
+            }
+            let scan = spawn_blocking(move || source.scan(after)).await;
+            match scan.map_err(|error| PrefetchError::Crashed(error.to_string())).flatten()? {
+                Some(events) => {
+                    events.into_iter().for_each(|(offset, wants)| run.window.enter(offset, wants))
+                }
+                None => self.begin_walk(run),
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_walk(&self, run: &mut Run) {
+        let (source, from) = (self.source.clone(), self.source.index.applied());
+        let (found, receiver) = mpsc::channel(1);
+        run.window.begin_walk(from);
+        run.walk = Some(receiver);
+        spawn_blocking(move || {
+            let end =
+                source.walk(&found).map_or_else(|error| Found::Failed(error.to_string()), |()| Found::All);
+            // Nobody hears it when the copier stopped meanwhile.
+            let _ = found.blocking_send(end);
+        });
+    }
+
+    fn start_copies(&self, run: &mut Run) {
+        run.requeue_due();
+        while run.copies.len() < self.options.copies_max
+            && let Some(want) = run.window.take()
+        {
+            let copy = (self.copy)(want.clone());
+            run.copies.spawn(async move {
+                let copied = copy.await;
+                (want, copied)
+            });
+        }
+    }
+
+    fn publish(&self, window: &Window) {
+        let now = Progress { complete: window.complete(), missing_blobs: window.missing() as u64 };
+        self.progress.send_if_modified(|last| std::mem::replace(last, now) != now);
+    }
+
+    async fn save(&self) {
+        let (path, text) = (self.path.clone(), self.progress.borrow().complete.to_string());
+        let saved = spawn_blocking(move || {
+            let temporary = path.with_extension("new");
+            fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path))
+        });
+        if let Ok(Err(error)) = saved.await {
+            tracing::warn!(%error, path = %self.path.display(), "cannot write down what is complete");
+        }
+    }
+}
+
+/// What changes while it runs.
+struct Run {
+    window: Window,
+    copies: JoinSet<(Want, Result<bool, String>)>,
+    walk: Option<mpsc::Receiver<Found>>,
+    /// How often the copy of a missing blob failed.
+    failures: BTreeMap<Digest, u32>,
+    /// When it is tried again.
+    retries: BTreeMap<(Instant, Digest), Want>,
+    /// Not before then is the log looked at again.
+    look_at: Instant,
+}
+
+/// What ended a wait.
+enum Happened {
+    Time,
+    SaveDue,
+    Copied(Result<(Want, Result<bool, String>), JoinError>),
+    Found(Found),
+}
+
+/// What a walk over the index found.
+enum Found {
+    Some(Vec<Want>),
+    All,
+    Failed(String),
+}
+
+/// Pends for ever without a walk.
+async fn next(walk: &mut Option<mpsc::Receiver<Found>>) -> Found {
+    match walk {
+        Some(walk) => walk.recv().await.unwrap_or_else(|| Found::Failed("the walk crashed".to_owned())),
+        None => std::future::pending().await,
+    }
+}
+
+impl Run {
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let look = (self.look_at > now).then_some(self.look_at);
+        let retry = self.retries.first_key_value().map(|((at, _), _)| *at);
+        look.into_iter().chain(retry).min().unwrap_or(now + RETRY_MAX)
+    }
+
+    fn requeue_due(&mut self) {
+        while let Some(entry) = self.retries.first_entry()
+            && entry.key().0 <= Instant::now()
+        {
+            self.window.postponed(entry.remove());
+        }
+    }
+
+    fn copied(&mut self, copied: Result<(Want, Result<bool, String>), JoinError>) {
+        match copied {
+            Ok((want, Ok(_))) => {
+                self.failures.remove(&want.digest);
+                self.window.settled(&want.digest);
+            }
+            Ok((want, Err(error))) => {
+                let failures = self.failures.entry(want.digest).or_default();
+                if *failures == 0 {
+                    tracing::info!(repo = %want.repo, digest = %want.digest, %error, "blob not copied ahead yet");
+                }
+                let wait = (RETRY * 2_u32.saturating_pow(*failures).min(1 << 10)).min(RETRY_MAX);
+                *failures = failures.saturating_add(1);
+                self.retries.insert((Instant::now() + wait, want.digest), want);
+            }
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => tracing::error!(%error, "a copy crashed"),
+        }
+    }
+
+    fn walked(&mut self, found: Found) {
+        match found {
+            Found::Some(wants) => self.window.walked(wants),
+            Found::All => {
+                self.walk = None;
+                self.window.end_walk();
+            }
+            Found::Failed(error) => {
+                tracing::warn!(%error, "cannot walk the index for blobs to copy");
+                self.walk = None;
+                self.copies.abort_all();
+                self.retries.clear();
+                self.window = Window::after(self.window.complete());
+                self.look_at = Instant::now() + RETRY_MAX;
+            }
+        }
+    }
+}
+
+impl Source {
+    /// The applied events after `after` and what each needs that is not here; `None` when the
+    /// log does not reach back that far.
+    fn scan(&self, after: Offset) -> Result<Option<Vec<(Offset, Vec<Want>)>>, PrefetchError> {
+        let applied = self.index.applied();
+        let records = match self.log.read(after, SCAN_BYTES) {
+            Ok(records) => records,
+            Err(LogError::BelowFloor { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut events = Vec::with_capacity(records.len());
+        for record in records.iter().take_while(|record| record.event.offset <= applied) {
+            let wanted = if (self.keeps)(record.event.change.repo()) { needs(&record.event) } else { vec![] };
+            events.push((record.event.offset, self.absent(wanted)?));
+        }
+        Ok(Some(events))
+    }
+
+    fn walk(&self, found: &mpsc::Sender<Found>) -> Result<(), PrefetchError> {
+        self.index.dump(PART_BYTES, &mut |entries| {
+            let wanted = entries.into_iter().filter_map(|entry| match entry {
+                Entry::Link { repo, digest, size, .. } => Some(Want { repo, digest, size }),
+                Entry::Manifest { manifest, .. } if manifest.bytes.is_none() => {
+                    Some(Want { repo: manifest.repo, digest: manifest.digest, size: manifest.size })
+                }
+                _ => None,
+            });
+            let wanted = wanted.filter(|want| (self.keeps)(&want.repo)).collect();
+            let wants = self.absent(wanted).map_err(std::io::Error::other)?;
+            found.blocking_send(Found::Some(wants)).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+        })?;
+        Ok(())
+    }
+
+    fn absent(&self, mut wants: Vec<Want>) -> Result<Vec<Want>, PrefetchError> {
+        let mut failed = None;
+        wants.retain(|want| {
+            self.store
+                .size(&want.digest)
+                .unwrap_or_else(|error| {
+                    failed = Some(error);
+                    None
+                })
+                .is_none()
+        });
+        failed.map_or(Ok(wants), |error| Err(error.into()))
+    }
+}
+
+/// Why it cannot be told what is missing.
+#[derive(Debug, thiserror::Error)]
+enum PrefetchError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("looking for blobs crashed: {0}")]
+    Crashed(String),
+}

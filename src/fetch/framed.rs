@@ -26,20 +26,33 @@ impl<F: WireFrame> FrameStream<F> {
         Self { stream, reader: FrameReader::new() }
     }
 
+    /// What comes next. May be dropped at any time and called again.
+    ///
+    /// # Errors
+    /// [`FramedError::Frame`] as soon as the bytes cannot be a frame, or announce one over the limit.
+    pub async fn incoming(&mut self) -> Result<Incoming<F>, FramedError> {
+        if let Some(frame) = self.reader.next()? {
+            return Ok(Incoming::Frame(frame));
+        }
+        match self.stream.read_chunk(READ_BYTES, true).await? {
+            Some(chunk) => self.reader.push(&chunk.bytes),
+            None if self.reader.is_mid_frame() => return Err(FramedError::CutOff),
+            None => return Ok(Incoming::End),
+        }
+        Ok(self.reader.next()?.map_or(Incoming::Bytes, Incoming::Frame))
+    }
+
     /// The next frame; `None` when the peer finished the stream between two frames. May be
     /// dropped at any time and called again.
     ///
     /// # Errors
-    /// [`FramedError::Frame`] as soon as the bytes cannot be a frame, or announce one over the limit.
+    /// As [`FrameStream::incoming`].
     pub async fn frame(&mut self) -> Result<Option<F>, FramedError> {
         loop {
-            if let Some(frame) = self.reader.next()? {
-                return Ok(Some(frame));
-            }
-            match self.stream.read_chunk(READ_BYTES, true).await? {
-                Some(chunk) => self.reader.push(&chunk.bytes),
-                None if self.reader.is_mid_frame() => return Err(FramedError::CutOff),
-                None => return Ok(None),
+            match self.incoming().await? {
+                Incoming::Frame(frame) => return Ok(Some(frame)),
+                Incoming::Bytes => {}
+                Incoming::End => return Ok(None),
             }
         }
     }
@@ -56,6 +69,17 @@ impl<F: WireFrame> FrameStream<F> {
     pub fn into_raw(self) -> RawStream {
         RawStream { rest: self.reader.into_rest(), stream: self.stream }
     }
+}
+
+/// What came on a stream.
+#[derive(Debug)]
+pub enum Incoming<F> {
+    /// A whole frame.
+    Frame(F),
+    /// Bytes of one that is not whole yet: the peer is alive.
+    Bytes,
+    /// The peer finished the stream between two frames.
+    End,
 }
 
 /// Raw bytes from a stream.

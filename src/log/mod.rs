@@ -206,6 +206,19 @@ impl Log {
         self.handle.shared.state().stopped.clone()
     }
 
+    /// What [`Log::read`] gives, when it is all in memory: never blocks. `None` when it is not.
+    ///
+    /// # Errors
+    /// Those of [`Log::read`].
+    pub fn read_recent(&self, after: Offset, bytes_max: usize) -> Result<Option<Vec<Record>>, LogError> {
+        let state = self.handle.shared.state();
+        state.check(after)?;
+        if after.seq == state.head.seq {
+            return Ok(Some(Vec::new()));
+        }
+        Ok(state.recent.read(after.seq + 1, bytes_max))
+    }
+
     /// Durable records after `after`, in order, at most about `bytes_max` bytes and at least one
     /// if there is any. From memory when recent; otherwise it reads the disk and may block.
     ///

@@ -1,4 +1,6 @@
 //! The primary's half of replication.
 
 pub mod fleet;
+pub mod log_stream;
+pub mod publisher;
 pub mod requests;

@@ -314,7 +314,7 @@ impl Source {
         let applied = self.index.applied();
         let records = match self.log.read(after, SCAN_BYTES) {
             Ok(records) => records,
-            Err(LogError::BelowFloor { .. }) => return Ok(None),
+            Err(LogError::BelowFloor { .. } | LogError::NotInLog { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let mut events = Vec::with_capacity(records.len());

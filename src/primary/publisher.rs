@@ -1,0 +1,156 @@
+//! Accepts sites: verifies who they are and hands each stream to the log or to the answers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use outport_proto::SiteName;
+use rustls_pki_types::CertificateDer;
+
+use super::{log_stream::LogPublisher, requests::Answerer};
+use crate::{
+    fetch::{
+        framed::{FrameSink, FrameStream, FramedError, stream_kind},
+        quic::{CloseCode, StreamKind, peer_certificates},
+    },
+    shutdown::Shutdown,
+};
+
+/// A stream must say what it is within this.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A site that takes no bytes for this long is given up, stream by stream.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The log goes before answers on the connection they share.
+const LOG_PRIORITY: i32 = 1;
+
+/// Tells which listed site a verified certificate belongs to, or why none.
+pub type Admit = Arc<dyn Fn(&CertificateDer<'_>) -> Result<SiteName, String> + Send + Sync>;
+
+/// Serves replication. Cloning gives another handle to the same service.
+#[derive(Clone)]
+pub struct Publisher {
+    admit: Admit,
+    log: LogPublisher,
+    answerer: Answerer,
+    sessions: Arc<AtomicU64>,
+    connections_max: usize,
+}
+
+impl Publisher {
+    /// A service for at most `connections_max` connections; a site needs two.
+    pub fn new(admit: Admit, log: LogPublisher, answerer: Answerer, connections_max: usize) -> Self {
+        Self { admit, log, answerer, sessions: Arc::default(), connections_max }
+    }
+
+    /// Accepts connections until shutdown, then says goodbye to all of them.
+    pub async fn serve(self, endpoint: quinn::Endpoint, shutdown: Shutdown) {
+        loop {
+            let incoming = tokio::select! {
+                incoming = endpoint.accept() => incoming,
+                () = shutdown.requested() => break,
+            };
+            let Some(incoming) = incoming else { break };
+            if endpoint.open_connections() >= self.connections_max {
+                tracing::warn!(peer = %incoming.remote_address(), "replication connection refused: too many");
+                incoming.refuse();
+                continue;
+            }
+            let (this, group) = (self.clone(), shutdown.clone());
+            shutdown.spawn(async move { this.greet(incoming, group).await });
+        }
+        endpoint.close(CloseCode::Bye.into(), b"the primary stops");
+        endpoint.wait_idle().await;
+    }
+
+    async fn greet(self, incoming: quinn::Incoming, group: Shutdown) {
+        let peer = incoming.remote_address();
+        let connection = match incoming.await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%peer, %error, "replication handshake failed");
+                return;
+            }
+        };
+        let certificates = peer_certificates(&connection).unwrap_or_default();
+        let site = match certificates.first() {
+            Some(own) => (self.admit)(own),
+            None => Err("no certificate".to_owned()),
+        };
+        match site {
+            Ok(site) => self.accept_streams(connection, site, group).await,
+            Err(reason) => {
+                tracing::warn!(%peer, %reason, "site refused");
+                connection.close(CloseCode::Refused.into(), reason.as_bytes());
+            }
+        }
+    }
+
+    /// Every stream is a task of its own; all of them fail when the connection ends.
+    async fn accept_streams(self, connection: quinn::Connection, site: SiteName, group: Shutdown) {
+        let log_taken = Arc::new(AtomicBool::new(false));
+        while let Ok((send, receive)) = connection.accept_bi().await {
+            let stream = Stream {
+                publisher: self.clone(),
+                connection: connection.clone(),
+                site: site.clone(),
+                log_taken: Arc::clone(&log_taken),
+            };
+            group.spawn(async move { stream.serve(send, receive).await });
+        }
+    }
+}
+
+/// One stream of a site.
+struct Stream {
+    publisher: Publisher,
+    connection: quinn::Connection,
+    site: SiteName,
+    log_taken: Arc<AtomicBool>,
+}
+
+impl Stream {
+    async fn serve(self, send: quinn::SendStream, mut receive: quinn::RecvStream) {
+        let served = match stream_kind(&mut receive, OPENING_TIMEOUT).await {
+            Ok(StreamKind::Request) => {
+                let (requests, sink) = (FrameStream::new(receive), FrameSink::new(send, STALL_TIMEOUT));
+                self.publisher.answerer.serve(requests, sink).await
+            }
+            Ok(StreamKind::Log) => self.serve_log(send, receive).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            self.failed(&error);
+        }
+    }
+
+    async fn serve_log(
+        &self,
+        send: quinn::SendStream,
+        receive: quinn::RecvStream,
+    ) -> Result<(), FramedError> {
+        if self.log_taken.swap(true, Ordering::Relaxed) {
+            return Err(FramedError::Kind(StreamKind::Log.byte()));
+        }
+        // A stream that is already gone has no priority and fails at its first frame.
+        let _ = send.set_priority(LOG_PRIORITY);
+        let id = self.publisher.sessions.fetch_add(1, Ordering::Relaxed);
+        let sink = FrameSink::new(send, STALL_TIMEOUT);
+        self.publisher.log.serve(id, &self.site, &self.connection, FrameStream::new(receive), sink).await
+    }
+
+    fn failed(&self, error: &FramedError) {
+        let (site, peer) = (&self.site, self.connection.remote_address());
+        if error.is_violation() {
+            tracing::warn!(%site, %peer, %error, "site broke the protocol: connection closed");
+            self.connection.close(CloseCode::Protocol.into(), error.to_string().as_bytes());
+        } else {
+            tracing::debug!(%site, %peer, %error, "stream ended");
+        }
+    }
+}

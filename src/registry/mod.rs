@@ -1,20 +1,26 @@
 //! The registry itself: read decisions, pushes, and the journal that both stand on. No HTTP types.
 
-mod caller;
 pub mod decide;
 mod intents;
+mod journal_stub;
+mod lines;
+mod metrics;
 mod pull;
 mod push;
+mod remembered;
 mod session;
+#[cfg(test)]
+mod testing;
 
-pub use caller::Caller;
 pub use intents::Intents;
+pub use journal_stub::{Journal, JournalError};
+pub use metrics::PullMetrics;
 pub use pull::{
-    BlobAnswer, BlobContent, FillReader, Filling, Listing, ManifestAnswer, Next, Page, PullError,
-    PullOptions, PullService, Referrer, Referrers, Staleness, Want,
+    BlobAnswer, BlobContent, Edge, FillReader, Filling, Listing, ManifestAnswer, Next, Page, PullError,
+    PullOptions, PullRules, PullService, Referrer, Referrers, Site, Staleness, Want,
 };
 pub use push::{
     BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, PushService,
-    UploadAppend, UploadId, UploadRight, UploadStatus,
+    UploadAppend, UploadRight, UploadStatus,
 };
 pub use session::{Session, SessionView};

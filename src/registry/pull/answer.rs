@@ -1,10 +1,11 @@
 //! What pulls are asked and answered with.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{Digest, Offset};
 
+use super::Filling;
 use crate::store::Blob;
 
 /// How a pull is asked, beside what it asks for.
@@ -68,31 +69,6 @@ pub enum BlobContent {
     Local(Blob),
     /// They are on their way.
     Filling(Filling),
-}
-
-/// A blob on its way here. It arrives whether or not anybody reads it.
-#[derive(Debug)]
-pub struct Filling {}
-
-impl Filling {
-    /// Reads the bytes of `range` as they arrive.
-    pub fn reader(&self, range: Range<u64>) -> FillReader {
-        todo!("{range:?}")
-    }
-}
-
-/// A cursor on a blob that is on its way.
-#[derive(Debug)]
-pub struct FillReader {}
-
-impl FillReader {
-    /// The next bytes, in order; `None` after the last byte of the range.
-    ///
-    /// # Errors
-    /// When the blob cannot be had whole: the response must be cut off, never ended properly.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, PullError> {
-        todo!()
-    }
 }
 
 /// Which part of a listing.

@@ -1,9 +1,9 @@
 //! What pushes are asked and answered with.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use outport_proto::{Digest, Offset, Reference, RepoName, Tag, oci::InvalidManifest};
+use outport_proto::{Digest, Offset, Reference, RepoName, Tag, oci::InvalidManifest, route::UploadId};
 
 /// How pushes are bounded and what they may leave out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,26 +26,6 @@ impl Default for PushLimits {
             anonymous_mount: true,
             blob_bytes_max: 1 << 40,
         }
-    }
-}
-
-/// The name of an upload: one path segment, unguessable.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct UploadId(Arc<str>);
-
-impl UploadId {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::str::FromStr for UploadId {
-    type Err = PushError;
-
-    fn from_str(text: &str) -> Result<Self, PushError> {
-        let valid = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if valid { Ok(Self(text.into())) } else { Err(PushError::BlobUploadUnknown) }
     }
 }
 
@@ -163,7 +143,7 @@ pub enum PushError {
         /// What it should have been.
         expected: Digest,
         /// What it is.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// A body has not the size that was announced for it.
     #[error("the body has not the announced size")]

@@ -1,165 +1,146 @@
 //! Pushes and deletes at the primary.
+//!
+//! What a manifest names must stay while the manifest is put: puts share their repository's lock and
+//! deletes hold it alone, from the look at the index until the event is durable and applied. So
+//! concurrent puts still share one fsync. A change under way goes on when its client leaves: it
+//! runs in a task of its own.
 
 mod answer;
+mod delete;
+mod locks;
+mod manifest;
+mod upload;
+
+use std::{future::Future, sync::Arc, time::Duration};
 
 pub use answer::{
-    BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, UploadId,
-    UploadRight, UploadStatus,
+    BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, UploadRight,
+    UploadStatus,
+};
+use locks::Locks;
+use outport_proto::{Change, Digest, Offset, RepoName};
+pub use upload::UploadAppend;
+
+use super::{Journal, JournalError};
+use crate::{
+    auth::{Action, Caller},
+    clock::SharedClock,
+    index::{Index, IndexError},
+    shutdown::Shutdown,
+    store::{Store, StoreError},
 };
 
-use bytes::Bytes;
-use outport_proto::{Algorithm, Digest, Reference, RepoName};
-
-use super::Caller;
+/// When to try again what cannot be done now.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Takes pushes and deletes. Cloning gives another handle to the same service.
-#[derive(Clone, Debug)]
-pub struct PushService {}
+#[derive(Clone)]
+pub struct PushService {
+    journal: Journal,
+    store: Store,
+    clock: SharedClock,
+    limits: PushLimits,
+    locks: Arc<Locks>,
+    shutdown: Shutdown,
+}
 
 impl PushService {
-    /// Begins an upload (`POST /blobs/uploads/`). `algorithm` is the one the client announced
-    /// (`digest-algorithm`), if any; any supported one may be used to finish.
-    ///
-    /// # Errors
-    /// [`PushError::Denied`] without push on `repo`.
-    pub async fn start_upload(
+    /// A service that stores bytes in `store` and what happened in `journal`; its changes under way
+    /// end before `shutdown` does.
+    pub fn new(
+        journal: Journal,
+        store: Store,
+        clock: SharedClock,
+        limits: PushLimits,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self { journal, store, clock, limits, locks: Arc::default(), shutdown }
+    }
+
+    fn index(&self) -> &Index {
+        self.journal.index()
+    }
+
+    /// Appends what happened; when this returns it is durable and can be read.
+    async fn commit(&self, actor: &str, change: Change) -> Result<Offset, PushError> {
+        self.journal.commit(actor, vec![change]).await.map_err(not_durable)
+    }
+
+    /// Does `work` to its end, also when the caller of this leaves.
+    async fn to_its_end<T: Send + 'static>(
         &self,
-        caller: &Caller,
-        repo: &RepoName,
-        algorithm: Option<Algorithm>,
-    ) -> Result<(UploadRight, UploadStatus), PushError> {
-        todo!("{caller:?} {repo} {algorithm:?}")
+        work: impl Future<Output = Result<T, PushError>> + Send + 'static,
+    ) -> Result<T, PushError> {
+        self.shutdown.spawn(work).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a change broke off");
+            Err(PushError::Internal)
+        })
     }
 
-    /// The right to act on an upload for a caller who holds push on `repo`. A verified upload
-    /// state is the other way to an [`UploadRight`].
-    ///
-    /// # Errors
-    /// [`PushError::Denied`] without push on `repo`.
-    pub fn upload_right(
-        &self,
-        caller: &Caller,
-        repo: &RepoName,
-        upload: UploadId,
-    ) -> Result<UploadRight, PushError> {
-        todo!("{caller:?} {repo} {upload:?}")
+    /// Does disk work on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, PushError> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done.map_err(PushError::from),
+            Err(error) => {
+                tracing::error!(%error, "disk work broke off");
+                Err(PushError::Internal)
+            }
+        }
     }
 
-    /// How far an upload is (`GET`).
-    ///
-    /// # Errors
-    /// [`PushError::BlobUploadUnknown`].
-    pub async fn upload_status(&self, upload: &UploadRight) -> Result<UploadStatus, PushError> {
-        todo!("{upload:?}")
-    }
-
-    /// Begins to append to an upload (`PATCH`, or the body of a `PUT`). Without a range the bytes
-    /// follow what is there.
-    ///
-    /// # Errors
-    /// [`PushError::RangeInvalid`] with the current length when `range` does not start there;
-    /// [`PushError::BlobUploadUnknown`].
-    pub async fn append(
-        &self,
-        upload: &UploadRight,
-        range: Option<ContentRange>,
-    ) -> Result<UploadAppend, PushError> {
-        todo!("{upload:?} {range:?}")
-    }
-
-    /// Ends an upload: verifies it, publishes the blob and links it in the repository (`PUT`). An
-    /// upload whose content is not `digest` is gone afterwards.
-    ///
-    /// # Errors
-    /// [`PushError::DigestInvalid`] when the content is not `digest`.
-    pub async fn finish_upload(&self, upload: &UploadRight, digest: &Digest) -> Result<BlobPut, PushError> {
-        todo!("{upload:?} {digest}")
-    }
-
-    /// Gives an upload up (`DELETE`).
-    ///
-    /// # Errors
-    /// [`PushError::BlobUploadUnknown`].
-    pub async fn cancel_upload(&self, upload: &UploadRight) -> Result<(), PushError> {
-        todo!("{upload:?}")
-    }
-
-    /// Links a blob another repository holds (`POST ?mount=[&from=]`). Without one the caller may
-    /// read it begins an upload instead.
-    ///
-    /// # Errors
-    /// [`PushError::Denied`] without push on `repo`. Without pull on `from` it is as if `from` did
-    /// not hold the blob.
-    pub async fn mount(
-        &self,
-        caller: &Caller,
-        repo: &RepoName,
-        digest: &Digest,
-        from: Option<&RepoName>,
-    ) -> Result<Mounted, PushError> {
-        todo!("{caller:?} {repo} {digest} {from:?}")
-    }
-
-    /// Puts a manifest and moves tags to it (`PUT /manifests/<reference>[?tag=]`).
-    ///
-    /// # Errors
-    /// [`PushError`]: `Denied`, `TooLarge`, `ManifestInvalid`, `DigestInvalid`, `ManifestBlobUnknown`.
-    pub async fn put_manifest(
-        &self,
-        caller: &Caller,
-        repo: &RepoName,
-        manifest: NewManifest,
-    ) -> Result<ManifestPushed, PushError> {
-        todo!("{caller:?} {repo} {manifest:?}")
-    }
-
-    /// Deletes a tag, or a manifest with every tag that names it.
-    ///
-    /// # Errors
-    /// [`PushError::Denied`] without delete on `repo`; `ManifestUnknown`, `NameUnknown`.
-    pub async fn delete_manifest(
-        &self,
-        caller: &Caller,
-        repo: &RepoName,
-        reference: &Reference,
-    ) -> Result<Deleted, PushError> {
-        todo!("{caller:?} {repo} {reference}")
-    }
-
-    /// Deletes a repository's link to a blob.
-    ///
-    /// # Errors
-    /// [`PushError::Denied`] without delete on `repo`; `BlobUnknown`, `NameUnknown`.
-    pub async fn delete_blob(
-        &self,
-        caller: &Caller,
-        repo: &RepoName,
-        digest: &Digest,
-    ) -> Result<Deleted, PushError> {
-        todo!("{caller:?} {repo} {digest}")
+    /// The size of a blob if the repository links it.
+    fn link(&self, repo: &RepoName, digest: &Digest) -> Result<Option<u64>, PushError> {
+        Ok(self.index().link(repo, digest)?)
     }
 }
 
-/// Bytes being appended to an upload; it holds the upload alone. Dropped before
-/// [`UploadAppend::finish`], what was written stays: a client that was cut off asks for the
-/// status and resumes.
-#[derive(Debug)]
-pub struct UploadAppend {}
+fn allowed(caller: &Caller, repo: &RepoName, action: Action) -> Result<(), PushError> {
+    if caller.access.allows(repo, action) { Ok(()) } else { Err(PushError::Denied) }
+}
 
-impl UploadAppend {
-    /// Appends the next bytes.
-    ///
-    /// # Errors
-    /// [`PushError::SizeInvalid`] when they go past the announced range; `TooLarge`; `Unavailable` when the disk is full.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<(), PushError> {
-        todo!("{}", bytes.len())
-    }
-
-    /// Ends this append.
-    ///
-    /// # Errors
-    /// [`PushError::SizeInvalid`] when fewer bytes came than the announced range.
-    pub async fn finish(self) -> Result<UploadStatus, PushError> {
-        todo!()
+fn not_durable(error: JournalError) -> PushError {
+    tracing::error!(%error, "a change was not made durable");
+    PushError::Unavailable {
+        reason: "the registry cannot make changes durable now".to_owned(),
+        retry_after: RETRY_AFTER,
     }
 }
+
+impl From<IndexError> for PushError {
+    fn from(error: IndexError) -> Self {
+        tracing::error!(%error, "index failed");
+        Self::Internal
+    }
+}
+
+impl From<StoreError> for PushError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::DigestMismatch { expected, actual } => Self::DigestInvalid { expected, actual },
+            StoreError::UploadUnknown => Self::BlobUploadUnknown,
+            StoreError::UploadBusy => Self::BlobUploadInvalid("another request is writing to it"),
+            StoreError::Full { action } => {
+                tracing::error!(action, "disk full");
+                Self::Unavailable {
+                    reason: "the registry's disk is full".to_owned(),
+                    retry_after: RETRY_AFTER,
+                }
+            }
+            StoreError::InUse(_) | StoreError::Io { .. } => {
+                tracing::error!(%error, "store failed");
+                Self::Internal
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for PushService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PushService").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

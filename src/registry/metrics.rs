@@ -1,0 +1,91 @@
+//! What the registry counts.
+
+use std::fmt::{self, Write as _};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+/// Counters of pulls. Cloning gives another handle to the same counters.
+#[derive(Clone, Debug, Default)]
+pub struct PullMetrics {
+    pulls: Family<PullLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PullLabels {
+    result: PullResult,
+}
+
+/// How a pull was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum PullResult {
+    /// From here.
+    Local,
+    /// From here, after waiting for an event or a heartbeat.
+    Waited,
+    /// With what the primary said.
+    Revalidated,
+    /// From a fill it began.
+    Filled,
+    /// From a fill another pull began.
+    Joined,
+    /// From here, with its age: the primary was unreachable.
+    Stale,
+    /// Not: it may exist, and could not be had.
+    Unavailable,
+    /// With the log's "no".
+    NotFound,
+    /// Not: the caller may not read it.
+    Denied,
+}
+
+impl EncodeLabelValue for PullResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Local => "local",
+            Self::Waited => "waited",
+            Self::Revalidated => "revalidated",
+            Self::Filled => "filled",
+            Self::Joined => "joined",
+            Self::Stale => "stale",
+            Self::Unavailable => "unavailable",
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+        })
+    }
+}
+
+impl PullMetrics {
+    /// Counters registered as `outport_pulls_total{result}`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("outport_pulls", "Pulls, by how they were answered", metrics.pulls.clone());
+        metrics
+    }
+
+    pub(super) fn count(&self, result: PullResult) {
+        self.pulls.get_or_create(&PullLabels { result }).inc();
+    }
+
+    #[cfg(test)]
+    pub(super) fn get(&self, result: PullResult) -> u64 {
+        self.pulls.get_or_create(&PullLabels { result }).get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_that_dashboards_use() {
+        let mut registry = Registry::default();
+        PullMetrics::new(&mut registry).count(PullResult::NotFound);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("outport_pulls_total{result=\"not_found\"} 1"), "{text}");
+    }
+}

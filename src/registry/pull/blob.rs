@@ -1,0 +1,108 @@
+//! Blobs, by digest, within the repositories that link them.
+
+use outport_proto::{Digest, Offset};
+
+use super::{
+    BlobAnswer, BlobContent, PullError, Remote, Shared, Want,
+    rules::{Ask, Found, Tried, note_cut, unavailable},
+};
+use crate::{
+    fetch::FillError,
+    registry::{
+        decide::{Decision, Kind},
+        metrics::PullResult,
+        remembered::Asked,
+    },
+    store::Blob,
+};
+
+type Pulled = Result<(BlobAnswer, PullResult), PullError>;
+
+impl Shared {
+    pub(super) async fn blob(&self, ask: &Ask<'_>, digest: &Digest) -> Pulled {
+        ask.scope()?;
+        let kind = match ask.options.want {
+            Want::Content => Kind::Digest,
+            Want::Headers => Kind::Existence,
+        };
+        let mut tried = Tried::default();
+        loop {
+            let view = self.view(ask.repo, Some(&outport_proto::Reference::Digest(*digest)));
+            let link = self.looked_up(self.site.index.link(ask.repo, digest))?;
+            // Without a link the store is not even looked at: what it holds for others must not show.
+            let blob = match (link, kind) {
+                (Some(_), Kind::Digest) => self.stored(digest).await,
+                _ => None,
+            };
+            let found = Found {
+                known: link.is_some(),
+                local: blob.is_some() || kind == Kind::Existence,
+                remembered_no: self.remembers(ask.repo, &Asked::Blob(*digest)),
+            };
+            let ruling = self.rule(ask, kind, &view, found, &tried);
+            match (ruling.decision, link) {
+                (Decision::Serve, Some(size)) => {
+                    return Ok((here(digest, size, blob, view.applied), ruling.result()));
+                }
+                (Decision::WaitThenServe { until }, _) => self.wait(until, &mut tried).await,
+                (Decision::Fill, Some(link)) => match self.filling(ask, digest, link, view.applied).await {
+                    Ok(pulled) => return pulled.ok_or(PullError::BlobUnknown),
+                    Err(error) => note_cut(ask, &mut tried, &error),
+                },
+                (Decision::Revalidate | Decision::Fill, _) => {
+                    match self.said_of_blob(self.remote()?, ask, digest).await {
+                        Ok(pulled) => return pulled.ok_or(PullError::BlobUnknown),
+                        Err(error) => note_cut(ask, &mut tried, &error),
+                    }
+                }
+                (Decision::Denied, _) => return Err(PullError::Denied),
+                (Decision::NotFound, _) => return Err(PullError::BlobUnknown),
+                (Decision::Unavailable | Decision::Serve, _) => return Err(unavailable(&tried)),
+            }
+        }
+    }
+
+    /// The blob, once the primary said that the repository links it; `None` when it does not.
+    async fn said_of_blob(
+        &self,
+        remote: &Remote,
+        ask: &Ask<'_>,
+        digest: &Digest,
+    ) -> Result<Option<(BlobAnswer, PullResult)>, FillError> {
+        let said = remote.word.link(ask.repo, digest).await?;
+        let Some(size) = said.value else {
+            remote.remembered.keep(ask.repo, Asked::Blob(*digest), said.at, || self.site.index.applied());
+            return Ok(None);
+        };
+        if ask.options.want == Want::Headers {
+            return Ok(Some((here(digest, size, None, said.at), PullResult::Revalidated)));
+        }
+        match self.stored(digest).await {
+            Some(blob) => Ok(Some((here(digest, size, Some(blob), said.at), PullResult::Revalidated))),
+            None => self.filling(ask, digest, size, said.at).await,
+        }
+    }
+
+    /// The blob on its way here; `None` when the primary says that the repository does not link it.
+    async fn filling(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+        link: u64,
+        offset: Offset,
+    ) -> Result<Option<(BlobAnswer, PullResult)>, FillError> {
+        match self.fill(ask.repo, digest, link).await {
+            Ok((filling, size, result)) => {
+                let content = Some(BlobContent::Filling(filling));
+                Ok(Some((BlobAnswer { digest: *digest, size, offset, content }, result)))
+            }
+            Err(FillError::NotLinked) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn here(digest: &Digest, size: u64, blob: Option<Blob>, offset: Offset) -> BlobAnswer {
+    let size = blob.as_ref().map_or(size, |blob| blob.size);
+    BlobAnswer { digest: *digest, size, offset, content: blob.map(BlobContent::Local) }
+}

@@ -1,1 +1,0 @@
-//! Configuration: TOML and environment, parsed into each part's own options.

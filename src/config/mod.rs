@@ -1,0 +1,275 @@
+//! Configuration: a TOML file and environment variables, parsed once into values that cannot be
+//! wrong. Every key is documented in `deploy/examples/`.
+//!
+//! An environment variable overrides the file: `OUTPORT_REGISTRY__LISTEN` is `registry.listen`,
+//! with `__` for each dot. Lists and tables are given as TOML.
+
+mod load;
+mod value;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use outport_proto::SiteName;
+use serde::Deserialize;
+
+pub use load::{ConfigError, load, load_with_environment};
+pub use value::{HostPort, PublicUrl, RepoGlobs};
+
+use crate::auth::rules::AccessRule;
+
+/// Configuration of a primary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Primary {
+    /// Where everything durable lives.
+    pub data_dir: PathBuf,
+    /// The registry that clients talk to.
+    pub registry: PrimaryRegistry,
+    /// Tokens, users and rules.
+    pub auth: Auth,
+    /// The log's way to the secondaries.
+    pub replication: PrimaryReplication,
+    /// The admin listener.
+    #[serde(default)]
+    pub admin: Admin,
+    /// Logs.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+}
+
+/// Configuration of a secondary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secondary {
+    /// Where everything durable lives.
+    pub data_dir: PathBuf,
+    /// Name of the site, as in its certificate.
+    pub site: SiteName,
+    /// The registry that clients talk to.
+    pub registry: SecondaryRegistry,
+    /// The way to the primary.
+    pub primary: Upstream,
+    /// How reads are decided.
+    #[serde(default)]
+    pub read: Read,
+    /// What is copied ahead.
+    #[serde(default)]
+    pub keep: Keep,
+    /// How pushes reach the primary.
+    #[serde(default)]
+    pub push: Push,
+    /// The admin listener.
+    #[serde(default)]
+    pub admin: Admin,
+    /// Logs.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+}
+
+/// A listener for clients.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrimaryRegistry {
+    /// Address to listen at.
+    pub listen: SocketAddr,
+    /// Certificate and key; without them the listener speaks plain HTTP.
+    pub tls: Option<Tls>,
+    /// Allows plain HTTP on an address that is not loopback.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Connections at once.
+    #[serde(default = "connections_max")]
+    pub connections_max: usize,
+    /// Absolute URL under which clients reach the primary, without a path: redirects, upload
+    /// locations and the token realm are made from it and from nothing else.
+    pub public_url: PublicUrl,
+    /// Accepts an index whose manifests, or an image whose blobs, are not in the repository.
+    #[serde(default)]
+    pub sparse_manifests: bool,
+    /// Mounts a blob that names no source repository when the client may pull it from some.
+    #[serde(default = "yes")]
+    pub anonymous_mount: bool,
+    /// Hours until an upload that nobody finishes is removed.
+    #[serde(default = "upload_age_max_hours")]
+    pub upload_age_max_hours: u32,
+}
+
+/// A secondary's listener for clients.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecondaryRegistry {
+    /// Address to listen at.
+    pub listen: SocketAddr,
+    /// Certificate and key; without them the listener speaks plain HTTP.
+    pub tls: Option<Tls>,
+    /// Allows plain HTTP on an address that is not loopback.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Connections at once.
+    #[serde(default = "connections_max")]
+    pub connections_max: usize,
+}
+
+/// A certificate chain and its key, PEM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Who may do what at the primary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// The `service` of challenges and the audience of tokens; by convention the hostname that clients use.
+    pub service: String,
+    /// The issuer that tokens name.
+    #[serde(default = "issuer")]
+    pub issuer: String,
+    /// Users and their password hashes; kept by `outport user`.
+    pub users_file: PathBuf,
+    /// Life of a token in seconds.
+    #[serde(default = "token_lifetime_seconds")]
+    pub token_lifetime_seconds: u32,
+    /// Rules by repository; without any, users may do everything and anonymous callers nothing.
+    #[serde(default)]
+    pub access: Vec<AccessRule>,
+}
+
+/// The QUIC listener of a primary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrimaryReplication {
+    /// UDP address to listen at.
+    pub listen: SocketAddr,
+    /// Who this node is, and who may connect.
+    pub tls: MutualTls,
+    /// Sites that may connect.
+    pub sites: Vec<SiteName>,
+}
+
+/// This node's certificate for mutual TLS, and the authority that all nodes share.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MutualTls {
+    /// This node's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+    /// The cluster authority's certificate, PEM.
+    pub authority: PathBuf,
+}
+
+/// A secondary's way to the primary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// Host and UDP port of the primary's replication listener.
+    pub address: HostPort,
+    /// This node's certificate for mutual TLS.
+    pub tls: MutualTls,
+    /// Extra authorities for HTTPS to the primary's public URL, PEM; the system's are always trusted.
+    pub https_authorities: Option<PathBuf>,
+}
+
+/// How reads are decided at a secondary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Read {
+    /// A tag answered while connected is never older than this.
+    pub staleness_bound_ms: u64,
+    /// How long a read waits for replication to reach what a token has seen, before asking the primary.
+    pub wait_ms: u64,
+    /// How long a site that is cut off goes on answering tags; without it, for ever.
+    pub stale_max_seconds: Option<u64>,
+    /// Rely on the staleness bound alone instead of comparing tokens with what is applied.
+    pub ignore_token_age: bool,
+}
+
+/// What a secondary copies before anybody asks.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keep {
+    /// Repositories whose blobs are copied ahead, as globs; all by default.
+    pub eager: Option<RepoGlobs>,
+}
+
+/// How pushes reach the primary.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Push {
+    /// By redirect, or through this site.
+    pub mode: PushMode,
+}
+
+/// How pushes reach the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PushMode {
+    /// The client is sent to the primary.
+    #[default]
+    Redirect,
+    /// The site streams everything through, for clients that cannot reach the primary.
+    Proxy,
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Address to listen at; anything but loopback needs a token.
+    pub listen: SocketAddr,
+    /// A file holding the token that requests must carry.
+    pub token_file: Option<PathBuf>,
+}
+
+/// Logs of the process.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// `human` or `json`.
+    pub log_format: crate::telemetry::LogFormat,
+    /// A `tracing` filter such as `info` or `outport=debug`.
+    pub log_filter: String,
+}
+
+impl Default for Read {
+    fn default() -> Self {
+        Self { staleness_bound_ms: 1000, wait_ms: 150, stale_max_seconds: None, ignore_token_age: false }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9000)), token_file: None }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log_format: crate::telemetry::LogFormat::Human, log_filter: "info".to_owned() }
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn connections_max() -> usize {
+    10_000
+}
+
+const fn upload_age_max_hours() -> u32 {
+    24
+}
+
+const fn token_lifetime_seconds() -> u32 {
+    300
+}
+
+fn issuer() -> String {
+    "outport".to_owned()
+}

@@ -1,0 +1,173 @@
+//! Values that a configuration may hold, valid once parsed.
+
+use std::{fmt, str::FromStr};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use outport_proto::RepoName;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// An absolute `http` or `https` URL with a host and without path, query or trailing slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// The URL, as in `https://registry-primary.example.com`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is `https`.
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
+    }
+}
+
+impl fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for PublicUrl {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let uri: http::Uri = text.parse().map_err(|_| InvalidValue::Url)?;
+        let scheme = uri.scheme_str().ok_or(InvalidValue::Url)?;
+        let authority = uri.authority().ok_or(InvalidValue::Url)?;
+        if !matches!(scheme, "http" | "https") || authority.as_str().contains('@') {
+            return Err(InvalidValue::Url);
+        }
+        if uri.path() != "/" || uri.query().is_some() || text.contains('#') {
+            return Err(InvalidValue::Url);
+        }
+        Ok(Self(format!("{scheme}://{authority}")))
+    }
+}
+
+/// A host name or address and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort(String);
+
+impl HostPort {
+    /// The text, resolvable as it is.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let authority: http::uri::Authority = text.parse().map_err(|_| InvalidValue::HostPort)?;
+        match authority.port_u16() {
+            Some(port) if port > 0 && !authority.host().is_empty() && !text.contains('@') => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(InvalidValue::HostPort),
+        }
+    }
+}
+
+/// Repository globs: `*` stays within one path component, `**` crosses them.
+#[derive(Clone, Debug)]
+pub struct RepoGlobs(GlobSet);
+
+impl RepoGlobs {
+    /// Globs from their texts.
+    ///
+    /// # Errors
+    /// Names the first that is not a glob.
+    pub fn new<S: AsRef<str>>(texts: &[S]) -> Result<Self, InvalidValue> {
+        let mut set = GlobSetBuilder::new();
+        for text in texts {
+            let text = text.as_ref();
+            let glob = GlobBuilder::new(text).literal_separator(true).build();
+            set.add(glob.map_err(|_| InvalidValue::Glob(text.to_owned()))?);
+        }
+        set.build().map(Self).map_err(|error| InvalidValue::Glob(error.to_string()))
+    }
+
+    /// Whether one of them matches.
+    pub fn matches(&self, repo: &RepoName) -> bool {
+        self.0.is_match(repo.as_str())
+    }
+}
+
+macro_rules! deserialize_from_text {
+    ($name:ident) => {
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        }
+    };
+}
+deserialize_from_text!(PublicUrl);
+deserialize_from_text!(HostPort);
+
+impl<'de> Deserialize<'de> for RepoGlobs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&Vec::<String>::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// Why a text is not such a value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidValue {
+    /// Not an absolute URL without a path.
+    #[error(
+        "expected an http or https URL with a host and without a path, as in https://registry.example.com"
+    )]
+    Url,
+    /// Not a host and a port.
+    #[error("expected a host and a port, as in primary.example.com:5443")]
+    HostPort,
+    /// Not a glob.
+    #[error("`{0}` is not a glob")]
+    Glob(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let url: PublicUrl = "https://registry.example.com:8443/".parse().unwrap();
+        assert_eq!(url.as_str(), "https://registry.example.com:8443");
+        for bad in [
+            "",
+            "registry.example.com",
+            "ftp://a",
+            "https://a/b",
+            "https://a?b",
+            "https://u@a",
+            "https://a/#x",
+        ] {
+            assert_eq!(bad.parse::<PublicUrl>(), Err(InvalidValue::Url), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for good in ["primary.example.com:5443", "[::1]:1", "10.0.0.1:65535"] {
+            assert!(good.parse::<HostPort>().is_ok(), "{good}");
+        }
+        for bad in ["", "primary", "primary:", "primary:0", "primary:70000", ":1"] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn globs_know_path_components() {
+        let globs = RepoGlobs::new(&["team/*", "base/**"]).unwrap();
+        for (repo, matched) in
+            [("team/app", true), ("team/app/x", false), ("base/a/b", true), ("other", false)]
+        {
+            assert_eq!(globs.matches(&repo.parse().unwrap()), matched, "{repo}");
+        }
+        assert!(RepoGlobs::new(&["a["]).is_err());
+    }
+}

@@ -1,1 +1,172 @@
-//! The admin listener.
+//! The admin listener: health, readiness, metrics and status. It only reads.
+//!
+//! [`Admin::respond`] is a plain function from request to response; `app` puts it behind a listener.
+
+mod metrics;
+
+use std::sync::Arc;
+
+use aws_lc_rs::constant_time;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use serde::Serialize;
+
+pub use metrics::StatusCollector;
+
+use crate::{
+    status::{Status, StatusSource},
+    telemetry::Metrics,
+};
+
+/// Whether the node should get traffic; the text says why not.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the admin listener shows.
+pub struct Admin {
+    /// The status page's source.
+    pub status: StatusSource,
+    /// Whether geo DNS may send clients here.
+    pub readiness: Readiness,
+    /// Everything measured.
+    pub metrics: Metrics,
+    /// The token that requests must carry, when one is configured. Health and readiness never need it.
+    pub token: Option<String>,
+}
+
+impl Admin {
+    /// Answers one request.
+    pub fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+        }
+        match path {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match (self.readiness)() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}\n")),
+            },
+            _ if !self.admits(request.headers()) => {
+                let mut response = error(StatusCode::UNAUTHORIZED, "the admin token is missing or wrong");
+                let challenge = HeaderValue::from_static("Bearer realm=\"outport admin\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+                response
+            }
+            "/metrics" => {
+                let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                answer(StatusCode::OK, openmetrics, self.metrics.encode())
+            }
+            "/v1/status" => json(StatusCode::OK, &(self.status)()),
+            "/v1/sites" => match (self.status)() {
+                Status::Primary(primary) => json(StatusCode::OK, &primary.sites),
+                Status::Secondary(site) => json(StatusCode::OK, &[site]),
+            },
+            _ => error(StatusCode::NOT_FOUND, "no such page"),
+        }
+    }
+
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = &self.token else {
+            return true;
+        };
+        headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+            .is_some_and(|given| {
+                constant_time::verify_slices_are_equal(given.as_bytes(), token.as_bytes()).is_ok()
+            })
+    }
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    answer(status, "text/plain; charset=utf-8", text.to_owned())
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(value) {
+        Ok(text) => answer(status, "application/json", text),
+        Err(reason) => text_error(&reason.to_string()),
+    }
+}
+
+fn error(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+    json(status, &serde_json::json!({ "error": message }))
+}
+
+fn text_error(reason: &str) -> Response<Full<Bytes>> {
+    text(StatusCode::INTERNAL_SERVER_ERROR, reason)
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::status::{PrimaryStatus, SiteStatus};
+
+    fn admin(token: Option<&str>, ready: bool) -> Admin {
+        let site = SiteStatus { site: "mumbai".into(), ..SiteStatus::default() };
+        let status = Status::Primary(PrimaryStatus { sites: vec![site], ..PrimaryStatus::default() });
+        Admin {
+            status: Arc::new(move || status.clone()),
+            readiness: Arc::new(move || if ready { Ok(()) } else { Err("too stale".to_owned()) }),
+            metrics: Metrics::default(),
+            token: token.map(str::to_owned),
+        }
+    }
+
+    async fn get(admin: &Admin, path: &str, token: Option<&str>) -> (StatusCode, String) {
+        let mut request = Request::get(path);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let response = admin.respond(&request.body(()).unwrap());
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn pages() {
+        let admin = admin(None, false);
+        assert_eq!(get(&admin, "/healthz", None).await.0, StatusCode::OK);
+        assert_eq!(
+            get(&admin, "/readyz", None).await,
+            (StatusCode::SERVICE_UNAVAILABLE, "too stale\n".to_owned())
+        );
+        let (_, status) = get(&admin, "/v1/status", None).await;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        assert_eq!(status["role"], "primary");
+        assert_eq!(status["sites"][0]["lag_seconds"]["applied"], serde_json::Value::Null);
+        let (_, sites) = get(&admin, "/v1/sites", None).await;
+        assert!(sites.starts_with(r#"[{"site":"mumbai""#), "{sites}");
+        assert_eq!(get(&admin, "/etc/passwd", None).await.0, StatusCode::NOT_FOUND);
+        let post = Request::post("/v1/status").body(()).unwrap();
+        assert_eq!(admin.respond(&post).status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[tokio::test]
+    async fn a_configured_token_is_needed_for_all_but_health() {
+        let admin = admin(Some("secret"), true);
+        for (path, token, expected) in [
+            ("/healthz", None, StatusCode::OK),
+            ("/readyz", None, StatusCode::OK),
+            ("/metrics", None, StatusCode::UNAUTHORIZED),
+            ("/v1/status", Some("wrong"), StatusCode::UNAUTHORIZED),
+            ("/v1/status", Some("secret"), StatusCode::OK),
+        ] {
+            assert_eq!(get(&admin, path, token).await.0, expected, "{path}");
+        }
+    }
+}

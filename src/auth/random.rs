@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 /// The generator gave nothing, which no correct machine does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the system's random generator failed")]
-pub(super) struct NoRandomness;
+pub struct NoRandomness;
 
 /// `N` random bytes.
 pub(super) fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
@@ -17,4 +17,12 @@ pub(super) fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
 /// `N` random bytes as unpadded base64url.
 pub(super) fn text<const N: usize>() -> Result<String, NoRandomness> {
     bytes::<N>().map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// 128 random bits as text: a password or a secret for people to copy.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn random_text() -> Result<String, NoRandomness> {
+    text::<16>()
 }

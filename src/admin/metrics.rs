@@ -1,0 +1,143 @@
+//! Status as metrics, computed when scraped so that no number can be left standing.
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
+    metrics::{MetricType, gauge::ConstGauge},
+    registry::Unit,
+};
+
+use crate::status::{Lag, SiteStatus, Status, StatusSource, StoreStatus};
+
+/// Turns the status into `outport_log_seq{stage}`, `outport_lag_seconds{stage}` and their kin. A
+/// primary shows one series a site.
+pub struct StatusCollector(pub StatusSource);
+
+impl std::fmt::Debug for StatusCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("StatusCollector").finish()
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+impl Collector for StatusCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let (own_head, store, sites) = match (self.0)() {
+            Status::Primary(primary) => (Some(primary.head_seq), primary.store, primary.sites),
+            Status::Secondary(site) => (None, site.store, vec![*site]),
+        };
+        let at_primary = own_head.is_some();
+        let each = |value: &dyn Fn(&SiteStatus) -> Vec<(Labels, f64)>| -> Vec<(Labels, f64)> {
+            let label = |site: &SiteStatus| at_primary.then(|| ("site", site.site.clone()));
+            sites
+                .iter()
+                .flat_map(|site| {
+                    value(site).into_iter().map(|(labels, number)| {
+                        (labels.into_iter().chain(label(site)).collect::<Labels>(), number)
+                    })
+                })
+                .collect()
+        };
+        let seqs = each(&|site| {
+            let stage = |stage: &str, seq: u64| (vec![("stage", stage.to_owned())], seq as f64);
+            vec![
+                stage("head", site.head_seq),
+                stage("received", site.received_seq),
+                stage("durable", site.durable_seq),
+                stage("applied", site.applied_seq),
+                stage("complete", site.complete_seq),
+            ]
+        });
+        let own = own_head.map(|seq| (vec![("stage", "head".to_owned())], seq as f64));
+        let lag = each(&|site| lag_by_stage(site.lag_seconds));
+        let one = |value: f64| vec![(Vec::new(), value)];
+        let StoreStatus { bytes, blobs, .. } = store;
+        let families = [
+            ("log_seq", "Sequence number of the log by stage", None, own.into_iter().chain(seqs).collect()),
+            ("lag", "Age of the oldest event not past the stage; NaN when unknown", Some(Unit::Seconds), lag),
+            (
+                "lag_events",
+                "Events between head and applied",
+                None,
+                each(&|site| one(site.lag_events as f64)),
+            ),
+            (
+                "lag",
+                "Log between head and applied",
+                Some(Unit::Bytes),
+                each(&|site| one(site.lag_bytes as f64)),
+            ),
+            (
+                "missing_blobs",
+                "Blobs wanted and not here",
+                None,
+                each(&|site| one(site.missing_blobs as f64)),
+            ),
+            (
+                "heartbeat_age",
+                "Time since the last heartbeat; NaN before the first",
+                Some(Unit::Seconds),
+                each(&|site| one(site.heartbeat_age_seconds.unwrap_or(f64::NAN))),
+            ),
+            ("store", "Size of the blob store", Some(Unit::Bytes), vec![(Vec::new(), bytes as f64)]),
+            ("store_blobs", "Blobs in the store", None, vec![(Vec::new(), blobs as f64)]),
+        ];
+        for (name, help, unit, series) in families {
+            let family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+            encode_series(family, &series)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_series(mut family: MetricEncoder<'_>, series: &[(Labels, f64)]) -> Result<(), std::fmt::Error> {
+    if let [(labels, value)] = series
+        && labels.is_empty()
+    {
+        return ConstGauge::new(*value).encode(family);
+    }
+    for (labels, value) in series {
+        ConstGauge::new(*value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+fn lag_by_stage(lag: Lag) -> Vec<(Labels, f64)> {
+    [("applied", lag.applied), ("complete", lag.complete)]
+        .into_iter()
+        .map(|(stage, seconds)| (vec![("stage", stage.to_owned())], seconds.unwrap_or(f64::NAN)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{status::PrimaryStatus, telemetry::Metrics};
+
+    fn scrape(status: Status) -> String {
+        let metrics = Metrics::default();
+        let source: StatusSource = Arc::new(move || status.clone());
+        metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(source))));
+        metrics.encode()
+    }
+
+    #[test]
+    fn an_unknown_lag_is_not_a_number() {
+        let text = scrape(Status::Secondary(Box::default()));
+        assert!(text.contains("outport_lag_seconds{stage=\"applied\"} NaN"), "{text}");
+        assert!(text.contains("outport_heartbeat_age_seconds NaN"), "{text}");
+        assert!(text.contains("outport_log_seq{stage=\"complete\"} 0"), "{text}");
+    }
+
+    #[test]
+    fn a_primary_shows_every_site() {
+        let site = |name: &str| SiteStatus { site: name.to_owned(), lag_events: 3, ..SiteStatus::default() };
+        let sites = vec![site("frankfurt"), site("mumbai")];
+        let text = scrape(Status::Primary(PrimaryStatus { head_seq: 9, sites, ..PrimaryStatus::default() }));
+        assert!(text.contains("outport_lag_events{site=\"mumbai\"} 3"), "{text}");
+        assert!(text.contains("outport_log_seq{stage=\"head\"} 9"), "{text}");
+    }
+}

@@ -1,6 +1,64 @@
 //! Outport: one registry URL, many sites, every pull served from the nearest one.
 //!
-//! (The architecture page comes with the composition root.)
+//! # The idea
+//!
+//! A *primary* takes every push and writes what happened to a replication *log*. A *secondary*
+//! follows that log over QUIC, answers pulls from its own disk, and sends pushes to the primary.
+//! **The log is the truth, the index is a view**: every site keeps the log it has, durable, and
+//! derives from it an index of tags, manifests and links that may be lost or doubted at the cost
+//! of a rebuild, never of data. Blobs are content-addressed and stored once; a *link* says which
+//! repository may serve which blob.
+//!
+//! What makes a replica honest is not how fast it follows but how it answers while it is behind.
+//! [`registry::decide`] is that answer: one pure function from what a site knows to serve, wait,
+//! ask the primary, fill, or say that it cannot know. A 404 is only ever the primary's word.
+//!
+//! # The house
+//!
+//! Modules stand on floors and import downward only (`tests/architecture.rs` checks it); those of
+//! one floor do not know each other and meet in [`app`].
+//!
+//! | floor | modules | what lives there |
+//! |---|---|---|
+//! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
+//! | 1 | [`clock`] [`shutdown`] [`status`] [`telemetry`] | small tools |
+//! | 1 | [`store`] | blobs: verified while written, visible only when whole and durable |
+//! | 1 | [`log`] | append-only, checksummed, chained segments; group commit |
+//! | 1 | [`index`] | tags, manifests, links, referrers: a view of the log |
+//! | 2 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
+//! | 2 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
+//! | 3 | [`registry`] | pull decisions, pushes, and the journal that joins log and index |
+//! | 4 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
+//! | 4 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto` |
+//! | 4 | [`admin`] | health, metrics, status |
+//! | 5 | [`config`] [`app`] | from a file to running parts |
+//! | 6 | [`cli`] | one file a command |
+//!
+//! # Follow one pull
+//!
+//! [`http`] parses method and path into an action, verifies the token ([`auth`]) and calls
+//! [`registry::PullService`]. That gathers facts (is the tag in the [`index`]? how old is the
+//! session?), lets [`registry::decide`] decide, and serves from the [`store`], asks the
+//! [`fetch::Upstream`], or joins a flight ([`fetch`]) whose growing file the client reads while it
+//! is still being verified; the last bytes are held back until it is.
+//!
+//! # Follow one event
+//!
+//! A push at the primary ends in [`registry::PushService`], which commits a change to the journal:
+//! appended to the [`log`], made durable together with its neighbours by one fsync, applied to the
+//! [`index`], and only then acknowledged. The publisher ([`primary`]) sends the record as it stands
+//! on disk to every subscriber ([`secondary`]), which appends it to its own log, applies it, and
+//! acknowledges how far it is.
+//!
+//! # What is on disk
+//!
+//! ```text
+//! data_dir/
+//!   log/      segments; the only thing that must never be lost
+//!   blobs     the content-addressed store, uploads in progress, temporary files
+//!   index/    rebuilt from snapshot and log whenever it is in doubt
+//!   keys      a primary's own secrets, or what a secondary was told by its primary
+//! ```
 
 pub mod clock;
 pub mod shutdown;

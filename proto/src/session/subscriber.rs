@@ -322,14 +322,14 @@ impl Subscriber {
         if self.config.cluster.as_ref().is_some_and(|cluster| *cluster != welcome.cluster) {
             return self.end(Ended::ForeignCluster(welcome.cluster));
         }
-        let (head, have) = (welcome.head, self.progress.durable);
+        let (head, received) = (welcome.head, self.progress.received);
         match welcome.resume {
             Resume::Snapshot => self.state = SubscriberState::Snapshot,
             Resume::Tail => {
-                if have.seq == 0 {
+                if received.seq == 0 {
                     self.begin_at(welcome.floor);
-                } else if have.epoch != head.epoch {
-                    return self.end(Ended::ForeignEpoch { epoch: head.epoch, offset: have });
+                } else if received.epoch != head.epoch {
+                    return self.end(Ended::ForeignEpoch { epoch: head.epoch, offset: received });
                 }
                 self.state = SubscriberState::Streaming;
             }

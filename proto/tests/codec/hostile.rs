@@ -49,7 +49,7 @@ fn read_all<F: WireFrame>(pieces: impl Iterator<Item = Vec<u8>>) -> Result<(Vec<
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn everything_comes_back(
@@ -92,7 +92,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_flipped_bit_and_every_missing_or_extra_byte_is_refused(

@@ -1,0 +1,8 @@
+//! The two ends of a log stream, joined by a stream in memory.
+
+#[path = "session/behaviour.rs"]
+mod behaviour;
+#[path = "session/chaos.rs"]
+mod chaos;
+#[path = "session/pair.rs"]
+mod pair;

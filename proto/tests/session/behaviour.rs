@@ -1,0 +1,353 @@
+//! What people on both sides would see.
+#![cfg(test)]
+
+use std::time::Duration;
+
+use outport_proto::{
+    Offset,
+    frame::{FromPrimary, FromSecondary, Refusal, Resume},
+    session::{
+        Closed, Ended, IDLE_MAX, Lag, Misplaced, Publisher, PublisherNotice, SubscriberNotice,
+        SubscriberState,
+    },
+};
+
+use crate::pair::{LATENCY, Pair, keys, subscriber_with};
+
+const fn at(seq: u64) -> Offset {
+    Offset::new(1, seq)
+}
+
+fn everything_up_to(seq: u64) -> Vec<Offset> {
+    (1..=seq).map(at).collect()
+}
+
+fn ended(pair: &Pair) -> Option<&Ended> {
+    pair.at_secondary.iter().find_map(|notice| match notice {
+        SubscriberNotice::Ended(why) => Some(why),
+        _ => None,
+    })
+}
+
+#[test]
+fn an_empty_site_catches_up_and_then_follows() {
+    let mut pair = Pair::new();
+    pair.append(10_000);
+    pair.connect();
+    pair.run_until(|pair| pair.subscriber.progress().received == at(10_000));
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.delivered, everything_up_to(10_000));
+    assert_eq!(pair.at_primary[0], PublisherNotice::Opened(Resume::Tail));
+    assert_eq!(
+        pair.subscriber.lag(pair.now),
+        Lag { applied: Some(Duration::ZERO), complete: Some(Duration::ZERO) }
+    );
+
+    pair.append(1);
+    pair.run(LATENCY * 3);
+    assert_eq!(pair.delivered.last(), Some(&at(10_001)), "an event travels at once");
+    assert_eq!(pair.subscriber.head(), Some(at(10_001)), "and a heartbeat with it");
+    let ack = pair.publisher.as_ref().unwrap().ack().unwrap();
+    assert_eq!(
+        (ack.received, ack.durable, ack.applied, ack.complete),
+        (at(10_001), at(10_001), at(10_001), at(10_001))
+    );
+    assert_eq!(ack.report.log_bytes, pair.log_state().heartbeat.log_bytes);
+    assert_eq!(pair.publisher.as_ref().unwrap().outstanding_bytes(), 0);
+}
+
+#[test]
+fn a_site_at_rest_stays_live_and_fresh() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    for _ in 0..200 {
+        pair.run(Duration::from_millis(100));
+        assert!(pair.subscriber.live(pair.now));
+        assert!(pair.subscriber.staleness(pair.now).unwrap() <= Duration::from_millis(300));
+    }
+    assert!(pair.connected() && ended(&pair).is_none());
+}
+
+#[test]
+fn after_a_cut_it_goes_on_where_it_was() {
+    let mut pair = Pair::new();
+    pair.append(100);
+    pair.connect();
+    pair.run_until(|pair| pair.delivered.len() == 100);
+    pair.cut();
+    pair.append(50);
+    pair.run(Duration::from_secs(5));
+    pair.connect();
+    pair.run_until(|pair| pair.delivered.len() == 150);
+    assert_eq!(pair.delivered, everything_up_to(150));
+}
+
+#[test]
+fn what_is_received_and_not_yet_durable_is_not_delivered_twice() {
+    for durable in [0, 40] {
+        let mut pair = Pair::new();
+        pair.stages_pass = false;
+        pair.append(100);
+        pair.connect();
+        pair.run_until(|pair| pair.delivered.len() == 100);
+        pair.subscriber.handle_durable(at(durable));
+        pair.cut();
+        pair.append(1);
+        pair.connect();
+        pair.run_until(|pair| pair.delivered.len() == 101);
+        pair.run(Duration::from_secs(1));
+        assert_eq!(pair.delivered, everything_up_to(101));
+        assert!(pair.connected());
+    }
+}
+
+#[test]
+fn when_heartbeats_stop_nothing_is_claimed_any_more() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    pair.dark = true;
+    pair.run(Duration::from_millis(980));
+    assert!(!pair.subscriber.live(pair.now), "a cut shows within a second");
+    assert_eq!(pair.subscriber.lag(pair.now), Lag { applied: None, complete: None });
+    assert_eq!(pair.subscriber.state(), SubscriberState::Streaming);
+    let staleness = pair.subscriber.staleness(pair.now).unwrap();
+    pair.run(IDLE_MAX);
+    assert!(pair.subscriber.staleness(pair.now).unwrap() >= staleness + IDLE_MAX - Duration::from_millis(10));
+    assert_eq!(ended(&pair), Some(&Ended::Idle));
+
+    pair.dark = false;
+    pair.connect();
+    pair.run(Duration::from_millis(100));
+    assert!(pair.subscriber.live(pair.now));
+    assert_eq!(pair.subscriber.lag(pair.now).applied, Some(Duration::ZERO));
+}
+
+#[test]
+fn a_silent_secondary_is_given_up() {
+    let mut pair = Pair::new();
+    let mut publisher = Publisher::new(pair.now, pair.config.clone(), keys(1));
+    let deadline = publisher.poll_timeout().unwrap();
+    publisher.handle_timeout(deadline - Duration::from_millis(1));
+    assert_eq!(publisher.poll_notice(), None);
+    publisher.handle_activity(pair.now + Duration::from_secs(1));
+    publisher.handle_timeout(deadline);
+    assert_eq!(publisher.poll_notice(), None, "half a frame is a sign of life");
+    pair.now = deadline + Duration::from_secs(1);
+    publisher.handle_timeout(pair.now);
+    assert_eq!(publisher.poll_notice(), Some(PublisherNotice::Closed(Closed::Idle)));
+    assert_eq!(
+        (publisher.poll_timeout(), publisher.poll_transmit(pair.now, &pair.log_state())),
+        (None, None)
+    );
+}
+
+#[test]
+fn lag_is_the_age_of_what_is_not_applied() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    pair.stages_pass = false;
+    pair.append(1);
+    pair.run(Duration::from_secs(3));
+    let lag = pair.subscriber.lag(pair.now).applied.unwrap();
+    assert!(lag > Duration::from_millis(2900) && lag <= Duration::from_secs(3), "{lag:?}");
+    assert!(
+        pair.subscriber.staleness(pair.now).unwrap() > Duration::from_millis(2900),
+        "not applied is not fresh"
+    );
+    pair.subscriber.handle_durable(at(1));
+    pair.subscriber.handle_applied(at(1));
+    assert_eq!(pair.subscriber.lag(pair.now).applied, Some(Duration::ZERO));
+    assert!(pair.subscriber.lag(pair.now).complete.unwrap() > Duration::from_millis(2900));
+    assert!(pair.subscriber.staleness(pair.now).unwrap() < Duration::from_millis(300));
+}
+
+#[test]
+fn who_does_not_fit_is_refused() {
+    type Change = fn(&mut Pair);
+    let cases: [(Change, Refusal); 6] = [
+        (|pair| pair.config.site = Some("frankfurt".parse().unwrap()), Refusal::Site("mumbai".to_owned())),
+        (|pair| pair.config.site = None, Refusal::Site("mumbai".to_owned())),
+        (|pair| pair.subscriber = subscriber_with(at(0), Some("c2")), Refusal::Cluster("c1".to_owned())),
+        (
+            |pair| pair.subscriber = subscriber_with(at(8), None),
+            Refusal::Violation("1.8 lies ahead of the log, whose head is 1.7".to_owned()),
+        ),
+        (
+            |pair| pair.subscriber = subscriber_with(Offset::new(2, 3), None),
+            Refusal::Violation("2.3 lies ahead of the log, whose head is 1.7".to_owned()),
+        ),
+        (
+            |pair| {
+                let publisher = pair.publisher.as_mut().unwrap();
+                let ack = outport_proto::frame::Ack {
+                    received: at(0),
+                    durable: at(0),
+                    applied: at(0),
+                    complete: at(0),
+                    report: Default::default(),
+                };
+                publisher.handle_frame(pair.now, FromSecondary::Ack(ack));
+            },
+            Refusal::Violation("the first frame is not Hello".to_owned()),
+        ),
+    ];
+    for (change, refusal) in cases {
+        let mut pair = Pair::new();
+        pair.append(7);
+        pair.connect();
+        change(&mut pair);
+        pair.subscriber.handle_connected(pair.now);
+        if pair.config.site != Some("mumbai".parse().unwrap()) {
+            pair.connect();
+        }
+        pair.run(Duration::from_secs(1));
+        assert_eq!(ended(&pair), Some(&Ended::Refused(refusal.clone())));
+        assert_eq!(pair.at_primary, [PublisherNotice::Closed(Closed::Refused(refusal))]);
+        assert!(pair.delivered.is_empty());
+    }
+}
+
+#[test]
+fn versions_are_agreed_on() {
+    let pair = Pair::new();
+    let mut secondary = subscriber_with(at(0), None);
+    secondary.handle_connected(pair.now);
+    let Some(FromSecondary::Hello(mut hello)) = secondary.poll_transmit(pair.now) else { panic!("no Hello") };
+    for (versions, accepted) in [(vec![1], true), (vec![9, 1], true), (vec![9, 8], false), (vec![], false)] {
+        hello.versions = versions;
+        let mut publisher = Publisher::new(pair.now, pair.config.clone(), keys(1));
+        publisher.handle_frame(pair.now, FromSecondary::Hello(hello.clone()));
+        match publisher.poll_transmit(pair.now, &pair.log_state()) {
+            Some(FromPrimary::Welcome(mut welcome)) => {
+                assert!(accepted && welcome.version == 1);
+                welcome.version = 7;
+                secondary.handle_frame(pair.now, FromPrimary::Welcome(welcome));
+                assert_eq!(secondary.poll_notice(), Some(SubscriberNotice::Ended(Ended::Version(7))));
+                secondary.handle_connected(pair.now);
+            }
+            Some(FromPrimary::Refused(refusal)) => assert!(!accepted && refusal == Refusal::Version(vec![1])),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_site_behind_the_floor_takes_a_snapshot_first() {
+    let mut pair = Pair::new();
+    pair.append(100);
+    pair.floor = at(50);
+    pair.subscriber = subscriber_with(at(20), Some("c1"));
+    pair.connect();
+    pair.run(Duration::from_secs(30));
+    assert_eq!(pair.at_primary[0], PublisherNotice::Opened(Resume::Snapshot));
+    assert_eq!(pair.subscriber.state(), SubscriberState::Snapshot);
+    assert!(pair.delivered.is_empty() && pair.subscriber.live(pair.now), "heartbeats go on meanwhile");
+
+    pair.subscriber.handle_snapshot_loaded(at(90));
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.subscriber.state(), SubscriberState::Streaming);
+    assert_eq!(pair.delivered, (91..=100).map(at).collect::<Vec<_>>());
+    assert_eq!(pair.subscriber.lag(pair.now).applied, Some(Duration::ZERO));
+}
+
+#[test]
+fn another_epoch_means_a_snapshot_and_a_fork_ends_the_session() {
+    let mut pair = Pair::new();
+    pair.append(10);
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    (pair.epoch, pair.floor) = (2, Offset::new(2, 0));
+    pair.run(Duration::from_secs(1));
+    assert!(pair.at_primary.contains(&PublisherNotice::Closed(Closed::Forked)));
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    assert_eq!(pair.subscriber.state(), SubscriberState::Snapshot);
+}
+
+#[test]
+fn a_site_the_log_has_left_behind_is_told_to_come_back() {
+    let mut pair = Pair::new();
+    pair.config.window_bytes = 1000;
+    pair.stages_pass = false;
+    pair.append(100);
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    assert!(pair.delivered.len() < 20, "a slow site stalls itself: {}", pair.delivered.len());
+    assert!(pair.connected() && pair.subscriber.live(pair.now));
+    pair.floor = at(90);
+    pair.run(Duration::from_secs(1));
+    assert!(pair.at_primary.contains(&PublisherNotice::Closed(Closed::TooSlow)));
+}
+
+#[test]
+fn a_slow_site_goes_on_when_it_acknowledges() {
+    let mut pair = Pair::new();
+    pair.config.window_bytes = 1000;
+    pair.config.append_bytes_max = 300;
+    pair.stages_pass = false;
+    pair.append(100);
+    pair.connect();
+    for _ in 0..40 {
+        pair.run(Duration::from_millis(100));
+        pair.pass_stages();
+    }
+    assert_eq!(pair.delivered, everything_up_to(100));
+}
+
+#[test]
+fn new_keys_are_sent_once() {
+    let mut pair = Pair::new();
+    pair.connect();
+    pair.run(Duration::from_millis(500));
+    for generation in [1, 2, 2] {
+        pair.publisher.as_mut().unwrap().handle_keys(keys(generation));
+        pair.run(Duration::from_millis(500));
+    }
+    let sent = pair.at_secondary.iter().filter(|notice| matches!(notice, SubscriberNotice::Keys(_)));
+    assert_eq!(sent.collect::<Vec<_>>(), [&SubscriberNotice::Keys(keys(2))]);
+}
+
+#[test]
+fn a_gap_or_another_history_ends_the_session() {
+    let mut pair = Pair::new();
+    pair.append(3);
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    let history = |epoch, count| {
+        let mut other = Pair::new();
+        other.epoch = epoch;
+        other.append(count);
+        other.log.split_off(count - 1)
+    };
+    for (append, why) in [
+        (history(1, 5), Ended::Gap { after: at(3), offset: at(5) }),
+        (history(2, 4), Ended::ForeignEpoch { epoch: 1, offset: Offset::new(2, 4) }),
+    ] {
+        pair.at_secondary.clear();
+        pair.subscriber.handle_frame(pair.now, FromPrimary::Append(append));
+        pair.run(Duration::from_millis(100));
+        assert_eq!(ended(&pair), Some(&why));
+        pair.connect();
+        pair.run(Duration::from_secs(1));
+    }
+    pair.subscriber.handle_frame(pair.now, FromPrimary::Append(vec!["?".into()]));
+    assert!(matches!(pair.subscriber.poll_notice(), Some(SubscriberNotice::Ended(Ended::Malformed(_)))));
+    pair.subscriber.handle_connected(pair.now);
+    pair.subscriber.handle_frame(pair.now, FromPrimary::Keys(keys(1)));
+    assert!(matches!(pair.subscriber.poll_notice(), Some(SubscriberNotice::Ended(Ended::OutOfPlace(_)))));
+    assert_eq!(pair.delivered, everything_up_to(3));
+}
+
+#[test]
+fn a_driver_that_hands_over_the_wrong_events_is_told() {
+    let mut pair = Pair::new();
+    pair.append(3);
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    let event = pair.log[0].clone();
+    let publisher = pair.publisher.as_mut().unwrap();
+    assert_eq!(publisher.handle_events([(at(5), event)]), Err(Misplaced { after: at(3), offset: at(5) }));
+}

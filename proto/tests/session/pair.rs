@@ -1,0 +1,292 @@
+//! A primary's log, a publisher and a subscriber, with a stream between them that keeps frames
+//! for a while and then does to them what a test wants.
+#![cfg(test)]
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::Bytes;
+use outport_proto::{
+    Change, Event, Offset, Timestamp,
+    codec::{FrameReader, encode_event, encode_frame},
+    frame::{FromPrimary, FromSecondary, Heartbeat, Keys},
+    session::{
+        LogState, Progress, Publisher, PublisherConfig, PublisherNotice, Subscriber, SubscriberConfig,
+        SubscriberNotice,
+    },
+};
+
+pub(crate) const LATENCY: Duration = Duration::from_millis(20);
+/// The primary's wall clock when the monotonic one stands at zero.
+const START: Timestamp = Timestamp::from_secs(1_000_000);
+
+/// What becomes of a frame from the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Arrives,
+    Lost,
+    Doubled,
+    /// It arrives behind the next one.
+    Overtaken,
+    /// The stream breaks in its place.
+    Cut,
+}
+
+pub(crate) struct Pair {
+    pub(crate) now: Duration,
+    pub(crate) log: Vec<Bytes>,
+    pub(crate) floor: Offset,
+    pub(crate) epoch: u64,
+    pub(crate) config: PublisherConfig,
+    pub(crate) keys: Keys,
+    pub(crate) publisher: Option<Publisher>,
+    pub(crate) subscriber: Subscriber,
+    /// What the subscriber's driver was given, in order.
+    pub(crate) delivered: Vec<Offset>,
+    pub(crate) at_primary: Vec<PublisherNotice>,
+    pub(crate) at_secondary: Vec<SubscriberNotice>,
+    /// Events become durable, applied and complete as they are delivered.
+    pub(crate) stages_pass: bool,
+    /// The path carries nothing.
+    pub(crate) dark: bool,
+    pub(crate) fates: VecDeque<Fate>,
+    down: VecDeque<(Duration, Bytes)>,
+    up: VecDeque<(Duration, Bytes)>,
+    down_reader: FrameReader<FromPrimary>,
+    up_reader: FrameReader<FromSecondary>,
+    overtaken: Option<Bytes>,
+}
+
+pub(crate) fn keys(generation: u64) -> Keys {
+    Keys { token_jwks: String::new(), token_issuer: String::new(), seal: Vec::new(), generation }
+}
+
+/// A subscriber that has everything up to `durable`.
+pub(crate) fn subscriber_with(durable: Offset, cluster: Option<&str>) -> Subscriber {
+    let config = SubscriberConfig {
+        site: "mumbai".parse().unwrap(),
+        node: "a".to_owned(),
+        program: "test".to_owned(),
+        cluster: cluster.map(str::to_owned),
+    };
+    let progress = Progress { durable, applied: durable, complete: durable, ..Progress::default() };
+    Subscriber::new(config, progress)
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        Self {
+            now: Duration::from_secs(100),
+            log: Vec::new(),
+            floor: Offset::new(1, 0),
+            epoch: 1,
+            config: PublisherConfig::new("c1".to_owned(), Some("mumbai".parse().unwrap())),
+            keys: keys(1),
+            publisher: None,
+            subscriber: subscriber_with(Offset::default(), None),
+            delivered: Vec::new(),
+            at_primary: Vec::new(),
+            at_secondary: Vec::new(),
+            stages_pass: true,
+            dark: false,
+            fates: VecDeque::new(),
+            down: VecDeque::new(),
+            up: VecDeque::new(),
+            down_reader: FrameReader::new(),
+            up_reader: FrameReader::new(),
+            overtaken: None,
+        }
+    }
+
+    pub(crate) fn head(&self) -> Offset {
+        Offset::new(self.epoch, self.log.len() as u64)
+    }
+
+    /// The primary's wall clock.
+    pub(crate) fn wall(&self) -> Timestamp {
+        START.plus(self.now)
+    }
+
+    pub(crate) fn append(&mut self, events: usize) {
+        for _ in 0..events {
+            let event = Event {
+                offset: self.head().next(),
+                time: self.wall(),
+                actor: String::new(),
+                change: Change::RepositoryDeleted { repo: "team/app".parse().unwrap() },
+            };
+            self.log.push(encode_event(&event).unwrap());
+        }
+    }
+
+    pub(crate) fn log_state(&self) -> LogState {
+        let heartbeat = Heartbeat {
+            head: self.head(),
+            closed_time: self.wall(),
+            now: self.wall(),
+            log_bytes: self.log.iter().map(|event| event.len() as u64).sum(),
+            state_hash: [0; 32],
+            state_at: self.head(),
+        };
+        LogState { heartbeat, floor: self.floor }
+    }
+
+    pub(crate) fn connect(&mut self) {
+        self.publisher = Some(Publisher::new(self.now, self.config.clone(), self.keys.clone()));
+        self.subscriber.handle_connected(self.now);
+        (self.down, self.up) = Default::default();
+        (self.down_reader, self.up_reader) = Default::default();
+        self.overtaken = None;
+    }
+
+    pub(crate) fn cut(&mut self) {
+        self.publisher = None;
+        self.subscriber.handle_disconnected();
+        (self.down, self.up) = Default::default();
+    }
+
+    pub(crate) fn connected(&self) -> bool {
+        self.publisher.is_some()
+    }
+
+    /// Lets `duration` pass, a few milliseconds at a time.
+    pub(crate) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        self.drive();
+        while self.now < end {
+            self.now += Duration::from_millis(5);
+            self.drive();
+        }
+    }
+
+    /// Runs until `done`, at most a minute of its time.
+    pub(crate) fn run_until(&mut self, mut done: impl FnMut(&Self) -> bool) {
+        let deadline = self.now + Duration::from_secs(60);
+        while !done(self) {
+            assert!(self.now < deadline, "it did not come to pass");
+            self.run(Duration::from_millis(5));
+        }
+    }
+
+    fn drive(&mut self) {
+        self.receive();
+        self.drive_subscriber();
+        self.drive_publisher();
+    }
+
+    fn receive(&mut self) {
+        while let Some((_, bytes)) = self.up.pop_front_if(|(at, _)| *at <= self.now) {
+            self.up_reader.push(&bytes);
+            while let Some(frame) = self.up_reader.next().unwrap() {
+                if let Some(publisher) = &mut self.publisher {
+                    publisher.handle_frame(self.now, frame);
+                }
+            }
+        }
+        while let Some((_, bytes)) = self.down.pop_front_if(|(at, _)| *at <= self.now) {
+            self.down_reader.push(&bytes);
+            while let Some(frame) = self.down_reader.next().unwrap() {
+                self.subscriber.handle_frame(self.now, frame);
+                self.take_notices();
+            }
+        }
+    }
+
+    fn drive_subscriber(&mut self) {
+        if self.subscriber.poll_timeout(self.now).is_some_and(|at| at <= self.now) {
+            self.subscriber.handle_timeout(self.now);
+        }
+        self.take_notices();
+        while let Some(frame) = self.subscriber.poll_transmit(self.now) {
+            if !self.dark {
+                self.up.push_back((self.now + LATENCY, encode_frame(&frame).unwrap()));
+            }
+        }
+    }
+
+    fn take_notices(&mut self) {
+        while let Some(notice) = self.subscriber.poll_notice() {
+            if let SubscriberNotice::Events(events) = &notice {
+                for event in events {
+                    assert_eq!(event.encoded, self.log[event.offset.seq as usize - 1]);
+                    self.delivered.push(event.offset);
+                }
+                if self.stages_pass {
+                    self.pass_stages();
+                }
+            }
+            if matches!(notice, SubscriberNotice::Ended(_)) {
+                self.publisher = None;
+            }
+            self.at_secondary.push(notice);
+        }
+    }
+
+    pub(crate) fn pass_stages(&mut self) {
+        let received = self.subscriber.progress().received;
+        self.subscriber.handle_durable(received);
+        self.subscriber.handle_applied(received);
+        self.subscriber.handle_complete(received);
+    }
+
+    fn drive_publisher(&mut self) {
+        let log = self.log_state();
+        let Some(mut publisher) = self.publisher.take() else { return };
+        if publisher.poll_timeout().is_some_and(|at| at <= self.now) {
+            publisher.handle_timeout(self.now);
+        }
+        let mut closed = false;
+        loop {
+            while let Some((after, bytes_max)) = publisher.wanted(&log) {
+                let events = self.read(after, bytes_max);
+                publisher.handle_events(events).unwrap();
+            }
+            assert!(publisher.outstanding_bytes() <= self.config.window_bytes + self.config.append_bytes_max);
+            let Some(frame) = publisher.poll_transmit(self.now, &log) else { break };
+            self.send(encode_frame(&frame).unwrap());
+        }
+        while let Some(notice) = publisher.poll_notice() {
+            closed |= matches!(notice, PublisherNotice::Closed(_));
+            self.at_primary.push(notice);
+        }
+        if self.fates.front() == Some(&Fate::Cut) {
+            self.fates.pop_front();
+            self.cut();
+        } else if !closed {
+            self.publisher = Some(publisher);
+        }
+    }
+
+    fn read(&self, after: Offset, bytes_max: usize) -> Vec<(Offset, Bytes)> {
+        let mut bytes = 0;
+        let first = after.seq as usize;
+        let records = self.log[first..].iter().enumerate().map(|(index, event)| {
+            let offset = Offset::new(self.epoch, (first + index + 1) as u64);
+            (offset, event.clone())
+        });
+        records
+            .take_while(|(_, event)| {
+                let fits = bytes == 0 || bytes + event.len() <= bytes_max;
+                bytes += event.len();
+                fits
+            })
+            .collect()
+    }
+
+    fn send(&mut self, frame: Bytes) {
+        if self.dark {
+            return;
+        }
+        let at = self.now + LATENCY;
+        match self.fates.pop_front_if(|fate| *fate != Fate::Cut).unwrap_or(Fate::Arrives) {
+            Fate::Lost => {}
+            Fate::Overtaken => self.overtaken = Some(frame),
+            fate => {
+                if fate == Fate::Doubled {
+                    self.down.push_back((at, frame.clone()));
+                }
+                self.down.push_back((at, frame));
+                self.down.extend(self.overtaken.take().map(|late| (at, late)));
+            }
+        }
+    }
+}

@@ -279,7 +279,7 @@ async fn deletes_and_what_they_leave() {
 async fn a_manifest_never_outlives_what_it_names() {
     let primary = Primary::new();
     let app = repo("team/app");
-    for _ in 0..20 {
+    for _ in 0..8 {
         let config = primary.blob(&app, b"{}").await;
         let who = pusher();
         let delete = primary.push.delete_blob(&who, &app, &config);

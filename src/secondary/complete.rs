@@ -6,18 +6,18 @@ use outport_proto::{Change, Digest, Event, Offset, RepoName, oci::ChildKind};
 
 /// A blob to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Want {
+pub(super) struct Want {
     /// A repository that may serve it.
-    pub repo: RepoName,
+    pub(super) repo: RepoName,
     /// The blob.
-    pub digest: Digest,
+    pub(super) digest: Digest,
     /// Its size in bytes.
-    pub size: u64,
+    pub(super) size: u64,
 }
 
 /// The blobs a site that keeps the event's repository needs because of it. Child manifests come
 /// with events of their own.
-pub fn needs(event: &Event) -> Vec<Want> {
+pub(super) fn needs(event: &Event) -> Vec<Want> {
     let want = |repo: &RepoName, digest: &Digest, size| Want { repo: repo.clone(), digest: *digest, size };
     match &event.change {
         Change::BlobCommitted { repo, digest, size } | Change::BlobMounted { repo, digest, size, .. } => {
@@ -38,7 +38,7 @@ pub fn needs(event: &Event) -> Vec<Want> {
 /// A window of the log whose blobs are being copied. Events enter in order at its end; it
 /// is complete up to the first event that still waits for a blob.
 #[derive(Debug, Default)]
-pub struct Window {
+pub(super) struct Window {
     /// The last event that entered.
     scanned: Offset,
     /// Events that wait, with how many blobs each waits for.
@@ -52,17 +52,17 @@ pub struct Window {
 
 impl Window {
     /// An empty window behind `complete`.
-    pub fn after(complete: Offset) -> Self {
+    pub(super) fn after(complete: Offset) -> Self {
         Self { scanned: complete, ..Self::default() }
     }
 
     /// The last event that entered.
-    pub const fn scanned(&self) -> Offset {
+    pub(super) const fn scanned(&self) -> Offset {
         self.scanned
     }
 
     /// Every event up to here has all its blobs.
-    pub fn complete(&self) -> Offset {
+    pub(super) fn complete(&self) -> Offset {
         match self.waiting.first_key_value() {
             None => self.scanned,
             Some((first, _)) => Offset { epoch: first.epoch, seq: first.seq.saturating_sub(1) },
@@ -70,19 +70,19 @@ impl Window {
     }
 
     /// Blobs known to be missing.
-    pub fn missing(&self) -> usize {
+    pub(super) fn missing(&self) -> usize {
         self.missing.len()
     }
 
     /// The event at `offset` enters, waiting for `wants`.
-    pub fn enter(&mut self, offset: Offset, wants: Vec<Want>) {
+    pub(super) fn enter(&mut self, offset: Offset, wants: Vec<Want>) {
         self.scanned = offset;
         self.wait(offset, wants);
     }
 
     /// The log does not reach back to where the window ends: the blobs come from a walk over the
     /// state instead, through [`Window::walked`]. It stays as complete as it is until all are here.
-    pub fn begin_walk(&mut self, from: Offset) {
+    pub(super) fn begin_walk(&mut self, from: Offset) {
         let held = self.complete();
         *self = Self::after(from);
         self.walk = Some(held);
@@ -90,14 +90,14 @@ impl Window {
     }
 
     /// The walk found `wants`.
-    pub fn walked(&mut self, wants: Vec<Want>) {
+    pub(super) fn walked(&mut self, wants: Vec<Want>) {
         if let Some(held) = self.walk {
             self.wait(held.next(), wants);
         }
     }
 
     /// The walk has seen everything.
-    pub fn end_walk(&mut self) {
+    pub(super) fn end_walk(&mut self) {
         if let Some(held) = self.walk.take() {
             self.release(held.next());
         }
@@ -126,19 +126,19 @@ impl Window {
     }
 
     /// The next blob to copy.
-    pub fn take(&mut self) -> Option<Want> {
+    pub(super) fn take(&mut self) -> Option<Want> {
         self.queue.pop_front()
     }
 
     /// A taken blob is here, or no longer needed.
-    pub fn settled(&mut self, digest: &Digest) {
+    pub(super) fn settled(&mut self, digest: &Digest) {
         for offset in self.missing.remove(digest).unwrap_or_default() {
             self.release(offset);
         }
     }
 
     /// A taken blob could not be copied: its turn comes again behind the others.
-    pub fn postponed(&mut self, want: Want) {
+    pub(super) fn postponed(&mut self, want: Want) {
         self.queue.push_back(want);
     }
 }

@@ -16,7 +16,7 @@ use outport_proto::{
 const FILE: &str = "session";
 
 /// The last `Welcome`, with the newest keys, in a file that only its owner may read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Memory {
     path: PathBuf,
     last: Option<Box<Welcome>>,
@@ -54,41 +54,38 @@ impl Memory {
         self.last().map(|welcome| welcome.cluster.as_str())
     }
 
-    /// Remembers a `Welcome`. Blocks on the disk.
-    ///
-    /// # Errors
-    /// When it cannot be made durable; it is known to this process all the same.
-    pub fn welcomed(&mut self, welcome: Box<Welcome>) -> Result<(), MemoryError> {
-        let same = self.last.as_deref().is_some_and(|last| {
-            (&last.cluster, &last.keys, &last.token_realm, &last.token_service, &last.public_url)
-                == (
-                    &welcome.cluster,
-                    &welcome.keys,
-                    &welcome.token_realm,
-                    &welcome.token_service,
-                    &welcome.public_url,
-                )
-        });
+    /// Takes in a `Welcome`; returns whether there is something new to [`Memory::save`].
+    pub fn welcomed(&mut self, welcome: Box<Welcome>) -> bool {
+        let same = self.last.as_deref().is_some_and(|last| lasting(last) == lasting(&welcome));
         self.last = Some(welcome);
-        if same { Ok(()) } else { self.save() }
+        !same
     }
 
-    /// Remembers newer keys. Blocks on the disk.
+    /// Takes in newer keys; returns whether there is something new to [`Memory::save`].
+    pub fn rekeyed(&mut self, keys: Keys) -> bool {
+        match &mut self.last {
+            Some(last) if last.keys != keys => {
+                last.keys = keys;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes what is remembered durable. Blocks on the disk.
     ///
     /// # Errors
-    /// When they cannot be made durable; they are known to this process all the same.
-    pub fn rekeyed(&mut self, keys: Keys) -> Result<(), MemoryError> {
-        if let Some(last) = &mut self.last {
-            last.keys = keys;
-        }
-        self.save()
-    }
-
-    fn save(&self) -> Result<(), MemoryError> {
+    /// When the file cannot be replaced; it is as it was then.
+    pub fn save(&self) -> Result<(), MemoryError> {
         let Some(last) = &self.last else { return Ok(()) };
         replace(&self.path, FromPrimary::Welcome(last.clone()))
             .map_err(|source| MemoryError { path: self.path.clone(), source })
     }
+}
+
+/// What of a `Welcome` still matters after the session.
+fn lasting(welcome: &Welcome) -> impl PartialEq + '_ {
+    (&welcome.cluster, &welcome.keys, &welcome.token_realm, &welcome.token_service, &welcome.public_url)
 }
 
 fn replace(path: &Path, frame: FromPrimary) -> io::Result<()> {
@@ -147,8 +144,11 @@ mod tests {
             token_service: "hub".to_owned(),
             public_url: "https://hub".to_owned(),
         };
-        memory.welcomed(Box::new(welcome)).unwrap();
-        memory.rekeyed(keys(2)).unwrap();
+        assert!(memory.welcomed(Box::new(welcome.clone())));
+        assert!(memory.rekeyed(keys(2)));
+        assert!(!memory.rekeyed(keys(2)));
+        assert!(!memory.welcomed(Box::new(Welcome { head: Offset::new(1, 9), keys: keys(2), ..welcome })));
+        memory.save().unwrap();
 
         let again = Memory::open(dir.path()).unwrap();
         assert_eq!(again.cluster(), Some("c1"));

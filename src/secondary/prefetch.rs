@@ -22,7 +22,7 @@ use tokio::{
 
 use super::complete::{Want, Window, needs};
 use crate::{
-    fetch::BoxFuture,
+    fetch::{FillError, Flights, Linked},
     index::{Index, IndexError},
     log::{Log, LogError},
     shutdown::Shutdown,
@@ -47,9 +47,6 @@ const FILE: &str = "complete";
 
 /// Whether the site keeps a repository's blobs before anybody asks.
 pub type Keeps = Arc<dyn Fn(&RepoName) -> bool + Send + Sync>;
-
-/// Makes a blob local: `Ok(false)` when the primary says that it is no longer there.
-pub type CopyBlob = Arc<dyn Fn(Want) -> BoxFuture<'static, Result<bool, String>> + Send + Sync>;
 
 /// How much is copied at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +75,7 @@ pub struct Progress {
 /// The copier of a site.
 pub struct Prefetch {
     source: Source,
-    copy: CopyBlob,
+    flights: Flights,
     options: PrefetchOptions,
     path: PathBuf,
     progress: watch::Sender<Progress>,
@@ -99,7 +96,7 @@ impl Prefetch {
         dir: &Path,
         (log, index, store): (Log, Index, Store),
         keeps: Keeps,
-        copy: CopyBlob,
+        flights: Flights,
         options: PrefetchOptions,
     ) -> (Self, watch::Receiver<Progress>) {
         let path = dir.join(FILE);
@@ -107,7 +104,7 @@ impl Prefetch {
         let complete = complete.filter(|complete| *complete <= index.applied()).unwrap_or_default();
         let (progress, receiver) = watch::channel(Progress { complete, missing_blobs: 0 });
         let source = Source { log, index, store, keeps };
-        (Self { source, copy, options, path, progress }, receiver)
+        (Self { source, flights, options, path, progress }, receiver)
     }
 
     /// Copies until shutdown.
@@ -191,10 +188,14 @@ impl Prefetch {
         while run.copies.len() < self.options.copies_max
             && let Some(want) = run.window.take()
         {
-            let copy = (self.copy)(want.clone());
+            let flights = self.flights.clone();
             run.copies.spawn(async move {
-                let copied = copy.await;
-                (want, copied)
+                let linked = Linked { size: Some(want.size) };
+                match flights.ensure(&want.repo, &want.digest, linked).await {
+                    // Deleted since: nothing is missing any more.
+                    Ok(_) | Err(FillError::NotLinked) => (want, Ok(())),
+                    Err(error) => (want, Err(error)),
+                }
             });
         }
     }
@@ -219,7 +220,7 @@ impl Prefetch {
 /// What changes while it runs.
 struct Run {
     window: Window,
-    copies: JoinSet<(Want, Result<bool, String>)>,
+    copies: JoinSet<(Want, Result<(), FillError>)>,
     walk: Option<mpsc::Receiver<Found>>,
     /// How often the copy of a missing blob failed.
     failures: BTreeMap<Digest, u32>,
@@ -233,7 +234,7 @@ struct Run {
 enum Happened {
     Time,
     SaveDue,
-    Copied(Result<(Want, Result<bool, String>), JoinError>),
+    Copied(Result<(Want, Result<(), FillError>), JoinError>),
     Found(Found),
 }
 
@@ -268,9 +269,9 @@ impl Run {
         }
     }
 
-    fn copied(&mut self, copied: Result<(Want, Result<bool, String>), JoinError>) {
+    fn copied(&mut self, copied: Result<(Want, Result<(), FillError>), JoinError>) {
         match copied {
-            Ok((want, Ok(_))) => {
+            Ok((want, Ok(()))) => {
                 self.failures.remove(&want.digest);
                 self.window.settled(&want.digest);
             }

@@ -1,0 +1,413 @@
+//! Follows the primary's log: connects, takes in events, acknowledges, and tells the rest of the
+//! site what it knows. The session's logic is [`outport_proto::session::Subscriber`].
+
+use std::{sync::Arc, time::Duration};
+
+use outport_proto::{
+    Offset, SiteName,
+    frame::{FromPrimary, FromSecondary, SiteReport, Welcome},
+    session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
+};
+use tokio::{sync::watch, task::spawn_blocking, time::Instant};
+
+use super::{
+    apply::{Applied, Applier, OnApplied},
+    dial::{Dialer, PrimaryAddress},
+    memory::Memory,
+    prefetch::Progress,
+    primary_clock::PrimaryClock,
+    view::SiteView,
+};
+use crate::{
+    clock::SharedClock,
+    fetch::{
+        framed::{FrameSink, FrameStream, FramedError, Incoming},
+        primary::{Connections, Link},
+        quic::{CloseCode, StreamKind},
+    },
+    index::Index,
+    log::Log,
+    registry::Session,
+    shutdown::Shutdown,
+    status::{Lag, SiteState, SiteStatus},
+    store::Store,
+};
+
+/// A primary that sends no byte for this long is given up and dialled anew. Heartbeats come eight
+/// times as often.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// A primary that takes no bytes for this long is given up.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Told what the primary says about itself: once at the start if this site remembers it, and
+/// whenever it changes. The keys are in it.
+pub type OnIdentity = Arc<dyn Fn(&Welcome) + Send + Sync>;
+
+/// Who follows whom.
+#[derive(Clone, Debug)]
+pub struct SubscriptionOptions {
+    /// This site, as its certificate names it.
+    pub site: SiteName,
+    /// Which node of the site; for people.
+    pub node: String,
+    /// Primaries to try, in order.
+    pub primaries: Vec<PrimaryAddress>,
+    /// Reported on the status page, in milliseconds.
+    pub staleness_bound_ms: u64,
+}
+
+/// The parts of the site that a subscription reads and feeds.
+pub struct SubscriptionParts {
+    /// Opens connections.
+    pub dialer: Dialer,
+    /// The site's log.
+    pub log: Log,
+    /// Its view.
+    pub index: Index,
+    /// The site's blobs, for the report.
+    pub store: Store,
+    /// What the site remembers of its primary.
+    pub memory: Memory,
+    /// The local clock.
+    pub clock: SharedClock,
+    /// How far copying ahead is.
+    pub progress: watch::Receiver<Progress>,
+    /// Told of connections.
+    pub link: watch::Sender<Link>,
+    /// Told how fresh the site is.
+    pub session: watch::Sender<Session>,
+    /// Told of the primary's identity and keys.
+    pub on_identity: OnIdentity,
+    /// Told of applied events.
+    pub on_applied: OnApplied,
+}
+
+/// Follows the primary for as long as it runs.
+pub struct Subscription {
+    options: SubscriptionOptions,
+    parts: SubscriptionParts,
+    subscriber: Subscriber,
+    applier: Applier,
+    primary_clock: PrimaryClock,
+    view: SiteView,
+    begun: Instant,
+    /// Whether this session came to a heartbeat.
+    heard: bool,
+    /// Whether the last check found the index in another state than the primary's.
+    differs: bool,
+}
+
+impl Subscription {
+    /// A subscription that goes on where log and index stand, and where its status shows.
+    pub fn new(options: SubscriptionOptions, parts: SubscriptionParts) -> (Self, SiteView) {
+        let config = SubscriberConfig {
+            site: options.site.clone(),
+            node: options.node.clone(),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: parts.memory.cluster().map(str::to_owned),
+        };
+        let progress = outport_proto::session::Progress {
+            received: parts.log.head(),
+            durable: parts.log.head(),
+            applied: parts.index.applied(),
+            complete: parts.progress.borrow().complete,
+            log_bytes: parts.log.bytes(),
+        };
+        let applier = Applier::new(parts.log.clone(), parts.index.clone(), Arc::clone(&parts.on_applied));
+        let this = Self {
+            subscriber: Subscriber::new(config, progress),
+            applier,
+            primary_clock: PrimaryClock::default(),
+            view: SiteView::new(SiteStatus::default()),
+            begun: Instant::now(),
+            heard: false,
+            differs: false,
+            options,
+            parts,
+        };
+        this.show(None);
+        let view = this.view.clone();
+        (this, view)
+    }
+
+    /// Follows until shutdown.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        if let Some(remembered) = self.parts.memory.last() {
+            (self.parts.on_identity)(remembered);
+        }
+        let mut backoff = Backoff::default();
+        for primary in self.options.primaries.clone().iter().cycle() {
+            let worked = tokio::select! {
+                worked = self.attempt(primary) => worked,
+                () = shutdown.requested() => break,
+            };
+            self.part().await;
+            if worked {
+                backoff.reset();
+            }
+            let delay = backoff.next_delay(random());
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.requested() => break,
+            }
+        }
+        self.part().await;
+    }
+
+    /// One session from dialling to its end; returns whether it came to a heartbeat.
+    async fn attempt(&mut self, primary: &PrimaryAddress) -> bool {
+        let connections = match self.parts.dialer.connect(primary).await {
+            Ok(connections) => connections,
+            Err(error) => {
+                tracing::info!(primary = %primary.address, %error, "primary unreachable");
+                return false;
+            }
+        };
+        self.heard = false;
+        let ended = self.follow(&connections).await;
+        let (code, reason) = match &ended {
+            End::Framed(error) if error.is_violation() => (CloseCode::Protocol, error.to_string()),
+            _ => (CloseCode::Bye, String::new()),
+        };
+        connections.log.close(code.into(), reason.as_bytes());
+        connections.bulk.close(code.into(), reason.as_bytes());
+        match ended {
+            End::Session(why @ (Ended::Refused(_) | Ended::ForeignCluster(_))) => {
+                tracing::error!(primary = %primary.address, %why, "the primary does not take this site");
+            }
+            why => tracing::info!(primary = %primary.address, %why, "session ended"),
+        }
+        self.heard
+    }
+
+    async fn follow(&mut self, connections: &Connections) -> End {
+        match self.drive(connections).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn drive(&mut self, connections: &Connections) -> Result<std::convert::Infallible, End> {
+        let (send, receive) = connections.log.open_bi().await.map_err(FramedError::from)?;
+        let mut stream = Stream { sink: FrameSink::new(send, STALL_TIMEOUT), is_open: false };
+        let mut frames = FrameStream::<FromPrimary>::new(receive);
+        self.subscriber.handle_connected(self.begun.elapsed());
+        let mut heard_at = Instant::now();
+        let mut progress = self.parts.progress.clone();
+        loop {
+            while let Some(frame) = self.subscriber.poll_transmit(self.begun.elapsed()) {
+                stream.send(&frame).await?;
+            }
+            while let Some(notice) = self.subscriber.poll_notice() {
+                self.act_on(notice, connections).await?;
+            }
+            self.show(Some(connections));
+            let now = self.begun.elapsed();
+            let wake_at = self.subscriber.poll_timeout(now).map(|at| self.begun + at);
+            let silent_at = heard_at + SILENCE_MAX;
+            tokio::select! {
+                incoming = frames.incoming() => {
+                    heard_at = Instant::now();
+                    let now = self.begun.elapsed();
+                    match incoming? {
+                        Incoming::Frame(frame) => self.subscriber.handle_frame(now, frame),
+                        Incoming::Bytes => self.subscriber.handle_activity(now),
+                        Incoming::End => return Err(End::Left),
+                    }
+                }
+                applied = self.applier.applied() => self.handle_applied(applied)?,
+                Ok(()) = progress.changed() => {}
+                error = connections.bulk.closed() => return Err(FramedError::from(error).into()),
+                () = tokio::time::sleep_until(wake_at.unwrap_or(silent_at).min(silent_at)) => {
+                    if Instant::now() >= silent_at {
+                        return Err(End::Silent);
+                    }
+                    self.subscriber.handle_timeout(self.begun.elapsed());
+                }
+            }
+            self.subscriber.handle_complete(progress.borrow_and_update().complete);
+        }
+    }
+
+    fn handle_applied(&mut self, applied: Applied) -> Result<(), End> {
+        let offset = applied.map_err(End::Apply)?;
+        self.subscriber.handle_durable(offset);
+        self.subscriber.handle_applied(offset);
+        Ok(())
+    }
+
+    async fn act_on(&mut self, notice: SubscriberNotice, connections: &Connections) -> Result<(), End> {
+        match notice {
+            SubscriberNotice::Welcome(welcome) => {
+                let peer = connections.log.remote_address();
+                tracing::info!(%peer, cluster = %welcome.cluster, head = %welcome.head, resume = ?welcome.resume,
+                    "session with the primary is open");
+                self.parts.link.send_replace(Link::Up(connections.clone()));
+                let is_news = self.parts.memory.welcomed(welcome);
+                self.identified(is_news).await;
+            }
+            SubscriberNotice::Keys(keys) => {
+                let is_news = self.parts.memory.rekeyed(keys);
+                self.identified(is_news).await;
+            }
+            SubscriberNotice::Events(events) => self.applier.take(events),
+            SubscriberNotice::Heartbeat(heartbeat) => {
+                self.heard = true;
+                self.primary_clock.heard(heartbeat.now, self.parts.clock.now());
+                self.report();
+                self.compare(heartbeat.state_hash, heartbeat.state_at);
+            }
+            SubscriberNotice::Ended(why) => return Err(End::Session(why)),
+        }
+        Ok(())
+    }
+
+    async fn identified(&self, is_news: bool) {
+        if let Some(welcome) = self.parts.memory.last() {
+            (self.parts.on_identity)(welcome);
+        }
+        if is_news {
+            let memory = self.parts.memory.clone();
+            match spawn_blocking(move || memory.save()).await {
+                Ok(Err(error)) => tracing::warn!(%error, "cannot remember the primary"),
+                Err(error) => tracing::error!(%error, "remembering the primary crashed"),
+                Ok(Ok(())) => {}
+            }
+        }
+    }
+
+    /// The session is over: nothing more comes, and what runs ends.
+    async fn part(&mut self) {
+        self.subscriber.handle_disconnected();
+        let is_down = matches!(&*self.parts.link.borrow(), Link::Down { .. });
+        if !is_down {
+            self.parts.link.send_replace(Link::Down { since: std::time::Instant::now() });
+        }
+        self.show(None);
+        if let Some(applied) = self.applier.settle().await
+            && let Err(end) = self.handle_applied(applied)
+        {
+            tracing::error!(%end, "received events were not applied");
+        }
+    }
+
+    /// Two indexes that stand at one place of one log must be alike.
+    fn compare(&mut self, state_hash: [u8; 32], state_at: Offset) {
+        let (own, own_at) = self.parts.index.state_hash();
+        if own_at != state_at {
+            return;
+        }
+        let differs = own != state_hash;
+        if differs && !self.differs {
+            tracing::error!(at = %state_at, "the index is not in the primary's state");
+        }
+        self.differs = differs;
+    }
+
+    fn report(&mut self) {
+        let store = self.parts.store.stats();
+        self.subscriber.handle_report(SiteReport {
+            store_bytes: store.bytes,
+            store_limit_bytes: None,
+            store_blobs: store.blobs,
+            missing_blobs: self.parts.progress.borrow().missing_blobs,
+            staleness_bound_micros: self.options.staleness_bound_ms.saturating_mul(1000),
+            ..SiteReport::default()
+        });
+    }
+
+    /// Tells readers and the status page where the site stands.
+    fn show(&self, connections: Option<&Connections>) {
+        let now = self.begun.elapsed();
+        let is_open =
+            matches!(self.subscriber.state(), SubscriberState::Streaming | SubscriberState::Snapshot);
+        let rtt = connections.map(|connections| connections.log.rtt());
+        let session = Session {
+            live: self.subscriber.live(now),
+            reachable: is_open,
+            closed_time: self.subscriber.closed_time().unwrap_or_default(),
+            head: self.subscriber.head().unwrap_or_default(),
+            primary_ahead_micros: self.primary_clock.ahead_micros(rtt.unwrap_or_default()),
+        };
+        self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
+        self.view.show(self.status(now, rtt.filter(|_| is_open)));
+    }
+
+    fn status(&self, now: Duration, rtt: Option<Duration>) -> SiteStatus {
+        let (progress, lag) = (self.subscriber.progress(), self.subscriber.lag(now));
+        let head = self.subscriber.head().unwrap_or(progress.durable).max(progress.received);
+        let log_bytes =
+            self.subscriber.heartbeat().map_or(progress.log_bytes, |heartbeat| heartbeat.log_bytes);
+        let is_level = progress.applied >= head;
+        SiteStatus {
+            site: self.options.site.to_string(),
+            cluster: self.subscriber.cluster().unwrap_or_default().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: head.epoch,
+            head_seq: head.seq,
+            received_seq: progress.received.seq,
+            durable_seq: progress.durable.seq,
+            applied_seq: progress.applied.seq,
+            complete_seq: progress.complete.seq,
+            lag_seconds: Lag {
+                applied: lag.applied.map(|lag| lag.as_secs_f64()),
+                complete: lag.complete.map(|lag| lag.as_secs_f64()),
+            },
+            lag_events: head.seq.saturating_sub(progress.applied.seq),
+            lag_bytes: if is_level { 0 } else { log_bytes.saturating_sub(progress.log_bytes) },
+            missing_blobs: self.parts.progress.borrow().missing_blobs,
+            heartbeat_age_seconds: self.subscriber.heartbeat_age(now).map(|age| age.as_secs_f64()),
+            staleness_bound_seconds: Duration::from_millis(self.options.staleness_bound_ms).as_secs_f64(),
+            transport: if rtt.is_some() { "quic".to_owned() } else { String::new() },
+            rtt_seconds: rtt.map(|rtt| rtt.as_secs_f64()),
+            state: match self.subscriber.state() {
+                SubscriberState::Snapshot => SiteState::Snapshot,
+                SubscriberState::Streaming if !self.subscriber.live(now) => SiteState::Disconnected,
+                SubscriberState::Streaming if is_level => SiteState::Streaming,
+                SubscriberState::Streaming => SiteState::CatchingUp,
+                SubscriberState::Disconnected | SubscriberState::Greeting => SiteState::Disconnected,
+            },
+            ..SiteStatus::default()
+        }
+    }
+}
+
+/// The sending half of a log stream; the first frame opens it.
+struct Stream {
+    sink: FrameSink,
+    is_open: bool,
+}
+
+impl Stream {
+    async fn send(&mut self, frame: &FromSecondary) -> Result<(), FramedError> {
+        if std::mem::replace(&mut self.is_open, true) {
+            self.sink.send(frame).await
+        } else {
+            self.sink.open(StreamKind::Log, frame).await
+        }
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error(transparent)]
+    Session(Ended),
+    #[error(transparent)]
+    Framed(#[from] FramedError),
+    #[error("the primary finished the stream")]
+    Left,
+    #[error("the primary is silent for {SILENCE_MAX:?}")]
+    Silent,
+    #[error("apply events: {0}")]
+    Apply(String),
+}
+
+/// Spreads what many sites do at the same moment. Without randomness they would do it together,
+/// which is no reason to fail.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}

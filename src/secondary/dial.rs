@@ -2,22 +2,16 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::fetch::{
-    primary::Connections,
-    quic::{self, QuicError, TransportOptions},
+use crate::{
+    auth::authority::PRIMARY_NAME,
+    fetch::{
+        primary::Connections,
+        quic::{self, QuicError, TransportOptions},
+    },
 };
 
 /// Both handshakes must end within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Where a primary is and which name its certificate must carry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrimaryAddress {
-    /// `host:port` of its replication listener (UDP); the name is looked up at every attempt.
-    pub address: String,
-    /// The name in its certificate.
-    pub server_name: String,
-}
 
 /// Connects to a primary. The log and the bulk connection have a socket each.
 #[derive(Debug)]
@@ -39,24 +33,23 @@ impl Dialer {
         Ok(Self { log: quic::client_config(tls, log)?, bulk: quic::client_config(tls, bulk)? })
     }
 
-    /// Opens both connections at once.
+    /// Opens both connections at once to the primary at `host:port` (UDP). The name is looked up
+    /// anew every time.
     ///
     /// # Errors
     /// When the name has no address, no socket opens, or a handshake fails or takes too long.
-    pub async fn connect(&self, primary: &PrimaryAddress) -> Result<Connections, DialError> {
+    pub async fn connect(&self, primary: &str) -> Result<Connections, DialError> {
         tokio::time::timeout(CONNECT_TIMEOUT, self.connect_both(primary))
             .await
             .map_err(|_| DialError::Timeout(CONNECT_TIMEOUT))?
     }
 
-    async fn connect_both(&self, primary: &PrimaryAddress) -> Result<Connections, DialError> {
-        let lookup = |source| DialError::Lookup { address: primary.address.clone(), source };
+    async fn connect_both(&self, primary: &str) -> Result<Connections, DialError> {
+        let lookup = |source| DialError::Lookup { address: primary.to_owned(), source };
         let mut last = lookup(std::io::ErrorKind::NotFound.into());
-        for address in tokio::net::lookup_host(&primary.address).await.map_err(lookup)? {
-            let both = tokio::try_join!(
-                connect(self.log.clone(), address, &primary.server_name),
-                connect(self.bulk.clone(), address, &primary.server_name),
-            );
+        for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
+            let both =
+                tokio::try_join!(connect(self.log.clone(), address), connect(self.bulk.clone(), address),);
             match both {
                 Ok((log, bulk)) => return Ok(Connections { log, bulk }),
                 Err(error) => last = error,
@@ -66,16 +59,12 @@ impl Dialer {
     }
 }
 
-async fn connect(
-    config: quinn::ClientConfig,
-    address: SocketAddr,
-    server_name: &str,
-) -> Result<quinn::Connection, DialError> {
+async fn connect(config: quinn::ClientConfig, address: SocketAddr) -> Result<quinn::Connection, DialError> {
     let failed = |reason: String| DialError::Handshake { address, reason };
     // The connection keeps the endpoint and its socket alive for as long as it lives.
     let endpoint = quic::dialer(address)?;
     let connecting =
-        endpoint.connect_with(config, address, server_name).map_err(|error| failed(error.to_string()))?;
+        endpoint.connect_with(config, address, PRIMARY_NAME).map_err(|error| failed(error.to_string()))?;
     connecting.await.map_err(|error| failed(error.to_string()))
 }
 

@@ -12,7 +12,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
 use super::{
     apply::{Applied, Applier, OnApplied},
-    dial::{Dialer, PrimaryAddress},
+    dial::Dialer,
     memory::Memory,
     prefetch::Progress,
     primary_clock::PrimaryClock,
@@ -51,8 +51,8 @@ pub struct SubscriptionOptions {
     pub site: SiteName,
     /// Which node of the site; for people.
     pub node: String,
-    /// Primaries to try, in order.
-    pub primaries: Vec<PrimaryAddress>,
+    /// `host:port` of the primaries to try, in order.
+    pub primaries: Vec<String>,
     /// Reported on the status page, in milliseconds.
     pub staleness_bound_ms: u64,
 }
@@ -156,11 +156,11 @@ impl Subscription {
     }
 
     /// One session from dialling to its end; returns whether it came to a heartbeat.
-    async fn attempt(&mut self, primary: &PrimaryAddress) -> bool {
+    async fn attempt(&mut self, primary: &str) -> bool {
         let connections = match self.parts.dialer.connect(primary).await {
             Ok(connections) => connections,
             Err(error) => {
-                tracing::info!(primary = %primary.address, %error, "primary unreachable");
+                tracing::info!(primary, %error, "primary unreachable");
                 return false;
             }
         };
@@ -174,9 +174,9 @@ impl Subscription {
         connections.bulk.close(code.into(), reason.as_bytes());
         match ended {
             End::Session(why @ (Ended::Refused(_) | Ended::ForeignCluster(_))) => {
-                tracing::error!(primary = %primary.address, %why, "the primary does not take this site");
+                tracing::error!(primary, %why, "the primary does not take this site");
             }
-            why => tracing::info!(primary = %primary.address, %why, "session ended"),
+            why => tracing::info!(primary, %why, "session ended"),
         }
         self.heard
     }

@@ -1,0 +1,361 @@
+//! A primary and its sites on loopback: real QUIC, real TLS, real files.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use outport::{
+    auth::{
+        authority::{Authority, Identity, NodeIdentity, site_of},
+        tls,
+    },
+    clock::{Clock as _, SystemClock},
+    fetch::{
+        FlightMetrics, FlightOptions, Flights,
+        primary::{QuicUpstream, QuicUpstreamOptions},
+        quic::{self, TransportOptions},
+    },
+    index::{Index, IndexOptions},
+    log::{Log, LogOptions},
+    primary::{
+        fleet::{Fleet, Head},
+        log_stream::{LogPublisher, PrimaryIdentity},
+        publisher::Publisher,
+        requests::Answerer,
+    },
+    registry::{Session, SessionView},
+    secondary::{
+        dial::Dialer,
+        memory::Memory,
+        prefetch::{Keeps, Prefetch, PrefetchOptions, Progress},
+        subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
+        view::SiteView,
+    },
+    shutdown::Shutdown,
+    status::SiteStatus,
+    store::Store,
+};
+use outport_proto::{
+    Change, Digest, Event, ManifestPut, Offset, RepoName, SiteName, Timestamp,
+    frame::{ALPN, Keys, Welcome},
+    oci::{ChildKind, Descriptor},
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// Longer than anything here should take, shorter than patience.
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn now() -> Timestamp {
+    SystemClock.now()
+}
+
+pub(crate) fn repo(name: &str) -> RepoName {
+    name.parse().unwrap()
+}
+
+pub(crate) fn site(name: &str) -> SiteName {
+    name.parse().unwrap()
+}
+
+/// Resolves once `check` holds for what `watch` shows.
+pub(crate) async fn until<T: Clone>(
+    what: &str,
+    watch: &mut watch::Receiver<T>,
+    check: impl FnMut(&T) -> bool,
+) -> T {
+    let reached = tokio::time::timeout(LIMIT, watch.wait_for(check)).await;
+    reached.unwrap_or_else(|_| panic!("{what} took too long")).unwrap().clone()
+}
+
+/// The parts of a node that outlive a restart.
+pub(crate) struct Disk(TempDir);
+
+impl Disk {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn open(&self) -> (Log, Index, Store) {
+        let (log, _) =
+            Log::open(&self.path().join("log"), LogOptions::default(), Arc::new(SystemClock)).unwrap();
+        let options = IndexOptions { hot_bytes_max: 1 << 20, cache_bytes_max: 1 << 20 };
+        let (index, _) = Index::open(&self.path().join("index"), options).unwrap();
+        let (store, _) = Store::open(&self.path().join("store")).unwrap();
+        (log, index, store)
+    }
+}
+
+pub(crate) struct Primary {
+    pub(crate) address: SocketAddr,
+    pub(crate) log: Log,
+    pub(crate) index: Index,
+    pub(crate) store: Store,
+    pub(crate) fleet: Fleet,
+    pub(crate) keys: watch::Sender<u64>,
+    shutdown: Shutdown,
+}
+
+/// What a primary is, beside what is on its disk.
+pub(crate) struct PrimaryConfig<'a> {
+    pub(crate) identity: &'a Identity,
+    pub(crate) trusts: &'a Authority,
+    pub(crate) cluster: &'a str,
+    pub(crate) sites: &'static [&'static str],
+    pub(crate) address: SocketAddr,
+}
+
+impl Primary {
+    pub(crate) fn start(disk: &Disk, config: &PrimaryConfig<'_>) -> Self {
+        let (log, index, store) = disk.open();
+        let fleet = Fleet::new(config.sites.iter().map(|name| site(name)));
+        let (keys, keys_changed) = watch::channel(1);
+        let generation = keys_changed.clone();
+        let publisher = LogPublisher {
+            identity: PrimaryIdentity {
+                cluster: config.cluster.to_owned(),
+                token_realm: "https://hub.test/token".to_owned(),
+                token_service: "hub.test".to_owned(),
+                public_url: "https://hub.test".to_owned(),
+            },
+            log: log.clone(),
+            index: index.clone(),
+            clock: Arc::new(SystemClock),
+            keys_of: Arc::new(move |site| {
+                Ok(Keys {
+                    token_jwks: format!("keys of {site}"),
+                    token_issuer: "hub.test".to_owned(),
+                    seal: Vec::new(),
+                    generation: *generation.borrow(),
+                })
+            }),
+            keys_changed,
+            fleet: fleet.clone(),
+        };
+        let answerer = Answerer::new(index.clone(), store.clone());
+        let sites = config.sites;
+        let admit = Arc::new(move |certificate: &rustls_pki_types::CertificateDer<'_>| {
+            let site = site_of(certificate).ok_or("not a site's certificate")?;
+            let is_listed = sites.contains(&site.as_str());
+            if is_listed { Ok(site) } else { Err(format!("site {site} is not listed")) }
+        });
+        let tls = tls::node_server(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
+        let server = quic::server_config(&tls, &TransportOptions::upstream()).unwrap();
+        let endpoint = quic::listen(config.address, server).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        let shutdown = Shutdown::new();
+        shutdown.spawn(Publisher::new(admit, publisher, answerer, 64).serve(endpoint, shutdown.clone()));
+        Self { address, log, index, store, fleet, keys, shutdown }
+    }
+
+    /// Durable, then visible, as the primary's journal does it.
+    pub(crate) async fn commit(&self, changes: Vec<Change>) -> Offset {
+        let before = self.log.head();
+        let head = self.log.append("tester", changes).await.unwrap();
+        self.show(before);
+        head
+    }
+
+    fn show(&self, after: Offset) {
+        let records = self.log.read(after, usize::MAX).unwrap();
+        let events: Vec<Arc<Event>> = records.into_iter().map(|record| record.event).collect();
+        self.index.apply(&events).unwrap();
+    }
+
+    pub(crate) fn blob(&self, content: &[u8]) -> Digest {
+        let digest = Digest::sha256(content);
+        let mut ingest = self.store.ingest(digest.algorithm()).unwrap();
+        ingest.write(content).unwrap();
+        ingest.commit(&digest).unwrap();
+        digest
+    }
+
+    pub(crate) fn statuses(&self) -> Vec<SiteStatus> {
+        let (offset, log_bytes) = (self.log.head(), self.log.bytes());
+        let head = Head { cluster: "c1".to_owned(), offset, log_bytes, now: now() };
+        self.fleet.statuses(&head, |after| Some(self.log.read(after, 1).ok()?.first()?.event.time))
+    }
+
+    pub(crate) async fn stop(self) {
+        assert!(self.shutdown.finish(LIMIT).await, "the primary's tasks end");
+    }
+}
+
+pub(crate) struct Site {
+    pub(crate) log: Log,
+    pub(crate) index: Index,
+    pub(crate) store: Store,
+    pub(crate) upstream: QuicUpstream,
+    pub(crate) session: SessionView,
+    pub(crate) session_changes: watch::Receiver<Session>,
+    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) view: SiteView,
+    pub(crate) identity: watch::Receiver<Option<Welcome>>,
+    pub(crate) applied_events: Arc<Mutex<Vec<Offset>>>,
+    shutdown: Shutdown,
+}
+
+pub(crate) struct SiteConfig<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) identity: &'a Identity,
+    pub(crate) trusts: &'a Authority,
+    pub(crate) primary: SocketAddr,
+    pub(crate) keeps: Keeps,
+}
+
+impl Site {
+    pub(crate) fn start(disk: &Disk, config: SiteConfig<'_>) -> Self {
+        let (log, index, store) = disk.open();
+        let shutdown = Shutdown::new();
+        let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
+        let flights = Flights::new(
+            store.clone(),
+            Arc::new(upstream.clone()),
+            shutdown.clone(),
+            FlightOptions::default(),
+            FlightMetrics::default(),
+        );
+        let of = (log.clone(), index.clone(), store.clone());
+        let (prefetch, progress) =
+            Prefetch::new(disk.path(), of, config.keeps, flights, PrefetchOptions::default());
+        let (session_sender, session) = SessionView::new();
+        let session_changes = session_sender.subscribe();
+        let (identity_sender, identity) = watch::channel(None);
+        let applied_events = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&applied_events);
+        let tls = tls::node_client(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
+        let parts = SubscriptionParts {
+            dialer: Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk()).unwrap(),
+            log: log.clone(),
+            index: index.clone(),
+            store: store.clone(),
+            memory: Memory::open(disk.path()).unwrap(),
+            clock: Arc::new(SystemClock),
+            progress: progress.clone(),
+            link,
+            session: session_sender,
+            on_identity: Arc::new(move |welcome| _ = identity_sender.send_replace(Some(welcome.clone()))),
+            on_applied: Arc::new(move |events| {
+                noted.lock().unwrap().extend(events.iter().map(|event| event.offset));
+            }),
+        };
+        let options = SubscriptionOptions {
+            site: site(config.name),
+            node: "node-1".to_owned(),
+            primaries: vec![config.primary.to_string()],
+            staleness_bound_ms: 1000,
+        };
+        let (subscription, view) = Subscription::new(options, parts);
+        shutdown.spawn(subscription.run(shutdown.clone()));
+        shutdown.spawn(prefetch.run(shutdown.clone()));
+        Self {
+            log,
+            index,
+            store,
+            upstream,
+            session,
+            session_changes,
+            progress,
+            view,
+            identity,
+            applied_events,
+            shutdown,
+        }
+    }
+
+    pub(crate) async fn applied(&self, offset: Offset) {
+        until("applying", &mut self.index.watch(), |applied| *applied >= offset).await;
+    }
+
+    pub(crate) async fn complete(&self, offset: Offset) {
+        until("copying", &mut self.progress.clone(), |progress| progress.complete >= offset).await;
+    }
+
+    pub(crate) async fn session(&self, what: &str, check: impl FnMut(&Session) -> bool) -> Session {
+        until(what, &mut self.session_changes.clone(), check).await
+    }
+
+    pub(crate) async fn stop(self) {
+        assert!(self.shutdown.finish(LIMIT).await, "the site's tasks end");
+    }
+}
+
+/// A cluster: one authority, a primary, and one site unless a test wants more.
+pub(crate) struct World {
+    pub(crate) authority: Authority,
+    pub(crate) primary_identity: Identity,
+    pub(crate) primary_disk: Disk,
+    pub(crate) site_disk: Disk,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let authority = Authority::create("c1", now()).unwrap();
+        let primary_identity = authority.issue_node(&NodeIdentity::Primary, now()).unwrap();
+        Self { authority, primary_identity, primary_disk: Disk::new(), site_disk: Disk::new() }
+    }
+
+    pub(crate) fn primary(&self) -> Primary {
+        self.primary_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    pub(crate) fn primary_at(&self, address: SocketAddr) -> Primary {
+        let config = PrimaryConfig {
+            identity: &self.primary_identity,
+            trusts: &self.authority,
+            cluster: "c1",
+            sites: &["frankfurt", "mumbai"],
+            address,
+        };
+        Primary::start(&self.primary_disk, &config)
+    }
+
+    pub(crate) fn issue(&self, name: &str) -> Identity {
+        self.authority.issue_node(&NodeIdentity::Site(site(name)), now()).unwrap()
+    }
+
+    /// Mumbai, which keeps everything.
+    pub(crate) fn site(&self, primary: &Primary) -> Site {
+        self.site_at(primary.address)
+    }
+
+    pub(crate) fn site_at(&self, primary: SocketAddr) -> Site {
+        let identity = self.issue("mumbai");
+        let keeps: Keeps = Arc::new(|repo| !repo.as_str().starts_with("lazy/"));
+        let config =
+            SiteConfig { name: "mumbai", identity: &identity, trusts: &self.authority, primary, keeps };
+        Site::start(&self.site_disk, config)
+    }
+}
+
+pub(crate) fn committed(repo_name: &str, content: &[u8]) -> Change {
+    let digest = Digest::sha256(content);
+    Change::BlobCommitted { repo: repo(repo_name), digest, size: content.len() as u64 }
+}
+
+pub(crate) fn tagged(repo_name: &str, tag: &str, manifest: &'static [u8], blobs: &[&[u8]]) -> Change {
+    let child = |content: &&[u8]| Descriptor {
+        digest: Digest::sha256(content),
+        size: content.len() as u64,
+        kind: ChildKind::Blob,
+    };
+    Change::ManifestPut(Box::new(ManifestPut {
+        repo: repo(repo_name),
+        digest: Digest::sha256(manifest),
+        media_type: outport_proto::oci::media_type::OCI_MANIFEST.to_owned(),
+        size: manifest.len() as u64,
+        bytes: Some(bytes::Bytes::from_static(manifest)),
+        tags: vec![tag.parse().unwrap()],
+        subject: None,
+        artifact_type: None,
+        annotations: Vec::new(),
+        children: blobs.iter().map(child).collect(),
+    }))
+}

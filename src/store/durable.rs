@@ -59,7 +59,8 @@ impl Disk {
         File::open(dir)?.sync_all()
     }
 
-    /// Makes a directory and its parents where missing; every new name survives a power cut.
+    /// Makes a directory and its parents where missing; every new name survives a power cut, or
+    /// the directory is not there.
     pub(super) fn make_dirs(&self, dir: &Path) -> io::Result<()> {
         match fs::create_dir(dir) {
             Ok(()) => {}
@@ -70,7 +71,11 @@ impl Disk {
             }
             Err(error) => return Err(error),
         }
-        parent_of(dir).map_or(Ok(()), |parent| self.sync_dir(parent))
+        let synced = parent_of(dir).map_or(Ok(()), |parent| self.sync_dir(parent));
+        synced.inspect_err(|_| {
+            // Left behind it would be taken for durable.
+            let _ = fs::remove_dir(dir);
+        })
     }
 }
 

@@ -50,8 +50,12 @@ impl Layout {
         self.quarantine().join(format!("{}-{}", digest.algorithm(), digest.hex()))
     }
 
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
     pub(super) fn algorithm(&self, algorithm: Algorithm) -> PathBuf {
-        self.root.join("blobs").join(algorithm.as_str())
+        self.blobs().join(algorithm.as_str())
     }
 
     /// The directory of the blobs whose hash begins with `first_byte`.

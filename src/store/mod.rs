@@ -217,10 +217,17 @@ impl Inner {
         let to = self.layout.blob(digest);
         let shard = self.totals.shard_of(digest);
         let before = self.size_on_disk(digest)?;
-        self.disk.rename(from, &to).map_err(StoreError::when("publish a blob"))?;
+        let dir = self.layout.shard_of(digest);
+        let renamed = match self.disk.rename(from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.disk.make_dirs(&dir).and_then(|()| self.disk.rename(from, &to))
+            }
+            renamed => renamed,
+        };
+        renamed.map_err(StoreError::when("publish a blob"))?;
         shard.changed(before, Some(size));
         self.hot.forget(digest);
-        let synced = self.disk.sync_dir(&self.layout.shard_of(digest));
+        let synced = self.disk.sync_dir(&dir);
         if synced.is_err() && before.is_none() && fs::remove_file(&to).is_ok() {
             shard.changed(Some(size), None);
             self.hot.forget(digest);
@@ -253,7 +260,11 @@ impl Inner {
     fn count_shard(&self, algorithm: Algorithm, first_byte: u8) -> io::Result<u64> {
         let shard = self.totals.shard(algorithm, first_byte);
         let (mut bytes, mut blobs, mut hollow) = (0, 0, 0);
-        for entry in fs::read_dir(self.layout.shard(algorithm, first_byte))? {
+        let entries = match fs::read_dir(self.layout.shard(algorithm, first_byte)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            entries => Some(entries?),
+        };
+        for entry in entries.into_iter().flatten() {
             let entry = entry?;
             let size = entry.metadata()?.len();
             let name = entry.file_name();
@@ -290,25 +301,21 @@ fn found<T>(result: io::Result<T>, action: &'static str) -> Result<Option<T>, St
     }
 }
 
-/// Makes every directory up front: no publish has to make and sync one, and what an earlier
-/// process made without living to sync it is synced now.
+/// Makes the few directories every store has, and syncs the names an earlier process made
+/// without living to sync them. Shards are made when the first blob comes.
 fn make_tree(layout: &Layout, disk: &Disk) -> io::Result<()> {
     disk.make_dirs(layout.root())?;
-    for dir in [layout.temp(), layout.uploads(), layout.quarantine()] {
-        disk.make_dirs(&dir)?;
-    }
-    for algorithm in ALGORITHMS {
-        let parent = layout.algorithm(algorithm);
-        disk.make_dirs(&parent)?;
-        for first_byte in 0..=u8::MAX {
-            match fs::create_dir(layout.shard(algorithm, first_byte)) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+    let algorithms = ALGORITHMS.map(|algorithm| layout.algorithm(algorithm));
+    for dir in
+        [layout.temp(), layout.uploads(), layout.quarantine(), layout.blobs()].iter().chain(&algorithms)
+    {
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
-        disk.sync_dir(&parent)?;
     }
-    disk.sync_dir(&layout.root().join("blobs"))?;
+    algorithms.iter().try_for_each(|dir| disk.sync_dir(dir))?;
+    disk.sync_dir(&layout.blobs())?;
     disk.sync_dir(layout.root())
 }
 

@@ -95,6 +95,7 @@ fn leftovers_go_when_the_store_opens() {
     };
     let hollow = Digest::sha256(b"lost its bytes");
     let hollow_path = dir.path().join("blobs/sha256").join(&hollow.hex()[..2]).join(hollow.hex());
+    fs::create_dir_all(hollow_path.parent().unwrap()).unwrap();
     fs::write(&hollow_path, b"").unwrap();
     fs::write(dir.path().join("tmp/0"), b"half").unwrap();
 
@@ -129,15 +130,15 @@ fn totals_are_right_whatever_happens_during_the_count() {
     let dir = tempfile::tempdir().unwrap();
     let kept = {
         let store = open(dir.path());
-        (0..200_u32).map(|n| put(&store, &n.to_be_bytes())).collect::<Vec<_>>()
+        (0..40_u32).map(|n| put(&store, &n.to_be_bytes())).collect::<Vec<_>>()
     };
     let (store, _) = Store::open_uncounted(dir.path()).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| count(&Arc::downgrade(&store.inner)).unwrap());
-        scope.spawn(|| kept[..100].iter().for_each(|digest| assert!(store.remove(digest).unwrap())));
-        scope.spawn(|| (200..250_u32).for_each(|n| _ = put(&store, &n.to_be_bytes())));
+        scope.spawn(|| kept[..20].iter().for_each(|digest| assert!(store.remove(digest).unwrap())));
+        scope.spawn(|| (40..50_u32).for_each(|n| _ = put(&store, &n.to_be_bytes())));
     });
-    assert_eq!(store.stats(), stats(150 * 4, 150));
+    assert_eq!(store.stats(), stats(30 * 4, 30));
 }
 
 #[test]

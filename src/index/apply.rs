@@ -170,6 +170,7 @@ impl Tx<'_> {
             if let Some(entry) = self.tag(repo, &tag)?.filter(|entry| entry.offset <= offset) {
                 self.delete_tag(repo, &tag, entry.offset)?;
             }
+            self.store_step()?;
         }
         Ok(())
     }
@@ -255,6 +256,7 @@ impl Tx<'_> {
             if let Some(old) = self.tag(repo, &tag)?.filter(|old| old.offset <= offset) {
                 self.drop_tag(repo, &tag, &old);
             }
+            self.store_step()?;
         }
         for key in self.keys(key::of_repo(Table::Manifest, repo))? {
             let mut parts = Parts::of(&key);
@@ -262,6 +264,7 @@ impl Tx<'_> {
             if let Some(old) = self.held(repo, &parts.digest()?)?.filter(|old| old.offset <= offset) {
                 self.drop_manifest(&old)?;
             }
+            self.store_step()?;
         }
         for key in self.keys(key::of_repo(Table::Link, repo))? {
             let mut parts = Parts::of(&key);
@@ -270,13 +273,15 @@ impl Tx<'_> {
             if self.link(repo, &digest)?.is_some_and(|old| old.offset <= offset) {
                 self.drop_link(repo, &digest);
             }
+            self.store_step()?;
         }
-        // Its own tombstone says what theirs said.
+        // Its own tombstone says what theirs said. It comes last: it is what says that all is done.
         for table in [Table::DeadManifest, Table::DeadLink, Table::DeadTag] {
             for key in self.keys(key::of_repo(table, repo))? {
                 if self.dead(&key)?.is_some_and(|dead| dead <= offset) {
                     self.remove(key);
                 }
+                self.store_step()?;
             }
         }
         self.put(key::of_repo(Table::DeadRepository, repo), &row::encode_offset(offset));

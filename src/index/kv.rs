@@ -1,6 +1,6 @@
 //! The ordered key-value store the index stands on: all it needs of one, and nothing else.
 
-use std::{collections::BTreeMap, fmt, vec};
+use std::{collections::BTreeMap, vec};
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ pub(super) type Row = (Vec<u8>, Bytes);
 
 /// An ordered map from bytes to bytes. One key space holds every table, told apart by the first
 /// byte of a key, so that one batch covers them all.
-pub(super) trait Kv: fmt::Debug + Send + Sync {
+pub(super) trait Kv: Send + Sync {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, IndexError>;
 

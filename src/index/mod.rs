@@ -24,7 +24,7 @@ mod view;
 mod tests;
 
 use std::{
-    fmt,
+    fmt, mem,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -62,13 +62,15 @@ struct Shared {
     home: Option<Home>,
     hot: Hot,
     writer: Mutex<Writer>,
-    /// What readers are told; it follows what the store holds.
+    /// What readers are told: it follows what the store holds.
     state: Mutex<State>,
     applied: watch::Sender<Offset>,
 }
 
 /// Held by whoever writes.
 struct Writer {
+    /// What the store holds.
+    stored: State,
     closed: bool,
 }
 
@@ -134,7 +136,7 @@ impl Index {
             kv,
             home,
             hot: Hot::new(options.hot_bytes_max),
-            writer: Mutex::new(Writer { closed: false }),
+            writer: Mutex::new(Writer { stored: state, closed: false }),
             state: Mutex::new(state),
             applied: watch::Sender::new(state.applied),
         };
@@ -323,22 +325,17 @@ impl Shared {
         items: &[T],
         take_in: impl Fn(&mut Tx<'_>, &T) -> Result<(), IndexError>,
     ) -> Result<(), IndexError> {
-        let writer = lock(&self.writer);
+        let mut writer = lock(&self.writer);
         if writer.closed {
             return Err(IndexError::Database { action: "write", reason: "the index is closed".into() });
         }
-        let before = *lock(&self.state);
-        let mut tx = Tx::new(self.kv.as_ref(), &before);
+        let mut tx = Tx::new(self.kv.as_ref(), &self.hot, &mut writer.stored);
         for item in items {
             take_in(&mut tx, item)?;
         }
-        let outcome = tx.finish();
-        self.kv.write(outcome.batch)?;
-        self.hot.invalidate(&outcome.stale);
-        *lock(&self.state) = outcome.state;
-        if outcome.state.applied != before.applied {
-            self.applied.send_replace(outcome.state.applied);
-        }
+        let state = tx.store()?;
+        *lock(&self.state) = state;
+        self.applied.send_if_modified(|applied| mem::replace(applied, state.applied) != state.applied);
         Ok(())
     }
 
@@ -351,12 +348,11 @@ impl Shared {
 
     fn close(&self) -> Result<Offset, IndexError> {
         let mut writer = lock(&self.writer);
-        let state = *lock(&self.state);
         if writer.closed {
-            return Ok(state.applied);
+            return Ok(writer.stored.applied);
         }
         writer.closed = true;
-        self.checkpoint(state, true)
+        self.checkpoint(writer.stored, true)
     }
 
     /// Damage is noted in the directory, so that the next start rebuilds the index.

@@ -28,7 +28,9 @@ pub(super) const NOTHING: State = State { applied: Offset::ZERO, hash: [0; 32] }
 /// Opens the index in `dir`.
 pub(super) fn open(dir: &Path, cache_bytes_max: u64) -> Result<OpenIndex, IndexError> {
     let home = Home::enter(dir)?;
-    let (kv, state, opened) = match home.find() {
+    let found = home.find();
+    let marked_in_use = matches!(&found, Found::Database(marker) if !marker.clean);
+    let (kv, state, opened) = match found {
         Found::Nothing => fresh(&home, cache_bytes_max, "there was no index".into())?,
         Found::Doubtful(reason) => replace(&home, cache_bytes_max, reason)?,
         Found::Database(marker) => match existing(&home, cache_bytes_max, &marker) {
@@ -37,8 +39,11 @@ pub(super) fn open(dir: &Path, cache_bytes_max: u64) -> Result<OpenIndex, IndexE
             Err(error) => return Err(error),
         },
     };
-    // From here on it is in use: only a clean close says otherwise.
-    home.checkpoint(state, false, || kv.flush())?;
+    // From here on it is in use: only a clean close says otherwise. After a kill that is already
+    // written down, and a flush would wait for all that the killed process had left to the kernel.
+    if !(marked_in_use && matches!(opened, Opened::Ready(_))) {
+        home.checkpoint(state, false, || kv.flush())?;
+    }
     Ok(OpenIndex { home, kv: Box::new(kv), state, opened })
 }
 

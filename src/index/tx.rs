@@ -1,55 +1,59 @@
 //! A transaction: reads that see its own writes, and one atomic batch at the end.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, mem};
 
 use bytes::Bytes;
 use outport_proto::{Digest, Offset, Reference, RepoName, Tag, statehash::StateHash};
 
 use super::{
     IndexError, TagEntry,
-    hot::HotKey,
+    hot::{Hot, HotKey},
     key::{self, Table},
     kv::{Batch, Kv, Rows},
     row::{self, Held, Link, State},
     view,
 };
 
+/// Rows from which on a deletion is stored in steps, so that readers do not wait for all of it.
+const STEP_ROWS_MAX: usize = 4096;
+
 /// Pending writes over the store, and what they do to the state.
 pub(super) struct Tx<'a> {
     kv: &'a dyn Kv,
+    hot: &'a Hot,
+    /// The state the store holds.
+    stored: &'a mut State,
     pending: Batch,
+    /// References that no longer lead to what they led to before.
     stale: Vec<HotKey>,
     pub(super) hash: StateHash,
     pub(super) applied: Offset,
 }
 
-/// What a transaction comes to, once its batch is written.
-pub(super) struct Outcome {
-    /// The rows to write, the state's among them.
-    pub(super) batch: Batch,
-    /// The state behind them.
-    pub(super) state: State,
-    /// References that no longer lead to what they led to before.
-    pub(super) stale: Vec<HotKey>,
-}
-
 impl<'a> Tx<'a> {
-    /// A transaction on top of `state`.
-    pub(super) fn new(kv: &'a dyn Kv, state: &State) -> Self {
-        Self {
-            kv,
-            pending: Batch::new(),
-            stale: Vec::new(),
-            hash: StateHash::from_bytes(&state.hash),
-            applied: state.applied,
-        }
+    /// A transaction on top of what is stored.
+    pub(super) fn new(kv: &'a dyn Kv, hot: &'a Hot, stored: &'a mut State) -> Self {
+        let (hash, applied) = (StateHash::from_bytes(&stored.hash), stored.applied);
+        Self { kv, hot, stored, pending: Batch::new(), stale: Vec::new(), hash, applied }
     }
 
-    /// Ends it.
-    pub(super) fn finish(mut self) -> Outcome {
+    /// Stores what is pending, atomically and with the state it leads to, and makes it visible.
+    pub(super) fn store(&mut self) -> Result<State, IndexError> {
         let state = State { applied: self.applied, hash: self.hash.bytes() };
         self.put(key::state(), &row::encode_state(&state));
-        Outcome { batch: self.pending, state, stale: self.stale }
+        self.kv.write(mem::take(&mut self.pending))?;
+        self.hot.invalidate(&mem::take(&mut self.stale));
+        *self.stored = state;
+        Ok(state)
+    }
+
+    /// Stores what is pending if it is much. Only where the event in progress, applied again,
+    /// would go on from there: `applied` does not cover it yet.
+    pub(super) fn store_step(&mut self) -> Result<(), IndexError> {
+        if self.pending.len() >= STEP_ROWS_MAX {
+            self.store()?;
+        }
+        Ok(())
     }
 
     pub(super) fn put(&mut self, key: Vec<u8>, fields: &[u8]) {

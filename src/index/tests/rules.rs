@@ -2,7 +2,14 @@
 
 use outport_proto::Offset;
 
-use super::*;
+use super::{
+    super::{
+        IndexError,
+        kv::{Batch, Kv},
+        tx::Tx,
+    },
+    *,
+};
 
 #[test]
 fn a_push_is_visible_by_tag_and_by_digest_and_only_in_its_repository() {
@@ -159,4 +166,56 @@ fn the_state_hash_depends_on_what_is_there_alone() {
     apply(&two, 6, delete_repo("s"));
     assert_eq!(one.state_hash().0, two.state_hash().0);
     assert_eq!(two.state_hash().1, Offset::new(1, 6));
+}
+
+#[test]
+fn a_large_repository_is_deleted_in_steps_that_can_be_taken_again() {
+    let names: Vec<String> = (0..3000).map(|number| number.to_string()).collect();
+    let pushes = events(names.iter().map(|name| put("r", name, &[name])));
+    let deletion = event(4000, delete_repo("r"));
+    let whole = in_memory();
+    whole.apply(&pushes).unwrap();
+    whole.apply(std::slice::from_ref(&deletion)).unwrap();
+    assert_eq!(whole.state_hash(), ([0; 32], Offset::new(1, 4000)));
+    assert_eq!(rows(&whole).len(), 2, "the state and one tombstone");
+
+    let stopped = in_memory();
+    stopped.apply(&pushes).unwrap();
+    {
+        let mut writer = stopped.shared.writer.lock().unwrap();
+        let failing = FailingAfter { kv: stopped.shared.kv.as_ref(), writes_left: 1.into() };
+        let mut tx = Tx::new(&failing, &stopped.shared.hot, &mut writer.stored);
+        assert!(tx.apply(&deletion).is_err(), "the second step fails");
+        assert_eq!(writer.stored.applied, Offset::new(1, 3000), "applied does not lead");
+    }
+    assert!(rows(&stopped).len() > 2);
+    stopped.apply(&pushes[2000..]).unwrap();
+    stopped.apply(&[deletion]).unwrap();
+    assert_eq!(rows(&stopped), rows(&whole));
+}
+
+struct FailingAfter<'a> {
+    kv: &'a dyn Kv,
+    writes_left: std::sync::atomic::AtomicI32,
+}
+
+impl Kv for FailingAfter<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
+        self.kv.get(key)
+    }
+
+    fn page(&self, prefix: &[u8], from: &[u8], rows_max: usize) -> Result<Vec<Row>, IndexError> {
+        self.kv.page(prefix, from, rows_max)
+    }
+
+    fn write(&self, batch: Batch) -> Result<(), IndexError> {
+        if self.writes_left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) > 0 {
+            return self.kv.write(batch);
+        }
+        Err(IndexError::Database { action: "write a batch", reason: "no space left on device".into() })
+    }
+
+    fn flush(&self) -> Result<(), IndexError> {
+        self.kv.flush()
+    }
 }

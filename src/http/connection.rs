@@ -310,9 +310,9 @@ mod tests {
         let connection = connection();
         let _request = connection.begin_request();
         connection.blocked.store(true, Relaxed);
-        let slow = || drop(connection.written_bytes.fetch_add(1, Relaxed));
+        let slow = || _ = connection.written_bytes.fetch_add(1, Relaxed);
         assert_eq!(outcome(&connection, slow), Some((Verdict::Stalled, 8)));
-        let honest = || drop(connection.written_bytes.fetch_add(300, Relaxed));
+        let honest = || _ = connection.written_bytes.fetch_add(300, Relaxed);
         assert_eq!(outcome(&connection, honest), None);
     }
 

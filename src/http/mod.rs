@@ -1,7 +1,31 @@
-//! The OCI distribution API on hyper.
+//! The OCI distribution API on hyper: [`serve`] listens, [`Api`] answers.
+//!
+//! A request is parsed into an action before anybody is authenticated; a handler receives names
+//! and digests that cannot be invalid; `error` alone knows status codes.
 
+mod action;
+mod body;
 mod connection;
+mod error;
+mod headers;
+mod list;
+mod metrics;
+mod proxy;
+mod pull;
+mod push;
+mod range;
+mod redirect;
+mod request;
+mod router;
 mod server;
+mod token;
 
+pub use action::TOKEN_PATH;
+pub use body::{Body, BodyError};
 pub use connection::{Connection, InFlight, Patience};
+pub use metrics::{HttpMetrics, RedirectKind};
+pub use proxy::Proxy;
+pub use redirect::{PushMode, Redirects};
+pub use request::RequestBody;
+pub use router::{Addresses, Api, InvalidAddress, PrimaryRole, Role, SharedAddresses};
 pub use server::{ServerOptions, TlsConfig, serve};

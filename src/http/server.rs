@@ -254,3 +254,6 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Streaming a request through to the primary, for those that must not meet a redirect.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Request, Response, Uri, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use prometheus_client::metrics::counter::Counter;
+use tokio_rustls::rustls::ClientConfig;
+
+use super::{
+    body::Body,
+    error::ApiError,
+    request::{Asked, BoxError, RequestBody},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle connections kept warm, so that a push does not begin with a handshake across the world.
+const IDLE_CONNECTIONS_MAX: usize = 32;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For the primary's answer after the whole body is out: it hashes and syncs a layer meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Headers that belong to one connection and not to the request: RFC 9110 section 7.6.1. `Expect`
+/// is answered here: the body is asked for when the primary is ready for it.
+const HOP_BY_HOP: [HeaderName; 10] = [
+    header::CONNECTION,
+    header::EXPECT,
+    header::HOST,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// A client of the primary's registry. Cloning gives another handle to the same connections.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    client: Client<HttpsConnector<HttpConnector>, UnsyncBoxBody<Bytes, BoxError>>,
+}
+
+impl Proxy {
+    /// A client that believes certificates as `tls` says; for `http` URLs it has no say.
+    pub fn new(tls: Arc<ClientConfig>) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        // One upload a connection: HTTP/2 would squeeze several through one window.
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(ClientConfig::clone(&tls))
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build(connector);
+        Self { client }
+    }
+
+    /// Sends a request with its body to `target` and answers what comes back.
+    pub(super) async fn forward<B: RequestBody>(
+        &self,
+        asked: &mut Asked<B>,
+        target: Uri,
+        sent_bytes: &Counter,
+    ) -> Result<Response<Body>, ApiError> {
+        let body = match asked.take_body() {
+            None => http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync(),
+            Some(body) => Counted { body, bytes: sent_bytes.clone() }.map_err(Into::into).boxed_unsync(),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = asked.method.clone();
+        *request.uri_mut() = target;
+        *request.headers_mut() = end_to_end(&asked.headers);
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.client.request(request)).await;
+        match answer {
+            Ok(Ok(answer)) => {
+                let (parts, body) = answer.into_parts();
+                let mut response = Response::new(Body::proxied(body));
+                *response.status_mut() = parts.status;
+                *response.headers_mut() = end_to_end(&parts.headers);
+                Ok(response)
+            }
+            Ok(Err(error)) => {
+                tracing::info!(%error, "request not streamed through to the primary");
+                Err(ApiError::Unavailable("the primary site cannot be reached; pushes need it".into()))
+            }
+            Err(_) => Err(ApiError::Unavailable("the primary site did not answer in time".into())),
+        }
+    }
+}
+
+fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let named_by_connection: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    headers
+        .iter()
+        .filter(|(name, _)| !HOP_BY_HOP.contains(name) && !named_by_connection.contains(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// A body whose bytes are counted as they pass.
+struct Counted<B> {
+    body: B,
+    bytes: Counter,
+}
+
+impl<B: RequestBody> http_body::Body for Counted<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.bytes.inc_by(data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_one_connection_stays_there() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, x-private"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("host", "site.example.com"),
+            ("expect", "100-continue"),
+            ("authorization", "Bearer x"),
+            ("content-range", "0-1"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let kept = end_to_end(&headers);
+        let mut names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["authorization", "content-range"]);
+    }
+}

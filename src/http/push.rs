@@ -1,0 +1,292 @@
+//! Pushes and deletes at the primary.
+
+use http::{HeaderValue, Response, StatusCode, header};
+use outport_proto::{
+    Digest, Reference, RepoName, Tag,
+    oci::{MANIFEST_BYTES_MAX, media_type},
+    route::{Endpoint, UploadId},
+};
+
+use super::{
+    action::{UploadStart, UploadStep},
+    body::Body,
+    error::{ApiError, upload_range},
+    headers::{
+        DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_SUBJECT, OCI_TAG, digest_value, header_value,
+        insert_freshness, response,
+    },
+    range::parse_content_range,
+    request::{Asked, RequestBody},
+};
+use crate::{
+    auth::{
+        Caller,
+        upload_state::{UPLOAD_LIFE, UPLOAD_STATE_PARAMETER, UploadState, UploadStates},
+    },
+    clock::SharedClock,
+    registry::{
+        BlobPut, ContentRange, Mounted, NewManifest, PushError, PushService, UploadRight, UploadStatus,
+    },
+};
+
+/// The pushing half of a primary's API.
+pub(super) struct Pushes<'a> {
+    pub(super) service: &'a PushService,
+    pub(super) upload_states: &'a UploadStates,
+    pub(super) clock: &'a SharedClock,
+    /// Where clients reach this primary: `https://host[:port]`.
+    pub(super) public_url: &'a str,
+}
+
+impl Pushes<'_> {
+    /// `POST /v2/<name>/blobs/uploads/`.
+    pub(super) async fn start_upload<B: RequestBody>(
+        &self,
+        caller: &Caller,
+        repo: &RepoName,
+        start: &UploadStart,
+        asked: &mut Asked<B>,
+    ) -> Result<Response<Body>, ApiError> {
+        match start {
+            UploadStart::Session(algorithm) => {
+                let (right, status) =
+                    self.service.start_upload(caller, repo, *algorithm).await.map_err(ApiError::Push)?;
+                self.upload_goes_on(StatusCode::ACCEPTED, &right, status)
+            }
+            UploadStart::Whole(digest) => {
+                let algorithm = Some(digest.algorithm());
+                let (right, _) =
+                    self.service.start_upload(caller, repo, algorithm).await.map_err(ApiError::Push)?;
+                match self.append_and_finish(&right, digest, asked).await {
+                    Ok(put) => self.blob_put(repo, put),
+                    Err(error) => {
+                        // Nobody knows this upload's name, so nobody could go on with it.
+                        let _ = self.service.cancel_upload(&right).await;
+                        Err(error)
+                    }
+                }
+            }
+            UploadStart::Mount { digest, from } => {
+                match self.service.mount(caller, repo, digest, from.as_ref()).await.map_err(ApiError::Push)? {
+                    Mounted::Linked(put) => self.blob_put(repo, put),
+                    Mounted::Upload(right, status) => {
+                        self.upload_goes_on(StatusCode::ACCEPTED, &right, status)
+                    }
+                }
+            }
+        }
+    }
+
+    /// A request to `/v2/<name>/blobs/uploads/<id>` by somebody who may.
+    pub(super) async fn upload<B: RequestBody>(
+        &self,
+        right: &UploadRight,
+        step: UploadStep,
+        asked: &mut Asked<B>,
+    ) -> Result<Response<Body>, ApiError> {
+        match step {
+            UploadStep::Status => {
+                let status = self.service.upload_status(right).await.map_err(ApiError::Push)?;
+                self.upload_goes_on(StatusCode::NO_CONTENT, right, status)
+            }
+            UploadStep::Append => {
+                let status = self.append(right, asked).await?;
+                self.upload_goes_on(StatusCode::ACCEPTED, right, status)
+            }
+            UploadStep::Finish(digest) => {
+                let put = self.append_and_finish(right, &digest, asked).await?;
+                self.blob_put(&right.repo, put)
+            }
+            UploadStep::Cancel => {
+                self.service.cancel_upload(right).await.map_err(ApiError::Push)?;
+                Ok(response(StatusCode::NO_CONTENT, Body::empty()))
+            }
+        }
+    }
+
+    async fn append_and_finish<B: RequestBody>(
+        &self,
+        right: &UploadRight,
+        digest: &Digest,
+        asked: &mut Asked<B>,
+    ) -> Result<BlobPut, ApiError> {
+        // Without a body a Content-Range says nothing; an empty blob is sent like that.
+        if asked.has_body() {
+            self.append(right, asked).await?;
+        }
+        self.service.finish_upload(right, digest).await.map_err(ApiError::Push)
+    }
+
+    async fn append<B: RequestBody>(
+        &self,
+        right: &UploadRight,
+        asked: &mut Asked<B>,
+    ) -> Result<UploadStatus, ApiError> {
+        let range = announced_range(asked)?;
+        let mut append =
+            self.service.append(right, range).await.map_err(|error| self.chunk_error(right, error))?;
+        while let Some(bytes) = asked.chunk().await? {
+            append.write(bytes).await.map_err(ApiError::Push)?;
+        }
+        append.finish().await.map_err(ApiError::Push)
+    }
+
+    fn chunk_error(&self, right: &UploadRight, error: PushError) -> ApiError {
+        match error {
+            PushError::RangeInvalid { length } => match self.upload_location(right) {
+                Ok(location) => ApiError::ChunkOutOfOrder { length, location },
+                Err(error) => error,
+            },
+            other => ApiError::Push(other),
+        }
+    }
+
+    /// `PUT /v2/<name>/manifests/<reference>`.
+    pub(super) async fn put_manifest<B: RequestBody>(
+        &self,
+        caller: &Caller,
+        (repo, reference, tags): (&RepoName, &Reference, &[Tag]),
+        asked: &mut Asked<B>,
+    ) -> Result<Response<Body>, ApiError> {
+        let bytes = asked.read_whole(MANIFEST_BYTES_MAX).await?;
+        let content_type = match asked.headers.get(header::CONTENT_TYPE) {
+            Some(value) => media_type_of(value.to_str().map_err(|_| ApiError::Header("Content-Type"))?),
+            None => declared_media_type(&bytes),
+        };
+        let manifest = NewManifest { reference: reference.clone(), tags: tags.to_vec(), content_type, bytes };
+        let pushed = self.service.put_manifest(caller, repo, manifest).await.map_err(ApiError::Push)?;
+        let mut response = response(StatusCode::CREATED, Body::empty());
+        let headers = response.headers_mut();
+        let endpoint = Endpoint::Manifest { repo: repo.clone(), reference: Reference::Digest(pushed.digest) };
+        headers.insert(header::LOCATION, self.location(&endpoint)?);
+        headers.insert(DOCKER_CONTENT_DIGEST, digest_value(&pushed.digest));
+        if let Some(subject) = pushed.subject {
+            headers.insert(OCI_SUBJECT, digest_value(&subject));
+        }
+        for tag in &pushed.tags {
+            headers.append(OCI_TAG, header_value(tag).ok_or(ApiError::Internal)?);
+        }
+        insert_freshness(headers, pushed.offset, None);
+        Ok(response)
+    }
+
+    /// `DELETE /v2/<name>/manifests/<reference>`.
+    pub(super) async fn delete_manifest(
+        &self,
+        caller: &Caller,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<Response<Body>, ApiError> {
+        let deleted = self.service.delete_manifest(caller, repo, reference).await.map_err(ApiError::Push)?;
+        let mut response = response(StatusCode::ACCEPTED, Body::empty());
+        insert_freshness(response.headers_mut(), deleted.offset, None);
+        Ok(response)
+    }
+
+    /// `DELETE /v2/<name>/blobs/<digest>`.
+    pub(super) async fn delete_blob(
+        &self,
+        caller: &Caller,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Response<Body>, ApiError> {
+        let deleted = self.service.delete_blob(caller, repo, digest).await.map_err(ApiError::Push)?;
+        let mut response = response(StatusCode::ACCEPTED, Body::empty());
+        insert_freshness(response.headers_mut(), deleted.offset, None);
+        Ok(response)
+    }
+
+    /// Who sends a request for this upload: the bearer of its state, whatever `Authorization` says.
+    pub(super) fn right_by_state(
+        &self,
+        state: &str,
+        repo: &RepoName,
+        id: &UploadId,
+    ) -> Result<UploadRight, ApiError> {
+        let opened = self.upload_states.open(state, repo, &id.to_string(), self.clock.now());
+        let state = opened.map_err(|error| {
+            tracing::debug!(%repo, %error, "upload state refused");
+            ApiError::Denied("the upload state in the query is not valid or has expired")
+        })?;
+        let upload = id.to_string().parse().map_err(ApiError::Push)?;
+        Ok(UploadRight { repo: state.repository, upload, actor: state.actor })
+    }
+
+    fn upload_goes_on(
+        &self,
+        status: StatusCode,
+        right: &UploadRight,
+        progress: UploadStatus,
+    ) -> Result<Response<Body>, ApiError> {
+        let mut response = response(status, Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(header::LOCATION, self.upload_location(right)?);
+        let range = header_value(upload_range(progress.length)).ok_or(ApiError::Internal)?;
+        headers.insert(header::RANGE, range);
+        let id = header_value(right.upload.as_str()).ok_or(ApiError::Internal)?;
+        headers.insert(DOCKER_UPLOAD_UUID, id);
+        Ok(response)
+    }
+
+    fn blob_put(&self, repo: &RepoName, put: BlobPut) -> Result<Response<Body>, ApiError> {
+        let mut response = response(StatusCode::CREATED, Body::empty());
+        let headers = response.headers_mut();
+        let endpoint = Endpoint::Blob { repo: repo.clone(), digest: put.digest };
+        headers.insert(header::LOCATION, self.location(&endpoint)?);
+        headers.insert(DOCKER_CONTENT_DIGEST, digest_value(&put.digest));
+        insert_freshness(headers, put.offset, None);
+        Ok(response)
+    }
+
+    /// Absolute, because some clients resolve a relative one against the host they asked first;
+    /// with the state in the query, because clients send no credentials there.
+    fn upload_location(&self, right: &UploadRight) -> Result<HeaderValue, ApiError> {
+        let state = UploadState {
+            upload: right.upload.as_str().to_owned(),
+            repository: right.repo.clone(),
+            actor: right.actor.clone(),
+            expires: self.clock.now().plus(UPLOAD_LIFE),
+            site: None,
+        };
+        let state = self.upload_states.sign(&state).map_err(|error| {
+            tracing::error!(repo = %right.repo, %error, "cannot sign an upload's state");
+            ApiError::Internal
+        })?;
+        let id = right.upload.as_str().parse().map_err(|_| ApiError::Internal)?;
+        let path = Endpoint::Upload { repo: right.repo.clone(), id }.path();
+        let base = self.public_url;
+        header_value(format_args!("{base}{path}?{UPLOAD_STATE_PARAMETER}={state}")).ok_or(ApiError::Internal)
+    }
+
+    fn location(&self, endpoint: &Endpoint) -> Result<HeaderValue, ApiError> {
+        header_value(format_args!("{}{}", self.public_url, endpoint.path())).ok_or(ApiError::Internal)
+    }
+}
+
+/// The `Content-Range` of a chunk; it must fit the length the request announces.
+fn announced_range<B: RequestBody>(asked: &Asked<B>) -> Result<Option<ContentRange>, ApiError> {
+    let Some(value) = asked.headers.get(header::CONTENT_RANGE) else {
+        return Ok(None);
+    };
+    let range = value.to_str().ok().and_then(parse_content_range);
+    let range = range.ok_or(ApiError::Header("Content-Range"))?;
+    match asked.body_length() {
+        Some(length) if length != range.last - range.first + 1 => Err(ApiError::Push(PushError::SizeInvalid)),
+        _ => Ok(Some(range)),
+    }
+}
+
+fn media_type_of(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// What a manifest without a `Content-Type` says it is.
+fn declared_media_type(bytes: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Declared {
+        media_type: String,
+    }
+    let declared: Option<Declared> = serde_json::from_slice(bytes).ok();
+    declared.map_or_else(|| media_type::OCTET_STREAM.to_owned(), |declared| declared.media_type)
+}

@@ -189,8 +189,10 @@ enum State {
     File(FileReader),
     Fill(FillReader),
     /// A fill's reader is away until its next piece has arrived.
-    Filling(Pin<Box<dyn Future<Output = (FillReader, Result<Option<Bytes>, PullError>)> + Send>>),
+    Filling(Arriving),
 }
+
+type Arriving = Pin<Box<dyn Future<Output = (FillReader, Result<Option<Bytes>, PullError>)> + Send>>;
 
 impl State {
     fn open(blob: &BlobContent, range: Range<u64>) -> Self {

@@ -18,6 +18,8 @@ mod redirect;
 mod request;
 mod router;
 mod server;
+#[cfg(test)]
+mod tests;
 mod token;
 
 pub use action::TOKEN_PATH;

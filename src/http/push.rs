@@ -125,10 +125,17 @@ impl Pushes<'_> {
         let range = announced_range(asked)?;
         let mut append =
             self.service.append(right, range).await.map_err(|error| self.chunk_error(right, error))?;
-        while let Some(bytes) = asked.chunk().await? {
-            append.write(bytes).await.map_err(ApiError::Push)?;
+        loop {
+            match asked.chunk().await {
+                Ok(Some(bytes)) => append.write(bytes).await.map_err(ApiError::Push)?,
+                Ok(None) => return append.finish().await.map_err(ApiError::Push),
+                Err(error) => {
+                    // What came stays: the client asks for the status and goes on from there.
+                    let _ = append.finish().await;
+                    return Err(error);
+                }
+            }
         }
-        append.finish().await.map_err(ApiError::Push)
     }
 
     fn chunk_error(&self, right: &UploadRight, error: PushError) -> ApiError {
@@ -208,8 +215,7 @@ impl Pushes<'_> {
             tracing::debug!(%repo, %error, "upload state refused");
             ApiError::Denied("the upload state in the query is not valid or has expired")
         })?;
-        let upload = id.to_string().parse().map_err(ApiError::Push)?;
-        Ok(UploadRight { repo: state.repository, upload, actor: state.actor })
+        Ok(UploadRight { repo: state.repository, upload: *id, actor: state.actor })
     }
 
     fn upload_goes_on(
@@ -223,8 +229,7 @@ impl Pushes<'_> {
         headers.insert(header::LOCATION, self.upload_location(right)?);
         let range = header_value(upload_range(progress.length)).ok_or(ApiError::Internal)?;
         headers.insert(header::RANGE, range);
-        let id = header_value(right.upload.as_str()).ok_or(ApiError::Internal)?;
-        headers.insert(DOCKER_UPLOAD_UUID, id);
+        headers.insert(DOCKER_UPLOAD_UUID, header_value(right.upload).ok_or(ApiError::Internal)?);
         Ok(response)
     }
 
@@ -242,7 +247,7 @@ impl Pushes<'_> {
     /// with the state in the query, because clients send no credentials there.
     fn upload_location(&self, right: &UploadRight) -> Result<HeaderValue, ApiError> {
         let state = UploadState {
-            upload: right.upload.as_str().to_owned(),
+            upload: right.upload.to_string(),
             repository: right.repo.clone(),
             actor: right.actor.clone(),
             expires: self.clock.now().plus(UPLOAD_LIFE),
@@ -252,8 +257,7 @@ impl Pushes<'_> {
             tracing::error!(repo = %right.repo, %error, "cannot sign an upload's state");
             ApiError::Internal
         })?;
-        let id = right.upload.as_str().parse().map_err(|_| ApiError::Internal)?;
-        let path = Endpoint::Upload { repo: right.repo.clone(), id }.path();
+        let path = Endpoint::Upload { repo: right.repo.clone(), id: right.upload }.path();
         let base = self.public_url;
         header_value(format_args!("{base}{path}?{UPLOAD_STATE_PARAMETER}={state}")).ok_or(ApiError::Internal)
     }

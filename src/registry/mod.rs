@@ -10,7 +10,7 @@ mod push;
 mod remembered;
 mod session;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use intents::Intents;
 pub use journal_stub::{Journal, JournalError};

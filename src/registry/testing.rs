@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What the clocks of both sites read.
-pub(super) const NOW: Timestamp = Timestamp::from_secs(1_000_000);
+pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_000_000);
 
 pub(super) fn repo(name: &str) -> RepoName {
     name.parse().unwrap()
@@ -63,16 +63,16 @@ pub(super) fn index() -> Index {
 }
 
 /// A primary in a temporary directory.
-pub(super) struct Primary {
+pub(crate) struct Primary {
     pub(super) journal: Journal,
     pub(super) store: Store,
-    pub(super) push: PushService,
-    pub(super) pull: PullService,
+    pub(crate) push: PushService,
+    pub(crate) pull: PullService,
     _dir: TempDir,
 }
 
 impl Primary {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(PushLimits::default())
     }
 
@@ -252,19 +252,19 @@ impl Body for Whole {
 }
 
 /// A secondary of a primary in the same process.
-pub(super) struct Secondary {
+pub(crate) struct Secondary {
     pub(super) index: Index,
     pub(super) store: Store,
-    pub(super) pull: PullService,
+    pub(crate) pull: PullService,
     pub(super) link: Arc<Link>,
     pub(super) session: watch::Sender<Session>,
-    pub(super) intents: Intents,
+    pub(crate) intents: Intents,
     pub(super) metrics: PullMetrics,
     _dir: TempDir,
 }
 
 impl Secondary {
-    pub(super) fn of(primary: &Primary) -> Self {
+    pub(crate) fn of(primary: &Primary) -> Self {
         Self::with(primary, PullRules::default())
     }
 
@@ -296,7 +296,7 @@ impl Secondary {
     }
 
     /// Applies every event the primary has, and hears its heartbeat.
-    pub(super) fn catch_up(&self, primary: &Primary) {
+    pub(crate) fn catch_up(&self, primary: &Primary) {
         let events = primary.events(self.index.applied());
         self.index.apply(&events).unwrap();
         events.iter().for_each(|event| self.pull.note_applied(event));
@@ -317,7 +317,7 @@ impl Secondary {
     }
 
     /// The line is cut; heartbeats were last heard `ago`.
-    pub(super) fn cut_off(&self, ago: Duration) {
+    pub(crate) fn cut_off(&self, ago: Duration) {
         self.connect(ago);
         self.session.send_modify(|session| (session.live, session.reachable) = (false, false));
         self.link.cut.store(true, Ordering::SeqCst);

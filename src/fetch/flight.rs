@@ -67,14 +67,14 @@ pub struct FlightOptions {
 impl Default for FlightOptions {
     fn default() -> Self {
         Self {
-            flights_max: 16,
+            flights_max: 64,
             background_flights_max: 4,
             unkept_readers_max: 64,
             attempts_max: 6,
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
             silence_max: Duration::from_secs(20),
-            pump: PumpOptions::default(),
+            pump: PumpOptions { in_flight_bytes_max: 2 * 1024 * 1024, ..PumpOptions::default() },
         }
     }
 }

@@ -23,12 +23,13 @@ use tokio::task::JoinHandle;
 
 use super::StoreError;
 
-/// Bytes read at once.
-const CHUNK_BYTES: usize = 256 * 1024;
+/// Bytes read at once. Measured over TCP on loopback, with two CPUs: 4.0 GiB a CPU-second with 128 KiB, 4.3
+/// with 256 KiB, 4.9 with 512 KiB, 5.8 with 1 MiB; hyper queues about 400 KiB a connection anyway.
+const CHUNK_BYTES: usize = 512 * 1024;
 /// Asked for ahead of a reader that has to wait for the disk.
 const READ_AHEAD_BYTES: u64 = 2 * 1024 * 1024;
 /// Buffers kept for the next reader.
-const SPARE_BUFFERS_MAX: usize = 16;
+const SPARE_BUFFERS_MAX: usize = 8;
 
 static SPARE_BUFFERS: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
 
@@ -53,7 +54,7 @@ impl FileReader {
         self.end.saturating_sub(self.next)
     }
 
-    /// The next piece, at most 256 KiB; `None` at the end of the range.
+    /// The next piece, at most 512 KiB; `None` at the end of the range.
     ///
     /// # Errors
     /// When the disk fails or the file is shorter than the range. The reader is at its end then.

@@ -527,3 +527,29 @@ async fn sha512_is_verified_as_well() {
     flight.kept().await.unwrap();
     assert!(world.store.get(&digest).unwrap().is_some());
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whatever_breaks_and_fills_up_every_range_is_exact(
+        size in 0..300_000_usize,
+        breaks in proptest::collection::vec(0..300_000_usize, 0..3),
+        room in proptest::option::of(0..300_000_u64),
+        (start, end) in (0..300_000_u64, 0..400_000_u64),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let plans: Vec<_> = breaks.iter().map(|at| Plan::BreakAt(*at)).collect();
+            let world = world_of(size, &plans, FlightOptions { attempts_max: 9, ..options() });
+            world.store.fill_up_after(room.unwrap_or(u64::MAX));
+            let flight = world.join();
+            let (got, ended) = drain(&mut flight.reader(start..end)).await;
+            ended.unwrap();
+            let clamped = |at: u64| (at as usize).min(size);
+            let expected = clamped(start)..clamped(end).max(clamped(start));
+            assert!(got == world.content[expected]);
+            assert_eq!(flight.kept().await.is_ok(), world.is_stored());
+        });
+    }
+}

@@ -81,6 +81,9 @@ pub struct Prefetch {
     progress: watch::Sender<Progress>,
 }
 
+/// An event that was looked at, and what it needs that is not here.
+type Looked = (Offset, Vec<Want>);
+
 /// Where wants are found.
 #[derive(Clone)]
 struct Source {
@@ -311,7 +314,7 @@ impl Run {
 impl Source {
     /// The applied events after `after` and what each needs that is not here; `None` when the
     /// log does not reach back that far.
-    fn scan(&self, after: Offset) -> Result<Option<Vec<(Offset, Vec<Want>)>>, PrefetchError> {
+    fn scan(&self, after: Offset) -> Result<Option<Vec<Looked>>, PrefetchError> {
         let applied = self.index.applied();
         let records = match self.log.read(after, SCAN_BYTES) {
             Ok(records) => records,

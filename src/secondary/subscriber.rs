@@ -8,6 +8,7 @@ use outport_proto::{
     frame::{FromPrimary, FromSecondary, SiteReport, Welcome},
     session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
+use quinn::ConnectionError;
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
 use super::{
@@ -170,13 +171,15 @@ impl Subscription {
             End::Framed(error) if error.is_violation() => (CloseCode::Protocol, error.to_string()),
             _ => (CloseCode::Bye, String::new()),
         };
+        let why_closed = connections.log.close_reason();
         connections.log.close(code.into(), reason.as_bytes());
         connections.bulk.close(code.into(), reason.as_bytes());
-        match ended {
-            End::Session(why @ (Ended::Refused(_) | Ended::ForeignCluster(_))) => {
+        match (ended, refusal(why_closed)) {
+            (End::Session(why @ (Ended::Refused(_) | Ended::ForeignCluster(_))), _) => {
                 tracing::error!(primary, %why, "the primary does not take this site");
             }
-            why => tracing::info!(primary, %why, "session ended"),
+            (_, Some(why)) => tracing::error!(primary, %why, "the primary does not take this site"),
+            (why, None) => tracing::info!(primary, %why, "session ended"),
         }
         self.heard
     }
@@ -402,6 +405,21 @@ enum End {
     Silent,
     #[error("apply events: {0}")]
     Apply(String),
+}
+
+/// Why the primary closed the connection, when it is no passing trouble: it does not accept the
+/// certificate, or does not list the site.
+fn refusal(closed: Option<ConnectionError>) -> Option<String> {
+    const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
+    match closed? {
+        ConnectionError::ApplicationClosed(close) if close.error_code == CloseCode::Refused.into() => {
+            Some(String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        ConnectionError::ConnectionClosed(close) if CRYPTO_ERRORS.contains(&u64::from(close.error_code)) => {
+            Some(close.to_string())
+        }
+        _ => None,
+    }
 }
 
 /// Spreads what many sites do at the same moment. Without randomness they would do it together,

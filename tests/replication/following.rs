@@ -1,9 +1,21 @@
 //! A push at the primary shows at the site, through restarts and cuts.
 
-use outport::status::SiteState;
-use outport_proto::Digest;
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use crate::world::{World, committed, repo, tagged};
+use outport::{
+    fetch::{Upstream as _, UpstreamError},
+    status::{SiteState, SiteStatus},
+};
+use outport_proto::{Change, Digest, Offset};
+
+use crate::{
+    relay::Relay,
+    world::{Primary, Site, World, committed, repo, tagged},
+};
 
 #[tokio::test]
 async fn what_is_pushed_at_the_primary_shows_at_the_site_and_its_blobs_follow() {
@@ -26,9 +38,170 @@ async fn what_is_pushed_at_the_primary_shows_at_the_site_and_its_blobs_follow() 
     let welcome = site.identity.borrow().clone().unwrap();
     assert_eq!((welcome.cluster.as_str(), welcome.public_url.as_str()), ("c1", "https://hub.test"));
     assert_eq!(welcome.keys.token_jwks, "keys of mumbai");
-    assert_eq!(site.view.state(), SiteState::Streaming);
-    let rows = primary.statuses();
-    assert_eq!(rows.iter().map(|row| row.site.as_str()).collect::<Vec<_>>(), ["frankfurt", "mumbai"]);
+    let own = site.view.status(Default::default());
+    assert_eq!((own.state, own.applied_seq, own.lag_seconds.applied), (SiteState::Streaming, 2, Some(0.0)));
+
+    let [frankfurt, mumbai] = rows(&primary, |rows| rows[1].complete_seq == 2).await;
+    assert_eq!((frankfurt.state, frankfurt.lag_seconds.applied), (SiteState::Disconnected, None));
+    assert_eq!((mumbai.state, mumbai.lag_seconds.complete), (SiteState::Streaming, Some(0.0)));
+    assert_eq!((mumbai.transport.as_str(), mumbai.lag_bytes), ("quic", 0));
     site.stop().await;
     primary.stop().await;
+}
+
+#[tokio::test]
+async fn a_repository_kept_lazily_is_complete_without_its_blobs() {
+    let world = World::new();
+    let primary = world.primary();
+    let site = world.site(&primary);
+    primary.blob(b"layer");
+    let head = primary.commit(vec![committed("lazy/app", b"layer")]).await;
+    site.complete(head).await;
+    assert_eq!(site.store.size(&Digest::sha256(b"layer")).unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_site_that_restarts_goes_on_where_it_was_and_still_knows_its_primary() {
+    let world = World::new();
+    let primary = world.primary();
+    let site = world.site(&primary);
+    let first = many(&primary, 20).await;
+    site.applied(first).await;
+    let seen = Arc::clone(&site.applied_events);
+    site.stop().await;
+
+    let second = many(&primary, 20).await;
+    let site = world.site(&primary);
+    site.applied(second).await;
+    seen_in_order(&site, 21..=40).await;
+    assert_eq!(seqs(&seen), (1..=20).collect::<Vec<_>>(), "no gap, no duplicate");
+    site.stop().await;
+
+    let address = primary.address;
+    primary.stop().await;
+    let alone = world.site_at(address);
+    let mut identity = alone.identity.clone();
+    let remembered = crate::world::until("remembering", &mut identity, Option::is_some).await.unwrap();
+    assert_eq!((remembered.cluster.as_str(), remembered.keys.generation), ("c1", 1));
+    assert!(!alone.session.now().live);
+    alone.stop().await;
+}
+
+#[tokio::test]
+async fn a_primary_that_restarts_on_its_port_is_found_again() {
+    let world = World::new();
+    let primary = world.primary();
+    let site = world.site(&primary);
+    let first = many(&primary, 5).await;
+    site.applied(first).await;
+    let address = primary.address;
+    primary.stop().await;
+    site.session("noticing", |session| !session.live && !session.reachable).await;
+
+    let primary = world.primary_at(address);
+    let second = many(&primary, 5).await;
+    site.applied(second).await;
+    seen_in_order(&site, 1..=10).await;
+    site.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test]
+async fn a_cut_shows_within_a_second_and_is_made_up_for_afterwards() {
+    let world = World::new();
+    let primary = world.primary();
+    let relay = Relay::to(primary.address).await;
+    let site = world.site_at(relay.address);
+    let first = many(&primary, 3).await;
+    site.applied(first).await;
+    site.session("going live", |session| session.live).await;
+
+    relay.cut();
+    let cut_at = Instant::now();
+    site.session("noticing the cut", |session| !session.live).await;
+    assert!(cut_at.elapsed() < Duration::from_secs(1), "{:?}", cut_at.elapsed());
+    assert_eq!(site.view.status(Default::default()).lag_seconds.applied, None, "a lag is never frozen");
+    let second = many(&primary, 3).await;
+    site.session("giving up", |session| !session.reachable).await;
+    let asked = site.upstream.link(&repo("team/app"), &Digest::sha256(b"")).await;
+    assert!(matches!(asked, Err(UpstreamError::Unreachable(_))), "{asked:?}");
+
+    relay.heal();
+    site.applied(second).await;
+    site.session("going live again", |session| session.live).await;
+    seen_in_order(&site, 1..=6).await;
+
+    relay.rebind();
+    let third = many(&primary, 3).await;
+    site.applied(third).await;
+    seen_in_order(&site, 1..=9).await;
+    site.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test]
+async fn new_keys_reach_a_connected_site() {
+    let world = World::new();
+    let primary = world.primary();
+    let site = world.site(&primary);
+    let mut identity = site.identity.clone();
+    crate::world::until("the first keys", &mut identity, Option::is_some).await;
+    primary.keys.send_replace(2);
+    let has_second = |welcome: &Option<outport_proto::frame::Welcome>| {
+        welcome.as_ref().is_some_and(|welcome| welcome.keys.generation == 2)
+    };
+    crate::world::until("the second keys", &mut identity, has_second).await;
+}
+
+#[tokio::test]
+async fn a_site_far_behind_catches_up() {
+    let world = World::new();
+    let primary = world.primary();
+    let mut head = Offset::ZERO;
+    for _ in 0..20 {
+        head = many(&primary, 500).await;
+    }
+    let site = world.site(&primary);
+    site.applied(head).await;
+    assert_eq!(site.log.head(), head);
+    assert_eq!(site.index.state_hash(), primary.index.state_hash());
+    seen_in_order(&site, 1..=10_000).await;
+}
+
+/// Blobs of a repository that no site keeps.
+async fn many(primary: &Primary, count: u64) -> Offset {
+    let after = primary.log.head().seq;
+    let changes: Vec<Change> =
+        (0..count).map(|number| committed("lazy/app", &(after + number).to_le_bytes())).collect();
+    primary.commit(changes).await
+}
+
+fn seqs(events: &Mutex<Vec<Offset>>) -> Vec<u64> {
+    events.lock().unwrap().iter().map(|offset| offset.seq).collect()
+}
+
+/// The site was told of exactly these events, in order: no gap, no duplicate.
+async fn seen_in_order(site: &Site, range: RangeInclusive<u64>) {
+    let last = *range.end();
+    let told = async {
+        while seqs(&site.applied_events).last().is_none_or(|seq| *seq < last) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::world::LIMIT, told).await.unwrap();
+    assert_eq!(seqs(&site.applied_events), range.collect::<Vec<_>>());
+}
+
+/// The primary's rows of both sites, once `check` holds.
+async fn rows(primary: &Primary, check: impl Fn(&[SiteStatus]) -> bool) -> [SiteStatus; 2] {
+    let wait = async {
+        loop {
+            let rows = primary.statuses();
+            if check(&rows) {
+                return rows.try_into().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::world::LIMIT, wait).await.unwrap()
 }

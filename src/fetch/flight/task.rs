@@ -47,7 +47,11 @@ impl Flying {
         let digest = shared.digest;
         let store = node.store.clone();
         // Who boarded late may have missed the fill before this one.
-        if let Some(Blob { file, size }) = blocking(move || store.get(&digest)).await?? {
+        let stored = blocking(move || store.get(&digest)).await?.unwrap_or_else(|error| {
+            tracing::warn!(%digest, %error, "store failed; filling as if the blob were absent");
+            None
+        });
+        if let Some(Blob { file, size }) = stored {
             linked.check(size)?;
             shared.update(|progress| progress.size = Some(size));
             return Ok(Stage::Kept(file));

@@ -112,10 +112,7 @@ impl<B: RequestBody> Asked<B> {
     /// waits for `100 Continue` must not be asked for what nobody wants.
     pub(super) fn drain(self) {
         let Some(mut body) = self.body else { return };
-        let length = content_length(&self.headers);
-        if self.headers.contains_key(header::EXPECT)
-            || length.is_some_and(|length| length > DRAIN_BYTES_MAX as u64)
-        {
+        if self.headers.contains_key(header::EXPECT) {
             return;
         }
         drop(tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, async move {

@@ -198,6 +198,12 @@ impl Home {
         file.write_all(reason.as_bytes())?;
         file.sync_all()
     }
+
+    /// Takes back what [`Home::note_damage`] noted: the database is a new one.
+    pub(super) fn forget_damage(&self) -> Result<(), IndexError> {
+        fs::remove_file(self.dir.join(DAMAGED)).map_err(failed("remove the note of damage"))?;
+        self.sync_dir()
+    }
 }
 
 fn failed(action: &'static str) -> impl Fn(io::Error) -> IndexError {

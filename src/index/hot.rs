@@ -103,6 +103,16 @@ impl Hot {
         }
     }
 
+    /// Forgets everything; to be called after the store is empty.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.invalidations += 1;
+            shard.manifests.clear();
+            shard.bytes = 0;
+        }
+    }
+
     fn shard(&self, key: &HotKey) -> MutexGuard<'_, Shard> {
         let shard = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)

@@ -43,6 +43,8 @@ use open::OpenIndex;
 use row::State;
 use tx::Tx;
 
+/// Rows removed at once when everything is.
+const CLEAR_ROWS: usize = 1024;
 /// Most events or entries written in one batch. Readers that miss the hot manifests wait while a
 /// batch is written, so it is kept short.
 const BATCH_ITEMS_MAX: usize = 128;
@@ -267,6 +269,15 @@ impl Index {
         Ok((from, self.applied()))
     }
 
+    /// Removes everything, before another history is loaded; `applied` becomes
+    /// [`Offset::ZERO`]. Cut off by a crash, the index is doubtful at the next start.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn clear(&self) -> Result<(), IndexError> {
+        self.shared.clear()
+    }
+
     /// Takes in parts of a snapshot; [`Index::loaded`] ends it. Idempotent, and right on top of
     /// an older state as well.
     ///
@@ -325,10 +336,7 @@ impl Shared {
         items: &[T],
         take_in: impl Fn(&mut Tx<'_>, &T) -> Result<(), IndexError>,
     ) -> Result<(), IndexError> {
-        let mut writer = lock(&self.writer);
-        if writer.closed {
-            return Err(IndexError::Database { action: "write", reason: "the index is closed".into() });
-        }
+        let mut writer = self.writer_if_open()?;
         let mut tx = Tx::new(self.kv.as_ref(), &self.hot, &mut writer.stored);
         for item in items {
             take_in(&mut tx, item)?;
@@ -337,6 +345,40 @@ impl Shared {
         *lock(&self.state) = state;
         self.applied.send_if_modified(|applied| mem::replace(applied, state.applied) != state.applied);
         Ok(())
+    }
+
+    fn writer_if_open(&self) -> Result<MutexGuard<'_, Writer>, IndexError> {
+        let writer = lock(&self.writer);
+        if writer.closed {
+            return Err(IndexError::Database { action: "write", reason: "the index is closed".into() });
+        }
+        Ok(writer)
+    }
+
+    fn clear(&self) -> Result<(), IndexError> {
+        let mut writer = self.writer_if_open()?;
+        if let Some(home) = &self.home {
+            home.note_damage("it was being emptied").map_err(|error| IndexError::Database {
+                action: "note that the index is being emptied",
+                reason: error.to_string(),
+            })?;
+        }
+        loop {
+            let page = self.kv.page(&[], &[], CLEAR_ROWS)?;
+            if page.is_empty() {
+                break;
+            }
+            self.kv.write(page.into_iter().map(|(key, _)| (key, None)).collect())?;
+        }
+        self.hot.clear();
+        writer.stored = open::NOTHING;
+        *lock(&self.state) = open::NOTHING;
+        self.applied.send_replace(Offset::ZERO);
+        self.checkpoint(open::NOTHING, false)?;
+        match &self.home {
+            Some(home) => home.forget_damage(),
+            None => Ok(()),
+        }
     }
 
     fn checkpoint(&self, state: State, clean: bool) -> Result<Offset, IndexError> {

@@ -141,3 +141,20 @@ fn an_index_in_use_is_not_taken_away() {
     assert!(matches!(Index::open(dir.path(), options()), Err(IndexError::Database { .. })));
     assert!(pull(&index, "r", "t").is_some());
 }
+
+#[test]
+fn a_cleared_index_is_empty_also_after_it_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    closed_index(dir.path());
+    let (index, _) = open(dir.path());
+    assert_eq!(pull(&index, "r", "7").as_deref(), Some("manifest 7"));
+    index.clear().unwrap();
+    assert_eq!((index.applied(), pull(&index, "r", "7")), (Offset::ZERO, None));
+    assert_eq!(index.state_hash(), in_memory().state_hash());
+    index.apply(&events([put("r", "new", &["new"])])).unwrap();
+    drop(index);
+    let (index, opened) = open(dir.path());
+    assert_eq!(opened, Opened::Ready(Offset::new(1, 1)));
+    assert_eq!(pull(&index, "r", "new").as_deref(), Some("manifest new"));
+    assert_eq!(pull(&index, "r", "7"), None);
+}

@@ -9,11 +9,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use outport_proto::route::RouteError;
 use serde_json::json;
 
-use super::{
-    action::ActionError,
-    body::Body,
-    headers::{API_VERSION, API_VERSION_2},
-};
+use super::{action::ActionError, body::Body};
 use crate::{
     auth::{Challenge, ChallengeError, CheckError, Scope, TokenError, TokenServiceError},
     registry::{PullError, PushError},
@@ -130,9 +126,7 @@ impl ApiError {
             Self::Header(_) => Reply::new(StatusCode::BAD_REQUEST, "UNSUPPORTED"),
             Self::Unauthorized { scopes, error } => {
                 let challenge = Challenge { realm, service, scopes, error: *error }.to_string();
-                Reply::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED")
-                    .with(header::WWW_AUTHENTICATE, challenge)
-                    .with(API_VERSION, API_VERSION_2)
+                Reply::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED").with(header::WWW_AUTHENTICATE, challenge)
             }
             Self::Denied(_) => Reply::new(StatusCode::FORBIDDEN, "DENIED"),
             Self::RangeNotSatisfiable { size } => {

@@ -112,7 +112,10 @@ impl<B: RequestBody> Asked<B> {
     /// waits for `100 Continue` must not be asked for what nobody wants.
     pub(super) fn drain(self) {
         let Some(mut body) = self.body else { return };
-        if self.headers.contains_key(header::EXPECT) {
+        let length = content_length(&self.headers);
+        if self.headers.contains_key(header::EXPECT)
+            || length.is_some_and(|length| length > DRAIN_BYTES_MAX as u64)
+        {
             return;
         }
         drop(tokio::spawn(tokio::time::timeout(DRAIN_TIMEOUT, async move {

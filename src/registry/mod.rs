@@ -2,6 +2,7 @@
 
 pub mod decide;
 mod intents;
+pub mod journal;
 mod journal_stub;
 mod lines;
 mod metrics;

@@ -346,16 +346,3 @@ fn image(config: &Digest, extra: &str) -> String {
         r#"{{"schemaVersion":2,"config":{{"mediaType":"a/config","digest":"{config}","size":1}},"layers":[]{extra}}}"#
     )
 }
-
-/// A raw connection to a site that listens.
-async fn raw_connection(api: &Arc<Api>) -> tokio::net::TcpStream {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let api = api.clone();
-    let answer = move |request, connection| {
-        let api = api.clone();
-        async move { api.answer(request, connection).await }
-    };
-    drop(tokio::spawn(serve(listener, None, ServerOptions::default(), answer, Shutdown::new())));
-    tokio::net::TcpStream::connect(address).await.unwrap()
-}

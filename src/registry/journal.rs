@@ -1,0 +1,332 @@
+//! Where the log and its view meet: what is durable is applied, in order and once.
+//!
+//! ```text
+//! commit ──► log (fsync) ──watch──► applier ──► index ──watch──► commit returns
+//! replicate ─┘                                    │
+//!                                    keeper: checkpoints, snapshots
+//! ```
+//!
+//! The log is the truth. An index that cannot be placed in it is emptied and rebuilt from the
+//! newest whole snapshot file and the events behind it. An index found damaged while running is
+//! not repaired under its readers: the journal fails ([`Journal::failure`]), the process is
+//! expected to end, and the next start sets the index aside and rebuilds it.
+
+mod applier;
+mod dump;
+mod install;
+mod keeper;
+mod recover;
+mod snapshots;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use outport_proto::{Change, Offset};
+use tokio::sync::watch;
+
+use self::snapshots::{SnapshotError, Snapshots};
+pub use self::{
+    dump::{SnapshotPiece, SnapshotPieces},
+    install::Installation,
+};
+use crate::{
+    clock::SharedClock,
+    index::{Index, IndexError, IndexOptions, Opened},
+    log::{
+        Log, LogError, LogOptions, Record,
+        disk::{OsDisk, SharedDisk},
+    },
+    shutdown::Shutdown,
+};
+
+/// Log and index as one. Cloning gives another handle to the same journal.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    log: Log,
+    index: Index,
+    snapshots: Snapshots,
+    options: JournalOptions,
+    condition: watch::Sender<Condition>,
+    /// Held while events are applied, and while a snapshot replaces them all.
+    applying: Mutex<()>,
+    /// The index shows a state the log led to once this is applied.
+    whole_at: Mutex<Offset>,
+}
+
+/// How a journal is kept.
+#[derive(Clone, Debug)]
+pub struct JournalOptions {
+    /// How its log is kept.
+    pub log: LogOptions,
+    /// How its index is kept.
+    pub index: IndexOptions,
+    /// Whose events these are.
+    pub origin: Origin,
+    /// Events applied after which the index is made durable.
+    pub checkpoint_events: u64,
+    /// Time after which it is, if anything was applied.
+    pub checkpoint_interval: Duration,
+    /// Bytes of log after which a new snapshot file is written.
+    pub snapshot_log_bytes: u64,
+}
+
+/// Whose events a journal holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Its own: nobody else has them for sure.
+    Own,
+    /// Another site's: a journal that cannot be rebuilt begins empty and follows anew.
+    Followed,
+}
+
+impl Default for JournalOptions {
+    fn default() -> Self {
+        Self {
+            log: LogOptions::default(),
+            index: IndexOptions { hot_bytes_max: 8 * 1024 * 1024, cache_bytes_max: 16 * 1024 * 1024 },
+            origin: Origin::Own,
+            checkpoint_events: 10_000,
+            checkpoint_interval: Duration::from_secs(30),
+            snapshot_log_bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// Whether what is durable gets applied.
+#[derive(Clone, Debug)]
+enum Condition {
+    Applying,
+    /// The database refuses; it is tried again.
+    Stalled(IndexError),
+    /// Nothing is applied any more.
+    Ended(JournalError),
+}
+
+impl Journal {
+    /// Opens or creates the journal below `dir` (`log/`, `index/`, `snapshots/`), brings its
+    /// index up to the log's head and starts its tasks in `shutdown`: told to stop, they apply
+    /// what is durable and close the index.
+    ///
+    /// # Errors
+    /// When the log is damaged, or nothing leads to its state any more.
+    pub async fn open(
+        dir: &Path,
+        options: JournalOptions,
+        clock: SharedClock,
+        shutdown: &Shutdown,
+    ) -> Result<Self, JournalError> {
+        let dir = dir.to_owned();
+        let opening = tokio::task::spawn_blocking(move || {
+            let (log, _) = Log::open(&dir.join("log"), options.log.clone(), clock)?;
+            let snapshots = OsDisk::open(&dir.join("snapshots")).map_err(SnapshotError::from)?;
+            let (index, opened) = Index::open(&dir.join("index"), options.index.clone())?;
+            Self::recover(log, index, opened, snapshots, options)
+        });
+        Ok(joined(opening).await?.start(shutdown))
+    }
+
+    /// [`Journal::open`] over parts that are open already; for tests and simulations.
+    ///
+    /// # Errors
+    /// Those of [`Journal::open`].
+    pub async fn over(
+        log: Log,
+        (index, opened): (Index, Opened),
+        snapshots: SharedDisk,
+        options: JournalOptions,
+        shutdown: &Shutdown,
+    ) -> Result<Self, JournalError> {
+        let opening =
+            tokio::task::spawn_blocking(move || Self::recover(log, index, opened, snapshots, options));
+        Ok(joined(opening).await?.start(shutdown))
+    }
+
+    fn recover(
+        log: Log,
+        index: Index,
+        opened: Opened,
+        snapshots: SharedDisk,
+        options: JournalOptions,
+    ) -> Result<Self, JournalError> {
+        let snapshots = Snapshots::open(snapshots).map_err(SnapshotError::from)?;
+        let whole_at = recover::bring_up(&log, &index, opened, &snapshots, options.origin)?;
+        let shared = Shared {
+            log,
+            index,
+            snapshots,
+            options,
+            condition: watch::Sender::new(Condition::Applying),
+            applying: Mutex::new(()),
+            whole_at: Mutex::new(whole_at),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn start(self, shutdown: &Shutdown) -> Self {
+        keeper::start(Arc::clone(&self.shared), shutdown);
+        self
+    }
+
+    /// Appends what happened; resolves once it is durable and every read through
+    /// [`Journal::index`] sees it, with the offset of the last of `changes`.
+    ///
+    /// # Errors
+    /// When it is not durable, or not applied: then it may become visible later.
+    pub async fn commit(&self, actor: &str, changes: Vec<Change>) -> Result<Offset, JournalError> {
+        if let Condition::Ended(error) = &*self.shared.condition.borrow() {
+            return Err(error.clone());
+        }
+        let offset = self.shared.log.append(actor, changes).await?;
+        self.applied_or_stuck(offset).await?;
+        Ok(offset)
+    }
+
+    /// Takes in events another log numbered; resolves once they are durable, with the log's head.
+    /// They are applied soon after. Events that are here already are skipped.
+    ///
+    /// # Errors
+    /// [`LogError::Gap`] inside when they do not follow the head.
+    pub async fn replicate(&self, records: Vec<Record>) -> Result<Offset, JournalError> {
+        Ok(self.shared.log.append_replicated(records).await?)
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.shared.log
+    }
+
+    /// The index. The handle stays good for as long as the journal is open.
+    pub fn index(&self) -> &Index {
+        &self.shared.index
+    }
+
+    /// Newest event the index shows.
+    pub fn applied(&self) -> Offset {
+        self.shared.index.applied()
+    }
+
+    /// Follows [`Journal::applied`].
+    pub fn watch_applied(&self) -> watch::Receiver<Offset> {
+        self.shared.index.watch()
+    }
+
+    /// Whether the index shows a state that the log led to. It does not while a snapshot is
+    /// being loaded and until the events it was overtaken by are applied.
+    pub fn is_whole(&self) -> bool {
+        self.applied() >= *lock(&self.shared.whole_at)
+    }
+
+    /// Waits until `offset` is applied, at most `timeout`; returns whether it is.
+    pub async fn wait_applied(&self, offset: Offset, timeout: Duration) -> bool {
+        let mut applied = self.watch_applied();
+        matches!(
+            tokio::time::timeout(timeout, applied.wait_for(|applied| *applied >= offset)).await,
+            Ok(Ok(_))
+        )
+    }
+
+    /// Resolves when the journal can no longer do its work and the process should end: a damaged
+    /// index (rebuilt at the next start). Never resolves otherwise.
+    pub async fn failure(&self) -> JournalError {
+        let mut condition = self.shared.condition.subscribe();
+        let failed = |condition: &Condition| matches!(condition, Condition::Ended(error) if !matches!(error, JournalError::Closed));
+        if let Ok(condition) = condition.wait_for(failed).await
+            && let Condition::Ended(error) = &*condition
+        {
+            return error.clone();
+        }
+        std::future::pending().await
+    }
+
+    /// Walks the whole state for a site that cannot follow the log from where it is. A consumer
+    /// that stops taking pieces ends it.
+    pub fn snapshot(&self) -> SnapshotPieces {
+        dump::start(&self.shared)
+    }
+
+    /// Begins to replace everything here by a snapshot that was taken after event `from`;
+    /// `log_bytes` is the length of the log it was taken from up to there, 0 if unknown.
+    ///
+    /// # Errors
+    /// When the file it is collected in cannot be written.
+    pub async fn install_snapshot(&self, from: Offset, log_bytes: u64) -> Result<Installation, JournalError> {
+        Installation::begin(Arc::clone(&self.shared), from, log_bytes).await
+    }
+
+    async fn applied_or_stuck(&self, offset: Offset) -> Result<(), JournalError> {
+        let mut applied = self.watch_applied();
+        let mut condition = self.shared.condition.subscribe();
+        let stuck = |condition: &Condition| !matches!(condition, Condition::Applying);
+        tokio::select! {
+            biased;
+            reached = applied.wait_for(|applied| *applied >= offset) => {
+                reached.map(|_| ()).map_err(|_| JournalError::Closed)
+            }
+            condition = condition.wait_for(stuck) => Err(match condition.as_deref() {
+                Ok(Condition::Stalled(error)) => JournalError::Index(error.clone()),
+                Ok(Condition::Ended(error)) => error.clone(),
+                Ok(Condition::Applying) | Err(_) => JournalError::Closed,
+            }),
+        }
+    }
+}
+
+/// The outcome of work on a blocking thread.
+async fn joined<T>(work: tokio::task::JoinHandle<Result<T, JournalError>>) -> Result<T, JournalError> {
+    work.await.unwrap_or_else(|error| Err(JournalError::Panicked(error.to_string())))
+}
+
+/// Nothing behind these locks is left half-changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why the journal did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The log refused.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The index refused.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A snapshot file could not be written or read.
+    #[error("{0}")]
+    Snapshot(String),
+    /// A snapshot ended with another number of entries than it had.
+    #[error("the snapshot has {found} entries and should have {expected}")]
+    Incomplete {
+        /// Entries taken in.
+        found: u64,
+        /// Entries announced.
+        expected: u64,
+    },
+    /// The index is lost, and no snapshot file leads to where the log begins.
+    #[error("the log begins after {floor} and no snapshot leads there")]
+    Unreachable {
+        /// Where the log begins.
+        floor: Offset,
+    },
+    /// The journal was shut down.
+    #[error("the journal is closed")]
+    Closed,
+    /// A bug in Outport.
+    #[error("internal error: {0}")]
+    Panicked(String),
+}
+
+impl From<SnapshotError> for JournalError {
+    fn from(error: SnapshotError) -> Self {
+        Self::Snapshot(error.to_string())
+    }
+}

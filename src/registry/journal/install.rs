@@ -1,0 +1,75 @@
+//! Replacing everything by a snapshot of another site.
+//!
+//! The parts are collected in a snapshot file first. Once that is whole and durable the log
+//! begins anew behind it, and only then is the index emptied and loaded. A crash before the log
+//! was reset leaves the old state; after it, the index does not belong to the log any more and
+//! is rebuilt from the file at the next start.
+
+use std::sync::Arc;
+
+use outport_proto::{Offset, snapshot::Entry};
+use tokio::runtime::Handle;
+
+use super::{JournalError, Shared, joined, lock, recover, snapshots::SnapshotWriter};
+
+/// A snapshot being taken in; dropped unfinished, everything stays as it was.
+#[derive(Debug)]
+pub struct Installation {
+    shared: Arc<Shared>,
+    from: Offset,
+    writer: SnapshotWriter,
+}
+
+impl Installation {
+    pub(super) async fn begin(
+        shared: Arc<Shared>,
+        from: Offset,
+        log_bytes: u64,
+    ) -> Result<Self, JournalError> {
+        let beginning = tokio::task::spawn_blocking(move || {
+            let writer = shared.snapshots.create(from, log_bytes)?;
+            Ok(Self { shared, from, writer })
+        });
+        joined(beginning).await
+    }
+
+    /// Takes in some entries.
+    ///
+    /// # Errors
+    /// When they cannot be written; the installation is over then.
+    pub async fn part(mut self, entries: Vec<Entry>) -> Result<Self, JournalError> {
+        let writing = tokio::task::spawn_blocking(move || {
+            self.writer.part(&entries)?;
+            Ok(self)
+        });
+        joined(writing).await
+    }
+
+    /// The snapshot is whole: replaces log and index. Returns where the log begins now, after
+    /// which events are to be asked for.
+    ///
+    /// # Errors
+    /// [`JournalError::Incomplete`] when `entries` did not all come; otherwise when the disk
+    /// fails: then the snapshot has to be taken again.
+    pub async fn finish(self, until: Offset, entries: u64) -> Result<Offset, JournalError> {
+        let found = self.writer.entries();
+        if found != entries {
+            return Err(JournalError::Incomplete { found, expected: entries });
+        }
+        joined(tokio::task::spawn_blocking(move || self.replace(until))).await
+    }
+
+    fn replace(self, until: Offset) -> Result<Offset, JournalError> {
+        let Self { shared, from, writer } = self;
+        let (name, taken) = writer.finish(until)?;
+        let _applying = lock(&shared.applying);
+        *lock(&shared.whole_at) = until.max(from);
+        Handle::current().block_on(shared.log.reset(from, taken.log_bytes))?;
+        shared.index.clear()?;
+        recover::load(&shared.index, &shared.snapshots, &name)?;
+        shared.index.checkpoint()?;
+        shared.snapshots.prune(|from| shared.log.contains(from))?;
+        tracing::info!(%from, %until, entries = taken.entries, "snapshot installed");
+        Ok(from)
+    }
+}

@@ -1,0 +1,146 @@
+//! Owns the applier, makes the index durable now and then, writes snapshot files, and closes
+//! everything in order.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use outport_proto::{Offset, snapshot::Entry};
+use tokio::time::MissedTickBehavior;
+
+use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined};
+use crate::shutdown::Shutdown;
+
+/// How often it looks whether anything is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Starts the journal's tasks in `shutdown`.
+pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
+    let stop = shutdown.clone();
+    // A runtime that is dropped waits for its blocking threads: they must end with this task too.
+    let applying = shutdown.token().child_token();
+    let end_applier = applying.clone().drop_guard();
+    // The group waits for it; nobody else has to.
+    drop(shutdown.spawn(async move {
+        let _end_applier = end_applier;
+        let applying = {
+            let shared = Arc::clone(&shared);
+            tokio::task::spawn_blocking(move || {
+                let ended = applier::run(&shared, &applying);
+                shared.condition.send_replace(Condition::Ended(ended));
+            })
+        };
+        Keeper::new(&shared).run(&stop).await;
+        if let Err(error) = applying.await {
+            shared.condition.send_replace(Condition::Ended(JournalError::Panicked(error.to_string())));
+        }
+        let closing = {
+            let shared = Arc::clone(&shared);
+            tokio::task::spawn_blocking(move || Ok(shared.index.close()?))
+        };
+        match joined(closing).await {
+            Ok(applied) => tracing::info!(%applied, "journal closed"),
+            Err(error) => tracing::warn!(%error, "the index was not closed cleanly"),
+        }
+    }));
+}
+
+struct Keeper {
+    shared: Arc<Shared>,
+    checkpoint: (Offset, Instant),
+    checkpoint_failed: bool,
+    /// Length of the log at the newest snapshot file.
+    snapshot_log_bytes: u64,
+}
+
+impl Keeper {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            checkpoint: (Offset::ZERO, Instant::now()),
+            checkpoint_failed: false,
+            snapshot_log_bytes: newest_snapshot_log_bytes(shared),
+        }
+    }
+
+    async fn run(mut self, stop: &Shutdown) {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.requested() => return,
+                _ = look.tick() => self.look().await,
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let (last, at) = self.checkpoint;
+        let applied = self.shared.index.applied();
+        let shared = Arc::clone(&self.shared);
+        let options = &shared.options;
+        let due = applied.seq.abs_diff(last.seq) >= options.checkpoint_events
+            || (applied != last && at.elapsed() >= options.checkpoint_interval);
+        if due && !self.checkpoint_failed {
+            self.checkpoint().await;
+        }
+        if self.shared.log.bytes() >= self.snapshot_log_bytes.saturating_add(options.snapshot_log_bytes) {
+            self.snapshot().await;
+        }
+    }
+
+    async fn checkpoint(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let outcome = tokio::task::spawn_blocking(move || Ok(shared.index.checkpoint()?));
+        match joined(outcome).await {
+            Ok(applied) => self.checkpoint = (applied, Instant::now()),
+            Err(error) => {
+                // The index refuses from here on; the log has everything all the same.
+                self.checkpoint_failed = true;
+                tracing::warn!(%error, "checkpoint of the index failed: the next start rebuilds it");
+            }
+        }
+    }
+
+    async fn snapshot(&mut self) {
+        // Also after a failure: the next try comes when the log has grown again.
+        self.snapshot_log_bytes = self.shared.log.bytes();
+        let shared = Arc::clone(&self.shared);
+        match joined(tokio::task::spawn_blocking(move || write_snapshot(&shared))).await {
+            Ok((from, entries)) => tracing::info!(%from, entries, "snapshot file written"),
+            Err(error) => tracing::warn!(%error, "snapshot file not written"),
+        }
+    }
+}
+
+fn newest_snapshot_log_bytes(shared: &Shared) -> u64 {
+    let Ok(found) = shared.snapshots.list() else { return 0 };
+    let newest = found.into_iter().find(|(from, _)| shared.log.contains(*from));
+    newest.and_then(|(_, name)| shared.snapshots.peek(&name).ok()).map_or(0, |taken| taken.log_bytes)
+}
+
+/// Writes a snapshot file of what the index shows now, and removes those it replaces.
+pub(super) fn write_snapshot(shared: &Shared) -> Result<(Offset, u64), JournalError> {
+    let from = shared.index.applied();
+    let mut writer = shared.snapshots.create(from, shared.log.bytes())?;
+    let mut failed = None;
+    let mut sink = |part: Vec<Entry>| {
+        writer.part(&part).map_err(|error| {
+            let told = std::io::Error::other(error.to_string());
+            failed = Some(error);
+            told
+        })
+    };
+    let dumped = shared.index.dump(PART_BYTES, &mut sink);
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    let (_, until) = dumped?;
+    if !shared.log.contains(from) {
+        return Err(JournalError::Snapshot("the log began anew meanwhile".to_owned()));
+    }
+    let (_, taken) = writer.finish(until)?;
+    shared.snapshots.prune(|from| shared.log.contains(from))?;
+    Ok((taken.from, taken.entries))
+}

@@ -1,0 +1,117 @@
+//! Bringing the index up to the log's head before anybody reads it.
+
+use std::{io, sync::Arc, time::Instant};
+
+use outport_proto::Offset;
+use tokio::runtime::Handle;
+
+use super::{
+    JournalError, Origin,
+    snapshots::{SnapshotError, Snapshots, Taken},
+};
+use crate::{
+    index::{Index, Opened},
+    log::Log,
+};
+
+/// Log read and applied at once while catching up.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Places the index in the log, rebuilding it if need be, and applies every event behind it.
+/// Returns from where on what it shows is a state the log led to. Blocks.
+pub(super) fn bring_up(
+    log: &Log,
+    index: &Index,
+    opened: Opened,
+    snapshots: &Snapshots,
+    origin: Origin,
+) -> Result<Offset, JournalError> {
+    let whole_at = match opened {
+        Opened::Ready(at) if log.contains(at) => newest_until(snapshots, log, at),
+        Opened::Ready(at) => {
+            tracing::warn!(applied = %at, head = %log.head(), floor = %log.floor(), "the index does not belong to the log: rebuilding it");
+            index.clear()?;
+            rebuild(log, index, snapshots, origin)?
+        }
+        Opened::Empty(reason) => {
+            if log.head() != Offset::ZERO {
+                tracing::info!(%reason, head = %log.head(), "building the index from the log");
+            }
+            rebuild(log, index, snapshots, origin)?
+        }
+    };
+    replay(log, index)?;
+    Ok(whole_at)
+}
+
+/// A site that was killed soon after it took a snapshot may not have caught up with it yet.
+fn newest_until(snapshots: &Snapshots, log: &Log, applied: Offset) -> Offset {
+    let Ok(found) = snapshots.list() else { return applied };
+    let base = found.into_iter().find(|(from, _)| *from == log.floor() && *from != Offset::ZERO);
+    base.and_then(|(_, name)| snapshots.peek(&name).ok()).map_or(applied, |taken| taken.until)
+}
+
+fn rebuild(log: &Log, index: &Index, snapshots: &Snapshots, origin: Origin) -> Result<Offset, JournalError> {
+    for (from, name) in snapshots.list().map_err(SnapshotError::from)? {
+        if !log.contains(from) {
+            continue;
+        }
+        match load(index, snapshots, &name) {
+            Ok(taken) => {
+                tracing::info!(from = %taken.from, entries = taken.entries, "snapshot loaded");
+                return Ok(taken.until);
+            }
+            Err(JournalError::Snapshot(reason)) => {
+                tracing::warn!(%reason, "snapshot not used");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let floor = log.floor();
+    if floor == Offset::ZERO {
+        return Ok(Offset::ZERO);
+    }
+    match origin {
+        Origin::Own => Err(JournalError::Unreachable { floor }),
+        Origin::Followed => {
+            tracing::warn!(%floor, "the index is lost and no snapshot leads to the log: following anew");
+            Handle::current().block_on(log.reset(Offset::ZERO, 0))?;
+            Ok(Offset::ZERO)
+        }
+    }
+}
+
+/// Loads a snapshot file into an empty index, if the whole file is good.
+pub(super) fn load(index: &Index, snapshots: &Snapshots, name: &str) -> Result<Taken, JournalError> {
+    let taken = snapshots.verify(name)?;
+    snapshots.parts(name, |part| index.load(&part).map_err(JournalError::from))?;
+    index.loaded(taken.from)?;
+    Ok(taken)
+}
+
+fn replay(log: &Log, index: &Index) -> Result<(), JournalError> {
+    let (start, from, head) = (Instant::now(), index.applied(), log.head());
+    while apply_some(log, index, BATCH_BYTES)? {}
+    if from.seq < head.seq {
+        let seconds = start.elapsed().as_secs_f64();
+        tracing::info!(%from, %head, events = head.seq - from.seq, seconds, "events replayed from the log");
+    }
+    Ok(())
+}
+
+/// Applies the next events, about `bytes_max` bytes of them; returns whether there were any.
+pub(super) fn apply_some(log: &Log, index: &Index, bytes_max: usize) -> Result<bool, JournalError> {
+    let records = log.read(index.applied(), bytes_max)?;
+    if records.is_empty() {
+        return Ok(false);
+    }
+    let events: Vec<_> = records.iter().map(|record| Arc::clone(&record.event)).collect();
+    index.apply(&events)?;
+    Ok(true)
+}
+
+impl From<io::Error> for JournalError {
+    fn from(error: io::Error) -> Self {
+        SnapshotError::from(error).into()
+    }
+}

@@ -1,0 +1,362 @@
+//! What a site keeps through restarts, crashes and snapshots.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use outport_proto::{Change, Digest, ManifestPut, Timestamp};
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::{
+    clock::ManualClock,
+    log::{disk::Disk as _, faulty::FaultyDisk},
+};
+
+const GRACE: Duration = Duration::from_secs(10);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn put(number: u64) -> Change {
+    let bytes = bytes::Bytes::from(format!("manifest {number}"));
+    Change::ManifestPut(Box::new(ManifestPut {
+        repo: "team/app".parse().unwrap(),
+        digest: Digest::sha256(&bytes),
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        size: bytes.len() as u64,
+        bytes: Some(bytes),
+        tags: vec![format!("t{number}").parse().unwrap(), "latest".parse().unwrap()],
+        subject: None,
+        artifact_type: None,
+        annotations: Vec::new(),
+        children: Vec::new(),
+    }))
+}
+
+fn has(journal: &Journal, number: u64) -> bool {
+    let tag = format!("t{number}").parse().unwrap();
+    journal.index().tag(&"team/app".parse().unwrap(), &tag).unwrap().is_some()
+}
+
+/// A site whose log and snapshots lie on faulty disks, and its index in memory: lost with the process.
+struct Site {
+    log: FaultyDisk,
+    snapshots: FaultyDisk,
+    options: JournalOptions,
+    shutdown: Shutdown,
+}
+
+impl Site {
+    fn new(origin: Origin) -> Self {
+        let options = JournalOptions {
+            origin,
+            log: LogOptions { segment_bytes_max: 4_000, recent_bytes_max: 4_000 },
+            ..JournalOptions::default()
+        };
+        let (log, snapshots) = (FaultyDisk::new(), FaultyDisk::new());
+        Self { log, snapshots, options, shutdown: Shutdown::new() }
+    }
+
+    async fn open(&self) -> Result<Journal, JournalError> {
+        let index = Index::in_memory(self.options.index.clone());
+        self.open_with((index, Opened::Empty("it was in memory".into()))).await
+    }
+
+    async fn open_with(&self, index: (Index, Opened)) -> Result<Journal, JournalError> {
+        let clock = ManualClock::at(Timestamp::from_secs(1));
+        let (log, _) = Log::open_on(Arc::new(self.log.clone()), self.options.log.clone(), clock)?;
+        let snapshots = Arc::new(self.snapshots.clone());
+        Journal::over(log, index, snapshots, self.options.clone(), &self.shutdown).await
+    }
+
+    /// Closes the journal and starts over with what is on the disks.
+    async fn restart(&mut self, journal: Journal) -> Result<Journal, JournalError> {
+        drop(journal);
+        assert!(self.shutdown.finish(GRACE).await);
+        self.shutdown = Shutdown::new();
+        self.open().await
+    }
+
+    /// The power goes, and comes again.
+    async fn lose_power(&mut self, journal: Journal, seed: u64) -> Result<Journal, JournalError> {
+        (self.log, self.snapshots) = (self.log.power_on(seed), self.snapshots.power_on(seed));
+        self.restart(journal).await
+    }
+}
+
+async fn commit(journal: &Journal, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let offset = journal.commit("ann", vec![put(number)]).await.unwrap();
+        assert!(journal.applied() >= offset && has(journal, number));
+    }
+}
+
+/// Takes all of `from`'s state over to `to`.
+async fn carry(from: &Journal, to: &Journal) -> Result<Offset, JournalError> {
+    let mut pieces = from.snapshot();
+    let mut installation = None;
+    while let Some(piece) = pieces.next().await {
+        match (piece?, installation.take()) {
+            (SnapshotPiece::Begin { from: at }, _) => {
+                installation = Some(to.install_snapshot(at, from.log().bytes()).await?);
+            }
+            (SnapshotPiece::Part(entries), Some(taking)) => installation = Some(taking.part(entries).await?),
+            (SnapshotPiece::End { until, entries }, Some(taking)) => {
+                return taking.finish(until, entries).await;
+            }
+            (piece, None) => panic!("{piece:?} before the beginning"),
+        }
+    }
+    panic!("the snapshot has no end")
+}
+
+#[test]
+fn what_is_committed_is_visible_at_once_and_after_a_restart() {
+    runtime().block_on(async {
+        let mut site = Site::new(Origin::Own);
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..20).await;
+        let hash = journal.index().state_hash();
+        let journal = site.restart(journal).await.unwrap();
+        assert_eq!((journal.applied(), journal.index().state_hash()), (Offset::new(1, 20), hash));
+        let journal = site.lose_power(journal, 1).await.unwrap();
+        assert_eq!(journal.index().state_hash(), hash);
+    });
+}
+
+#[test]
+fn concurrent_commits_all_become_visible() {
+    runtime().block_on(async {
+        let site = Site::new(Origin::Own);
+        let journal = site.open().await.unwrap();
+        let commits: Vec<_> = (0..200)
+            .map(|number| {
+                let journal = journal.clone();
+                tokio::spawn(async move {
+                    journal.commit("", vec![put(number)]).await.unwrap();
+                    assert!(has(&journal, number));
+                })
+            })
+            .collect();
+        for commit in commits {
+            commit.await.unwrap();
+        }
+        assert_eq!(journal.applied(), Offset::new(1, 200));
+    });
+}
+
+#[test]
+fn a_restart_loads_the_newest_whole_snapshot_and_the_tail() {
+    runtime().block_on(async {
+        let mut site = Site::new(Origin::Own);
+        let journal = site.open().await.unwrap();
+        for end in [10, 20, 30] {
+            commit(&journal, end - 10..end).await;
+            keeper::write_snapshot(&journal.shared).unwrap();
+        }
+        commit(&journal, 30..35).await;
+        let state = journal.index().state_hash();
+        let names = site.snapshots.list().unwrap();
+        assert_eq!(names.len(), 2, "{names:?}");
+        let journal = site.restart(journal).await.unwrap();
+        assert_eq!(journal.index().state_hash(), state);
+        let mut newest = site.snapshots.content(&names[1]).unwrap();
+        newest[100] ^= 1;
+        site.snapshots.set_content(&names[1], newest);
+        let journal = site.restart(journal).await.unwrap();
+        assert_eq!(journal.index().state_hash(), state, "from the older snapshot");
+        site.snapshots.remove(&names[0]).unwrap();
+        let journal = site.restart(journal).await.unwrap();
+        assert_eq!(journal.index().state_hash(), state, "from the whole log");
+    });
+}
+
+#[test]
+fn snapshots_are_written_as_the_log_grows() {
+    runtime().block_on(async {
+        let mut site = Site::new(Origin::Own);
+        site.options.snapshot_log_bytes = 2_000;
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..20).await;
+        let written = async {
+            while site.snapshots.list().unwrap().iter().all(|name| !name.ends_with(".snapshot")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(GRACE, written).await.unwrap();
+    });
+}
+
+#[test]
+fn an_index_from_another_history_is_rebuilt() {
+    runtime().block_on(async {
+        for foreign in [Offset::new(1, 500), Offset::new(7, 3)] {
+            let mut site = Site::new(Origin::Own);
+            let journal = site.open().await.unwrap();
+            commit(&journal, 0..5).await;
+            let state = journal.index().state_hash();
+            drop(journal);
+            assert!(site.shutdown.finish(GRACE).await);
+            site.shutdown = Shutdown::new();
+            let index = Index::in_memory(site.options.index.clone());
+            let other = Arc::new(outport_proto::Event {
+                offset: foreign,
+                time: Timestamp::from_secs(1),
+                actor: String::new(),
+                change: put(99),
+            });
+            index.apply(&[other]).unwrap();
+            let journal = site.open_with((index, Opened::Ready(foreign))).await.unwrap();
+            assert_eq!(journal.index().state_hash(), state);
+            assert!(!has(&journal, 99));
+        }
+    });
+}
+
+#[test]
+fn a_secondary_follows_and_then_needs_a_snapshot() {
+    runtime().block_on(async {
+        let (primary_site, mut site) = (Site::new(Origin::Own), Site::new(Origin::Followed));
+        let primary = primary_site.open().await.unwrap();
+        let secondary = site.open().await.unwrap();
+        commit(&primary, 0..5).await;
+        let head = secondary.replicate(primary.log().read(Offset::ZERO, usize::MAX).unwrap()).await.unwrap();
+        assert!(secondary.wait_applied(head, GRACE).await);
+        assert_eq!(secondary.index().state_hash(), primary.index().state_hash());
+        assert!(!secondary.wait_applied(head.next(), Duration::from_millis(1)).await);
+
+        commit(&primary, 5..40).await;
+        let from = carry(&primary, &secondary).await.unwrap();
+        assert_eq!((from, secondary.log().floor()), (Offset::new(1, 40), from));
+        assert!(secondary.is_whole());
+        assert_eq!(secondary.index().state_hash(), primary.index().state_hash());
+        commit(&primary, 40..45).await;
+        let head = secondary.replicate(primary.log().read(from, usize::MAX).unwrap()).await.unwrap();
+        assert!(secondary.wait_applied(head, GRACE).await);
+
+        let secondary = site.restart(secondary).await.unwrap();
+        assert_eq!(secondary.index().state_hash(), primary.index().state_hash(), "snapshot and tail");
+        for name in site.snapshots.list().unwrap() {
+            site.snapshots.remove(&name).unwrap();
+        }
+        let secondary = site.restart(secondary).await.unwrap();
+        assert_eq!(secondary.log().head(), Offset::ZERO, "nothing leads to its log: it asks anew");
+        primary_site.shutdown.finish(GRACE).await;
+    });
+}
+
+#[test]
+fn what_the_dead_branch_held_goes_with_a_snapshot() {
+    runtime().block_on(async {
+        let (primary_site, site) = (Site::new(Origin::Own), Site::new(Origin::Followed));
+        let primary = primary_site.open().await.unwrap();
+        let secondary = site.open().await.unwrap();
+        secondary.commit("", vec![put(99), put(98), put(97)]).await.unwrap();
+        commit(&primary, 0..2).await;
+        carry(&primary, &secondary).await.unwrap();
+        assert!(has(&secondary, 1) && !has(&secondary, 99));
+        assert_eq!(secondary.index().state_hash(), primary.index().state_hash());
+    });
+}
+
+#[test]
+fn an_incomplete_or_abandoned_snapshot_changes_nothing() {
+    runtime().block_on(async {
+        let site = Site::new(Origin::Followed);
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..3).await;
+        let installation = journal.install_snapshot(Offset::new(2, 90), 0).await.unwrap();
+        let outcome = installation.finish(Offset::new(2, 90), 5).await;
+        assert!(matches!(outcome, Err(JournalError::Incomplete { found: 0, expected: 5 })));
+        drop(journal.install_snapshot(Offset::new(2, 90), 0).await.unwrap());
+        assert_eq!((journal.applied(), journal.log().head()), (Offset::new(1, 3), Offset::new(1, 3)));
+        assert!(has(&journal, 2));
+        assert_eq!(site.snapshots.list().unwrap(), Vec::<String>::new());
+    });
+}
+
+/// Whatever the step at which the power goes: afterwards the site shows its old state, the new
+/// one, or nothing at all and asks again.
+#[test]
+fn a_power_cut_while_a_snapshot_is_installed_leaves_no_half_state() {
+    runtime().block_on(async {
+        let primary_site = Site::new(Origin::Own);
+        let primary = primary_site.open().await.unwrap();
+        commit(&primary, 0..6).await;
+        let new = primary.index().state_hash().0;
+        let mut installed = 0;
+        for cut in 0..60 {
+            for disk in ["log", "snapshots"] {
+                let mut site = Site::new(Origin::Followed);
+                let secondary = site.open().await.unwrap();
+                secondary.commit("", vec![put(50), put(51)]).await.unwrap();
+                let old = secondary.index().state_hash().0;
+                let faulty = if disk == "log" { &site.log } else { &site.snapshots };
+                faulty.cut_power_at(faulty.counts().changes + cut);
+                let carried = carry(&primary, &secondary).await;
+                let secondary = site.lose_power(secondary, cut).await.unwrap();
+                let empty = secondary.log().head() == Offset::ZERO;
+                let state = secondary.index().state_hash().0;
+                if carried.is_ok() {
+                    assert_eq!(state, new, "{disk} cut {cut}");
+                    installed += 1;
+                } else if !empty {
+                    assert!(state == old || state == new, "{disk} cut {cut}");
+                }
+                assert_eq!(secondary.applied(), secondary.log().head(), "{disk} cut {cut}");
+                site.shutdown.finish(GRACE).await;
+            }
+        }
+        assert!(installed > 0, "the last cuts come after the end");
+    });
+}
+
+#[test]
+fn a_failed_fsync_fails_the_commit_and_reads_go_on() {
+    runtime().block_on(async {
+        let mut site = Site::new(Origin::Own);
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..3).await;
+        site.log.fail_sync(0);
+        let outcome = journal.commit("", vec![put(3)]).await;
+        assert!(matches!(outcome, Err(JournalError::Log(LogError::Stopped(_)))), "{outcome:?}");
+        assert!(has(&journal, 2) && !has(&journal, 3));
+        let journal = site.lose_power(journal, 3).await.unwrap();
+        assert!(has(&journal, 2));
+    });
+}
+
+#[test]
+fn a_closed_journal_refuses_commits() {
+    runtime().block_on(async {
+        let site = Site::new(Origin::Own);
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..1).await;
+        assert!(site.shutdown.finish(GRACE).await);
+        let outcome = journal.commit("", vec![put(1)]).await;
+        assert!(matches!(outcome, Err(JournalError::Closed)), "{outcome:?}");
+        assert!(has(&journal, 0));
+    });
+}
+
+#[test]
+fn a_journal_on_a_real_disk_goes_on_where_it_was() {
+    runtime().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..3 {
+            let shutdown = Shutdown::new();
+            let clock = ManualClock::at(Timestamp::from_secs(1));
+            let options = JournalOptions::default();
+            let start = Instant::now();
+            let journal = Journal::open(dir.path(), options, clock, &shutdown).await.unwrap();
+            assert_eq!(journal.applied(), Offset::new(u64::from(round > 0), round * 10));
+            commit(&journal, round * 10..round * 10 + 10).await;
+            drop(journal);
+            assert!(shutdown.finish(GRACE).await);
+            assert!(start.elapsed() < GRACE);
+        }
+    });
+}

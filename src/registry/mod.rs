@@ -3,7 +3,6 @@
 pub mod decide;
 mod intents;
 pub mod journal;
-mod journal_stub;
 mod lines;
 mod metrics;
 mod pull;
@@ -14,7 +13,7 @@ mod session;
 pub(crate) mod testing;
 
 pub use intents::Intents;
-pub use journal_stub::{Journal, JournalError};
+pub use journal::{Journal, JournalError};
 pub use metrics::PullMetrics;
 pub use pull::{
     BlobAnswer, BlobContent, Edge, FillReader, Filling, Listing, ManifestAnswer, Next, Page, PullError,

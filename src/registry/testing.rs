@@ -16,13 +16,14 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     Edge, Intents, Journal, ManifestPushed, NewManifest, PullMetrics, PullRules, PullService, PushError,
-    PushLimits, PushService, Session, SessionView, Site,
+    PushLimits, PushService, Session, SessionView, Site, journal::JournalOptions,
 };
 use crate::{
     auth::{Access, Actions, Caller, Scope},
     clock::ManualClock,
     fetch::{At, Body, BoxFuture, FlightMetrics, FlightOptions, Flights, Upstream, UpstreamError},
-    index::{Index, IndexOptions},
+    index::{Index, IndexOptions, Opened},
+    log::{Log, LogOptions, faulty::FaultyDisk},
     shutdown::Shutdown,
     store::Store,
 };
@@ -62,26 +63,42 @@ pub(super) fn index() -> Index {
     Index::in_memory(IndexOptions { hot_bytes_max: 1 << 20, cache_bytes_max: 1 << 20 })
 }
 
+/// A journal in memory. Its tasks run until `shutdown`.
+async fn journal(clock: &Arc<ManualClock>, shutdown: &Shutdown) -> Journal {
+    let (log, _) = Log::open_on(Arc::new(FaultyDisk::new()), LogOptions::default(), clock.clone()).unwrap();
+    let index = (index(), Opened::Empty("it is new".to_owned()));
+    let snapshots = Arc::new(FaultyDisk::new());
+    Journal::over(log, index, snapshots, JournalOptions::default(), shutdown).await.unwrap()
+}
+
+/// The journal's tasks end with it: a runtime waits for them.
+impl Drop for Primary {
+    fn drop(&mut self) {
+        self.shutdown.request();
+    }
+}
+
 /// A primary in a temporary directory.
 pub(crate) struct Primary {
     pub(super) journal: Journal,
     pub(super) store: Store,
     pub(crate) push: PushService,
     pub(crate) pull: PullService,
+    shutdown: Shutdown,
     _dir: TempDir,
 }
 
 impl Primary {
-    pub(crate) fn new() -> Self {
-        Self::with(PushLimits::default())
+    pub(crate) async fn new() -> Self {
+        Self::with(PushLimits::default()).await
     }
 
-    pub(super) fn with(limits: PushLimits) -> Self {
+    pub(super) async fn with(limits: PushLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(&dir.path().join("store")).unwrap();
-        let journal = Journal::new(index());
-        let clock = ManualClock::at(NOW);
-        let push = PushService::new(journal.clone(), store.clone(), clock.clone(), limits, Shutdown::new());
+        let (clock, shutdown) = (ManualClock::at(NOW), Shutdown::new());
+        let journal = journal(&clock, &shutdown).await;
+        let push = PushService::new(journal.clone(), store.clone(), clock.clone(), limits, shutdown.clone());
         let pull = PullService::primary(Site {
             index: journal.index().clone(),
             store: store.clone(),
@@ -89,7 +106,7 @@ impl Primary {
             rules: PullRules::default(),
             metrics: PullMetrics::default(),
         });
-        Self { journal, store, push, pull, _dir: dir }
+        Self { journal, store, push, pull, shutdown, _dir: dir }
     }
 
     /// Pushes a blob in one piece.
@@ -128,7 +145,8 @@ impl Primary {
 
     /// Every event from `after` on.
     pub(super) fn events(&self, after: Offset) -> Vec<Arc<Event>> {
-        self.journal.events(after)
+        let records = self.journal.log().read(after, usize::MAX).unwrap();
+        records.into_iter().map(|record| record.event).collect()
     }
 }
 

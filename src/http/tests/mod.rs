@@ -69,7 +69,7 @@ impl Primary {
         let clock = ManualClock::at(NOW);
         let keys = PrimaryKeys::open(&dir.path().join("keys")).unwrap();
         keys.keys_of(&site(), ISSUER, NOW).unwrap();
-        let inner = testing::Primary::new();
+        let inner = testing::Primary::new().await;
         let role = PrimaryRole {
             push: inner.push.clone(),
             tokens: Arc::new(token_service(&dir, &keys, &clock)),

@@ -1,6 +1,6 @@
 //! Blobs, by digest, within the repositories that link them.
 
-use outport_proto::{Digest, Offset};
+use outport_proto::{Digest, Offset, Reference};
 
 use super::{
     BlobAnswer, BlobContent, PullError, Remote, Shared, Want,
@@ -27,7 +27,7 @@ impl Shared {
         };
         let mut tried = Tried::default();
         loop {
-            let view = self.view(ask.repo, Some(&outport_proto::Reference::Digest(*digest)));
+            let view = self.view(ask.repo, Some(&Reference::Digest(*digest)));
             let link = self.looked_up(self.site.index.link(ask.repo, digest))?;
             // Without a link the store is not even looked at: what it holds for others must not show.
             let blob = match (link, kind) {
@@ -37,7 +37,7 @@ impl Shared {
             let found = Found {
                 known: link.is_some(),
                 local: blob.is_some() || kind == Kind::Existence,
-                remembered_no: self.remembers(ask.repo, &Asked::Blob(*digest)),
+                remembered_no: link.is_none() && self.remembers(ask.repo, &Asked::Blob(*digest)),
             };
             let ruling = self.rule(ask, kind, &view, found, &tried);
             match (ruling.decision, link) {

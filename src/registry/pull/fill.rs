@@ -57,6 +57,9 @@ impl fmt::Debug for FillReader {
 impl Shared {
     /// The blob, if its bytes are here. A store that fails is as one that does not have it.
     pub(super) async fn stored(&self, digest: &Digest) -> Option<Blob> {
+        if let Some(blob) = self.site.store.get_hot(digest) {
+            return Some(blob);
+        }
         let (store, wanted) = (self.site.store.clone(), *digest);
         let got = tokio::task::spawn_blocking(move || store.get(&wanted)).await;
         match got {

@@ -40,7 +40,8 @@ impl Shared {
             let found = Found {
                 known: manifest.is_some(),
                 local: bytes.is_some(),
-                remembered_no: self.remembers(ask.repo, &Asked::Manifest(reference.clone())),
+                remembered_no: manifest.is_none()
+                    && self.remembers(ask.repo, &Asked::Manifest(reference.clone())),
             };
             let ruling = self.rule(ask, kind, &view, found, &tried);
             match (ruling.decision, manifest, bytes) {

@@ -7,6 +7,7 @@
 mod answer;
 mod blob;
 mod fill;
+mod follow;
 mod list;
 mod manifest;
 mod rules;

@@ -9,6 +9,7 @@ use crate::{
         metrics::PullResult,
         testing::{NOW, Primary, Secondary, caller, image, puller, pusher, reference, repo},
     },
+    shutdown::Shutdown,
 };
 
 const APP: &str = "team/app";
@@ -49,7 +50,7 @@ fn is_unavailable<T>(answer: &Result<T, PullError>) -> bool {
 
 #[tokio::test]
 async fn what_is_replicated_and_fresh_needs_nobody() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let pushed = primary.image(&repo(APP), "1", "{}").await;
     let site = Secondary::of(&primary);
     site.catch_up(&primary);
@@ -67,7 +68,7 @@ async fn what_is_replicated_and_fresh_needs_nobody() {
 
 #[tokio::test]
 async fn never_a_false_no_however_far_behind() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let site = Secondary::of(&primary);
     site.connect(Duration::ZERO);
     assert_eq!(pull(&site, "1").await, Err(PullError::ManifestUnknown));
@@ -97,7 +98,7 @@ async fn never_a_false_no_however_far_behind() {
 
 #[tokio::test]
 async fn a_moved_tag_is_seen_by_those_who_must_see_it() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let old = primary.image(&repo(APP), "1", "old").await;
     let site =
         Secondary::with(&primary, PullRules { wait_max: Duration::from_millis(5), ..PullRules::default() });
@@ -127,7 +128,7 @@ async fn a_moved_tag_is_seen_by_those_who_must_see_it() {
 
 #[tokio::test]
 async fn a_pull_waits_for_the_event_it_needs() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let pushed = primary.image(&repo(APP), "1", "old").await;
     let site = Secondary::with(&primary, PullRules { wait_max: 60 * SECOND, ..PullRules::default() });
     site.catch_up(&primary);
@@ -143,7 +144,7 @@ async fn a_pull_waits_for_the_event_it_needs() {
 
 #[tokio::test]
 async fn cut_off_it_says_how_old_its_answer_is() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let pushed = primary.image(&repo(APP), "1", "{}").await;
     let stale_max = Some(90 * SECOND);
     let site = Secondary::with(&primary, PullRules { stale_max, ..PullRules::default() });
@@ -167,7 +168,7 @@ async fn cut_off_it_says_how_old_its_answer_is() {
 
 #[tokio::test]
 async fn a_primary_that_does_not_answer_is_as_one_that_cannot_be_reached() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     primary.image(&repo(APP), "1", "{}").await;
     let site = Secondary::of(&primary);
     site.catch_up(&primary);
@@ -182,7 +183,7 @@ async fn a_primary_that_does_not_answer_is_as_one_that_cannot_be_reached() {
 
 #[tokio::test]
 async fn a_blob_is_filled_once_and_then_local() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let digest = primary.blob(&repo(APP), b"layer").await;
     let site = Secondary::of(&primary);
     site.catch_up(&primary);
@@ -204,7 +205,7 @@ async fn a_blob_is_filled_once_and_then_local() {
 
 #[tokio::test]
 async fn bytes_held_for_others_do_not_show() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let secret = primary.blob(&repo("private"), b"secret").await;
     let site = Secondary::of(&primary);
     site.catch_up(&primary);
@@ -231,7 +232,7 @@ async fn bytes_held_for_others_do_not_show() {
 
 #[tokio::test]
 async fn a_manifest_too_large_for_its_event_is_filled() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let (app, config) = (repo(APP), primary.blob(&repo(APP), b"{}").await);
     let padding = format!(r#","padding":"{}""#, "x".repeat(300_000));
     let bytes = image(&config, &padding);
@@ -252,7 +253,7 @@ async fn a_manifest_too_large_for_its_event_is_filled() {
 
 #[tokio::test]
 async fn those_who_ask_at_once_share_a_question() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     primary.image(&repo(APP), "1", "{}").await;
     let site = Secondary::of(&primary);
     site.connect(Duration::ZERO);
@@ -277,7 +278,7 @@ async fn those_who_ask_at_once_share_a_question() {
 
 #[tokio::test]
 async fn a_no_is_remembered_where_the_configuration_says_so() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     primary.image(&repo(APP), "1", "{}").await;
     let site = Secondary::with(&primary, PullRules { remembered_max: 10, ..PullRules::default() });
     site.catch_up(&primary);
@@ -296,7 +297,7 @@ async fn a_no_is_remembered_where_the_configuration_says_so() {
 
 #[tokio::test]
 async fn referrers_never_miss_what_was_pushed() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo(APP);
     let (config, subject) = (primary.blob(&app, b"{}").await, Digest::sha256(b"subject"));
     let site = Secondary::of(&primary);
@@ -321,7 +322,7 @@ async fn referrers_never_miss_what_was_pushed() {
 
 #[tokio::test]
 async fn listings_in_pages() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo(APP);
     for tag in ["c", "a", "b"] {
         primary.image(&app, tag, "{}").await;
@@ -348,4 +349,20 @@ async fn listings_in_pages() {
     assert_eq!(listed.names, [repo(APP)]);
     assert_eq!(listed.offset, primary.journal.applied());
     assert!(listed.offset > Offset::ZERO);
+}
+
+#[tokio::test]
+async fn what_the_journal_applies_ends_write_intents() {
+    let primary = Primary::new().await;
+    let (site, shutdown) = (Secondary::of(&primary), Shutdown::new());
+    let expires = Timestamp::from_secs(NOW.as_secs() + 60);
+    site.intents.open(&repo(APP), &reference("1"), NOW, expires);
+    site.pull.follow(&primary.journal, &shutdown);
+    primary.image(&repo(APP), "2", "{}").await;
+    assert!(site.intents.is_open(&repo(APP), &reference("1"), NOW));
+    primary.image(&repo(APP), "1", "{}").await;
+    while site.intents.is_open(&repo(APP), &reference("1"), NOW) {
+        tokio::task::yield_now().await;
+    }
+    assert!(shutdown.finish(60 * SECOND).await);
 }

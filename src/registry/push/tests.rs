@@ -32,7 +32,7 @@ async fn start(primary: &Primary) -> UploadRight {
 
 #[tokio::test]
 async fn a_blob_in_chunks_whatever_comes_out_of_order() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let right = start(&primary).await;
     assert_eq!(
         chunk(&primary, &right, Some((4, 7)), b"4567").await,
@@ -55,7 +55,7 @@ async fn a_blob_in_chunks_whatever_comes_out_of_order() {
 
 #[tokio::test]
 async fn a_blob_that_is_not_what_it_should_be_is_stored_nowhere() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let right = start(&primary).await;
     chunk(&primary, &right, None, b"something else").await.unwrap();
     let (expected, actual) = (Digest::sha256(b"something"), Digest::sha256(b"something else"));
@@ -71,7 +71,7 @@ async fn a_blob_that_is_not_what_it_should_be_is_stored_nowhere() {
 
 #[tokio::test]
 async fn one_writer_at_a_time_and_a_cancelled_upload_is_gone() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let right = start(&primary).await;
     let writing = primary.push.append(&right, None).await.unwrap();
     assert!(matches!(primary.push.append(&right, None).await, Err(PushError::BlobUploadInvalid(_))));
@@ -85,7 +85,7 @@ async fn one_writer_at_a_time_and_a_cancelled_upload_is_gone() {
 
 #[tokio::test]
 async fn a_blob_larger_than_allowed() {
-    let primary = Primary::with(PushLimits { blob_bytes_max: 3, ..PushLimits::default() });
+    let primary = Primary::with(PushLimits { blob_bytes_max: 3, ..PushLimits::default() }).await;
     let right = start(&primary).await;
     assert_eq!(chunk(&primary, &right, None, b"1234").await, Err(PushError::TooLarge { bytes_max: 3 }));
     assert_eq!(chunk(&primary, &right, None, b"123").await.unwrap().length, 3);
@@ -93,7 +93,7 @@ async fn a_blob_larger_than_allowed() {
 
 #[tokio::test]
 async fn many_bytes_in_small_pieces() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let right = start(&primary).await;
     let mut append = primary.push.append(&right, None).await.unwrap();
     let piece = Bytes::from(vec![7; 10_000]);
@@ -107,7 +107,7 @@ async fn many_bytes_in_small_pieces() {
 
 #[tokio::test]
 async fn a_blob_pushed_again_is_no_event() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     primary.blob(&repo("team/app"), b"a").await;
     primary.blob(&repo("team/app"), b"a").await;
     assert_eq!(primary.events(Offset::ZERO).len(), 1);
@@ -117,7 +117,7 @@ async fn a_blob_pushed_again_is_no_event() {
 
 #[tokio::test]
 async fn mounts_honour_what_the_caller_may_pull() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let (app, base) = (repo("team/app"), repo("base/os"));
     let digest = primary.blob(&base, b"layer").await;
     let absent = Digest::sha256(b"absent");
@@ -150,12 +150,12 @@ async fn mounts_honour_what_the_caller_may_pull() {
 
 #[tokio::test]
 async fn an_anonymous_mount() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let digest = primary.blob(&repo("base/os"), b"layer").await;
     let everything = caller(&["base/os", "team/app"], Actions::ALL);
     let mounted = primary.push.mount(&everything, &repo("team/app"), &digest, None).await.unwrap();
     assert!(matches!(mounted, Mounted::Linked(_)), "{mounted:?}");
-    let primary = Primary::with(PushLimits { anonymous_mount: false, ..PushLimits::default() });
+    let primary = Primary::with(PushLimits { anonymous_mount: false, ..PushLimits::default() }).await;
     let digest = primary.blob(&repo("base/os"), b"layer").await;
     let mounted = primary.push.mount(&everything, &repo("team/app"), &digest, None).await.unwrap();
     assert!(matches!(mounted, Mounted::Upload(..)), "{mounted:?}");
@@ -163,7 +163,7 @@ async fn an_anonymous_mount() {
 
 #[tokio::test]
 async fn manifests_are_checked_before_they_are_put() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo("team/app");
     let absent = Digest::sha256(b"absent");
     let put = async |named: &str, content_type: &str, bytes: String| {
@@ -196,7 +196,7 @@ async fn manifests_are_checked_before_they_are_put() {
 #[tokio::test]
 async fn sparse_where_the_configuration_allows_it() {
     let limits = PushLimits { sparse_indexes: true, sparse_manifests: true, ..PushLimits::default() };
-    let primary = Primary::with(limits);
+    let primary = Primary::with(limits).await;
     let absent = Digest::sha256(b"absent");
     let app = repo("team/app");
     primary.put(&app, "1", media_type::OCI_MANIFEST, image(&absent, "")).await.unwrap();
@@ -207,7 +207,7 @@ async fn sparse_where_the_configuration_allows_it() {
 
 #[tokio::test]
 async fn an_artifact_names_its_subject_which_need_not_be_there() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo("team/app");
     let (config, subject) = (primary.blob(&app, b"{}").await, Digest::sha256(b"subject"));
     let extra =
@@ -223,7 +223,7 @@ async fn an_artifact_names_its_subject_which_need_not_be_there() {
 
 #[tokio::test]
 async fn tags_beside_a_digest_move_in_one_event() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo("team/app");
     let bytes = image(&primary.blob(&app, b"{}").await, "");
     let digest = Digest::of(Algorithm::Sha512, bytes.as_bytes());
@@ -250,7 +250,7 @@ async fn tags_beside_a_digest_move_in_one_event() {
 
 #[tokio::test]
 async fn deletes_and_what_they_leave() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let (app, other) = (repo("team/app"), repo("team/other"));
     let nobody = primary.push.delete_manifest(&pusher(), &app, &reference("1")).await;
     assert_eq!(nobody, Err(PushError::NameUnknown));
@@ -277,7 +277,7 @@ async fn deletes_and_what_they_leave() {
 
 #[tokio::test]
 async fn a_manifest_never_outlives_what_it_names() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo("team/app");
     for _ in 0..8 {
         let config = primary.blob(&app, b"{}").await;
@@ -294,7 +294,7 @@ async fn a_manifest_never_outlives_what_it_names() {
 
 #[tokio::test]
 async fn nothing_without_the_right_to_it() {
-    let primary = Primary::new();
+    let primary = Primary::new().await;
     let app = repo("team/app");
     let (who, digest) = (puller(), Digest::sha256(b"x"));
     let manifest = NewManifest {

@@ -179,6 +179,8 @@ fn by_digest(facts: &Facts) -> (Decision, Rule) {
         // A push session leaves out what it is told is there: a stale yes would break it.
         (true, _) if push_session && facts.reachable => (Decision::Revalidate, Rule::PushSession),
         (true, true) if push_session => (Decision::Serve, Rule::Unreachable),
+        // Content never changes, but this site just led its deletion to the primary.
+        (true, _) if facts.intent_open && facts.reachable => (Decision::Revalidate, Rule::WriteIntent),
         (true, true) => (Decision::Serve, Rule::Digest),
         (true, false) if facts.reachable => (Decision::Fill, Rule::Digest),
         (true, false) => (Decision::Unavailable, Rule::Unreachable),
@@ -313,6 +315,9 @@ mod tests {
             ("2 linked and local",                 Digest,    |_| (),                                                   Serve,             Rule::Digest),
             ("2 linked and local, push token",     Digest,    |f| f.holds_push = true,                                  Serve,             Rule::Digest),
             ("2 linked, not local",                Digest,    |f| f.local = false,                                      Fill,              Rule::Digest),
+            ("2 being deleted from here",          Digest,    |f| f.intent_open = true,                                 Revalidate,        Rule::WriteIntent),
+            ("2 HEAD, being deleted from here",    Existence, |f| f.intent_open = true,                                 Revalidate,        Rule::WriteIntent),
+            ("2 being deleted, cut off",           Digest,    |f| { f.reachable = false; f.intent_open = true },        Serve,             Rule::Digest),
             ("2 HEAD",                             Existence, |_| (),                                                   Serve,             Rule::Digest),
             ("3d HEAD in a push session",          Existence, |f| f.holds_push = true,                                  Revalidate,        Rule::PushSession),
             ("3 fresh",                            Tag,       |_| (),                                                   Serve,             Rule::Fresh),
@@ -441,7 +446,8 @@ mod tests {
                 Decision::Revalidate | Decision::Fill | Decision::WaitThenServe { .. }
             );
             prop_assert!(secondary || !asks, "the primary has nobody to ask");
-            if immutable && facts.may_pull && facts.known && facts.local && (facts.kind == Kind::Digest || !facts.holds_push) {
+            let undisturbed = !facts.intent_open && (facts.kind == Kind::Digest || !facts.holds_push);
+            if immutable && facts.may_pull && facts.known && facts.local && undisturbed {
                 prop_assert_eq!(decision, Decision::Serve, "what is linked and local needs nobody");
             }
             if secondary && facts.may_pull && facts.reachable {

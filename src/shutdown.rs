@@ -9,6 +9,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub struct Shutdown {
     token: CancellationToken,
     tasks: TaskTracker,
+    /// The groups this one is a part of: they wait for its tasks too.
+    above: Vec<TaskTracker>,
 }
 
 impl Shutdown {
@@ -17,10 +19,11 @@ impl Shutdown {
         Self::default()
     }
 
-    /// A group that stops when this one does, and can stop alone before it; the parent waits for its tasks too.
+    /// A group that stops when this one does, and can stop alone before it. This one waits for its tasks too.
     #[must_use]
     pub fn child(&self) -> Self {
-        Self { token: self.token.child_token(), tasks: self.tasks.clone() }
+        let above = self.above.iter().chain([&self.tasks]).cloned().collect();
+        Self { token: self.token.child_token(), tasks: TaskTracker::new(), above }
     }
 
     /// Runs a task in the group. It is expected to end soon after [`Shutdown::requested`] resolves.
@@ -29,7 +32,11 @@ impl Shutdown {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        self.tasks.spawn(task)
+        let above: Vec<_> = self.above.iter().map(TaskTracker::token).collect();
+        self.tasks.spawn(async move {
+            let _above = above;
+            task.await
+        })
     }
 
     /// Resolves when the group is told to stop.
@@ -57,5 +64,38 @@ impl Shutdown {
         self.request();
         self.tasks.close();
         tokio::time::timeout(grace, self.tasks.wait()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_millis(50);
+
+    fn group_with_a_task(parent: &Shutdown) -> Shutdown {
+        let group = parent.child();
+        let told = group.clone();
+        group.spawn(async move { told.requested().await });
+        group
+    }
+
+    #[tokio::test]
+    async fn a_child_stops_alone() {
+        let parent = Shutdown::new();
+        let (first, second) = (group_with_a_task(&parent), group_with_a_task(&parent));
+        assert!(first.finish(GRACE).await);
+        assert!(!second.is_requested() && !parent.is_requested());
+    }
+
+    #[tokio::test]
+    async fn a_parent_stops_its_children_and_waits_for_them() {
+        let parent = Shutdown::new();
+        let child = group_with_a_task(&parent);
+        let stubborn = child.spawn(std::future::pending::<()>());
+        assert!(!parent.finish(GRACE).await);
+        assert!(child.is_requested());
+        stubborn.abort();
+        assert!(parent.finish(GRACE).await);
     }
 }

@@ -1,1 +1,154 @@
-//! The composition root.
+//! The composition root: the only place that knows all parts and wires them together.
+
+mod data_dir;
+pub mod demo;
+mod listen;
+pub mod primary;
+mod sample;
+pub mod secondary;
+
+use std::{fmt, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
+
+use rustls_pki_types::CertificateDer;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::data_dir::DataDir;
+use crate::{
+    config::{self, ConfigError},
+    registry::Journal,
+    shutdown::Shutdown,
+    status::StoreStatus,
+    store::Store,
+};
+
+/// How long a node may take to stop: requests in flight, then the disk.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why a node does not start, or does not stop well: what was being done, and what went wrong.
+#[derive(Debug)]
+pub struct StartError {
+    action: String,
+    reason: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl StartError {
+    fn new(action: impl Into<String>, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { action: action.into(), reason: reason.into() }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.action, self.reason)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Resolves when the process is told to stop (SIGINT, SIGTERM), or a part fails for good.
+pub async fn until_stopped(shutdown: &Shutdown) {
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "SIGTERM is not heard");
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminate => {}
+        () = shutdown.requested() => {}
+    }
+}
+
+/// Tells a node's tasks to stop and waits for them.
+async fn stop(shutdown: &Shutdown, role: &str) -> Result<(), StartError> {
+    if shutdown.finish(GRACE).await {
+        tracing::info!(role, "stopped");
+        Ok(())
+    } else {
+        Err(StartError::new(format!("stop the {role}"), format!("it took longer than {GRACE:?}")))
+    }
+}
+
+/// Ends the process when a node can no longer do its work.
+async fn end_on_failure(journal: Journal, shutdown: Shutdown, process: Shutdown) {
+    tokio::select! {
+        error = journal.failure() => {
+            tracing::error!(%error, "the journal failed: stopping");
+            process.request();
+        }
+        () = shutdown.requested() => {}
+    }
+}
+
+/// Waits; returns false as soon as the node is told to stop.
+async fn pause(shutdown: &Shutdown, duration: Duration) -> bool {
+    tokio::time::timeout(duration, shutdown.requested()).await.is_err()
+}
+
+async fn open_store(data_dir: &DataDir) -> Result<Store, StartError> {
+    let path = data_dir.join("store");
+    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
+    let (store, leftovers) = opened
+        .map_err(|error| StartError::new("open the blob store", error))?
+        .map_err(|error| StartError::new("open the blob store", error))?;
+    if leftovers != crate::store::Leftovers::default() {
+        tracing::info!(?leftovers, "removed what a crash left in the blob store");
+    }
+    Ok(store)
+}
+
+/// The authorities this machine trusts, for HTTPS to the primary.
+fn system_authorities() -> Vec<CertificateDer<'static>> {
+    let found = rustls_native_certs::load_native_certs();
+    for error in found.errors {
+        tracing::warn!(%error, "some of the system's certificate authorities cannot be read");
+    }
+    found.certs
+}
+
+fn store_status(store: &Store) -> StoreStatus {
+    let stats = store.stats();
+    StoreStatus { bytes: stats.bytes, limit_bytes: None, blobs: stats.blobs }
+}
+
+/// Says whether a file would be accepted, and by which role.
+///
+/// # Errors
+/// What is wrong with it, where.
+pub fn check_config(path: &Path) -> Result<&'static str, ConfigError> {
+    // A secondary is what names a primary.
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let names_primary = text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("primary"));
+    if names_primary {
+        let config: config::Secondary = config::load(path)?;
+        config.check(path)?;
+        Ok("secondary")
+    } else {
+        let config: config::Primary = config::load(path)?;
+        config.check(path)?;
+        Ok("primary")
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn durable_write(path: &Path, text: &str) -> Result<(), StartError> {
+    let temporary = path.with_extension("new");
+    let written = || {
+        let mut file =
+            std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => std::fs::File::open(parent)?.sync_all(),
+            _ => Ok(()),
+        }
+    };
+    written().map_err(|error: std::io::Error| StartError::new(format!("write {}", path.display()), error))
+}

@@ -4,6 +4,7 @@
 //! An environment variable overrides the file: `OUTPORT_REGISTRY__LISTEN` is `registry.listen`,
 //! with `__` for each dot. Lists and tables are given as TOML.
 
+mod check;
 mod load;
 mod value;
 
@@ -137,6 +138,9 @@ pub struct Auth {
     /// Rules by repository; without any, users may do everything and anonymous callers nothing.
     #[serde(default)]
     pub access: Vec<AccessRule>,
+    /// Who may list all repositories: user names, `authenticated`, `anonymous`.
+    #[serde(default = "catalog")]
+    pub catalog: Vec<String>,
 }
 
 /// The QUIC listener of a primary.
@@ -236,6 +240,43 @@ pub struct Telemetry {
     pub log_filter: String,
 }
 
+impl PrimaryRegistry {
+    /// Plain HTTP at an address, everything else by default.
+    pub fn plain(listen: SocketAddr, public_url: PublicUrl) -> Self {
+        Self {
+            listen,
+            tls: None,
+            insecure: false,
+            connections_max: connections_max(),
+            public_url,
+            sparse_manifests: false,
+            anonymous_mount: yes(),
+            upload_age_max_hours: upload_age_max_hours(),
+        }
+    }
+}
+
+impl SecondaryRegistry {
+    /// Plain HTTP at an address, everything else by default.
+    pub fn plain(listen: SocketAddr) -> Self {
+        Self { listen, tls: None, insecure: false, connections_max: connections_max() }
+    }
+}
+
+impl Auth {
+    /// Users of a file and no rules, everything else by default.
+    pub fn new(service: &str, users_file: PathBuf) -> Self {
+        Self {
+            service: service.to_owned(),
+            issuer: issuer(),
+            users_file,
+            token_lifetime_seconds: token_lifetime_seconds(),
+            access: Vec::new(),
+            catalog: catalog(),
+        }
+    }
+}
+
 impl Default for Read {
     fn default() -> Self {
         Self { staleness_bound_ms: 1000, wait_ms: 150, stale_max_seconds: None, ignore_token_age: false }
@@ -268,6 +309,10 @@ const fn upload_age_max_hours() -> u32 {
 
 const fn token_lifetime_seconds() -> u32 {
     300
+}
+
+fn catalog() -> Vec<String> {
+    vec!["authenticated".to_owned()]
 }
 
 fn issuer() -> String {

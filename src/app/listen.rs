@@ -1,0 +1,75 @@
+//! The two listeners every node has: the registry's and the admin's.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+
+use super::StartError;
+use crate::{
+    admin::Admin,
+    auth::{Identity, tls},
+    config,
+    http::{Api, ServerOptions, TlsConfig, serve},
+    shutdown::Shutdown,
+};
+
+/// Binds a TCP listener; `key` is what configured its address.
+pub(super) async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| StartError::new(format!("listen at {address} ({key})"), error))
+}
+
+/// The TLS configuration of certificate and key files.
+pub(super) fn https(files: &config::Tls) -> Result<TlsConfig, StartError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StartError::new("load registry.tls.certificate and registry.tls.key", error)
+    };
+    let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
+    let config = tls::https_server(&identity).map_err(|error| failed(error.into()))?;
+    Ok(Arc::new(ArcSwap::from_pointee(config)))
+}
+
+/// Reads the token that admin requests must carry.
+pub(super) fn admin_token(file: Option<&Path>) -> Result<Option<String>, StartError> {
+    let Some(file) = file else { return Ok(None) };
+    let failed =
+        |reason: String| StartError::new(format!("read admin.token_file {}", file.display()), reason);
+    let token = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+    match token.trim() {
+        "" => Err(failed("it is empty".to_owned())),
+        token => Ok(Some(token.to_owned())),
+    }
+}
+
+/// Answers clients until shutdown, then drains.
+pub(super) fn serve_registry(
+    listener: TcpListener,
+    tls: Option<TlsConfig>,
+    connections_max: usize,
+    api: Api,
+    shutdown: &Shutdown,
+) {
+    let api = Arc::new(api);
+    let answer = move |request, connection| {
+        let api = Arc::clone(&api);
+        async move { api.answer(request, connection).await }
+    };
+    let options = ServerOptions { connections_max, ..ServerOptions::default() };
+    shutdown.spawn(serve(listener, tls, options, answer, shutdown.clone()));
+}
+
+/// Connections of an admin listener at once: monitoring and a few people.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
+
+/// Answers admin requests until shutdown.
+pub(super) fn serve_admin(listener: TcpListener, admin: Admin, shutdown: &Shutdown) {
+    let admin = Arc::new(admin);
+    let answer = move |request, _| {
+        let admin = Arc::clone(&admin);
+        async move { admin.respond(&request) }
+    };
+    let options = ServerOptions { connections_max: ADMIN_CONNECTIONS_MAX, ..ServerOptions::default() };
+    shutdown.spawn(serve(listener, None, options, answer, shutdown.clone()));
+}

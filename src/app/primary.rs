@@ -1,0 +1,315 @@
+//! Wires a primary: journal, store, push and pull, token service, publisher, listeners.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use outport_proto::{Offset, SiteName, frame::ALPN};
+use tokio::sync::watch;
+
+use super::{
+    StartError,
+    data_dir::DataDir,
+    listen::{admin_token, bind, https, serve_admin, serve_registry},
+    open_store, store_status,
+};
+use crate::{
+    admin::{Admin, StatusCollector},
+    auth::{
+        AccessRules, Identity, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier,
+        authority::load_certificates, random_text, site_of, tls,
+    },
+    clock::{SharedClock, SystemClock},
+    config,
+    fetch::quic::{self, TransportOptions},
+    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, TOKEN_PATH},
+    log::Log,
+    primary::{
+        fleet::{Fleet, Head},
+        log_stream::{KeysOf, LogPublisher, PrimaryIdentity},
+        publisher::{Admit, Publisher},
+        requests::Answerer,
+    },
+    registry::{
+        Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, journal::JournalOptions,
+    },
+    shutdown::Shutdown,
+    status::{PrimaryStatus, Status, StatusSource},
+    store::Store,
+    telemetry::Metrics,
+};
+
+/// Connections of secondaries at once, two a node.
+const REPLICATION_CONNECTIONS_MAX: usize = 4096;
+/// How often seal keys are looked at for their age.
+const KEY_ROTATION_INTERVAL: Duration = Duration::from_secs(600);
+/// How often abandoned uploads are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+
+/// A running primary.
+pub struct Running {
+    journal: Journal,
+    push: PushService,
+    replication: SocketAddr,
+    shutdown: Shutdown,
+    _data_dir: DataDir,
+}
+
+impl Running {
+    /// Where secondaries connect.
+    pub fn replication_address(&self) -> SocketAddr {
+        self.replication
+    }
+
+    /// Takes pushes.
+    pub fn push(&self) -> &PushService {
+        &self.push
+    }
+
+    /// Newest durable event.
+    pub fn head(&self) -> Offset {
+        self.journal.log().head()
+    }
+
+    /// Stops listening, lets requests in flight end, makes everything durable.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn stop(self) -> Result<(), StartError> {
+        super::stop(&self.shutdown, "primary").await
+    }
+}
+
+/// Starts a primary.
+///
+/// # Errors
+/// What could not be opened or bound.
+pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Running, StartError> {
+    let shutdown = parent.child();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let metrics = Metrics::default();
+    let data_dir = DataDir::open(&config.data_dir)?;
+    let cluster = data_dir.remembered("cluster", || {
+        random_text().map_err(|error| StartError::new("make the cluster's identity", error))
+    })?;
+    // What may be taken by another process comes first: nothing has to be undone then.
+    let registry_listener = bind(config.registry.listen, "registry.listen").await?;
+    let admin_listener = bind(config.admin.listen, "admin.listen").await?;
+    let endpoint = replication_endpoint(&config.replication)?;
+    let replication =
+        endpoint.local_addr().map_err(|error| StartError::new("listen (replication.listen)", error))?;
+
+    let keys = Arc::new(
+        PrimaryKeys::open(&data_dir.join("keys"))
+            .map_err(|error| StartError::new("open the primary's keys", error))?,
+    );
+    let store = open_store(&data_dir).await?;
+    let journal = Journal::open(&config.data_dir, JournalOptions::default(), Arc::clone(&clock), &shutdown)
+        .await
+        .map_err(|error| StartError::new("open the journal", error))?;
+    let pull = PullService::primary(Site {
+        index: journal.index().clone(),
+        store: store.clone(),
+        clock: Arc::clone(&clock),
+        rules: PullRules::default(),
+        metrics: metrics.register(PullMetrics::new),
+    });
+    let push = push_service(config, &journal, &store, &clock, &shutdown);
+
+    let public_url = config.registry.public_url.as_str();
+    let token_realm = format!("{public_url}{TOKEN_PATH}");
+    let service = config.auth.service.as_str();
+    let verifier = Arc::new(Verifier::new(Arc::clone(&clock), Leeway::default()));
+    verifier
+        .set_keys(keys.jwks(), &config.auth.issuer, service)
+        .map_err(|error| StartError::new("use the token signing key", error))?;
+    let addresses = Addresses::new(public_url, &token_realm, service)
+        .map_err(|error| StartError::new("use registry.public_url", error))?;
+    let api = Api {
+        pull,
+        verifier,
+        addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),
+        clock: Arc::clone(&clock),
+        metrics: metrics.register(HttpMetrics::new),
+        role: Role::Primary(Box::new(PrimaryRole {
+            push: push.clone(),
+            tokens: Arc::new(token_service(&config.auth, &keys, &clock, journal.log())?),
+            tickets: keys.opener(),
+            upload_states: keys.upload_states(),
+        })),
+    };
+
+    let fleet = Fleet::new(config.replication.sites.iter().cloned());
+    let (rotated, keys_changed) = watch::channel(keys.generation());
+    let publisher = LogPublisher {
+        identity: PrimaryIdentity {
+            cluster: cluster.clone(),
+            token_realm,
+            token_service: service.to_owned(),
+            public_url: public_url.to_owned(),
+        },
+        log: journal.log().clone(),
+        index: journal.index().clone(),
+        clock: Arc::clone(&clock),
+        keys_of: keys_of(&keys, &config.auth.issuer, &clock),
+        keys_changed,
+        fleet: fleet.clone(),
+    };
+    let answerer = Answerer::new(journal.index().clone(), store.clone());
+    let admit = admit(config.replication.sites.clone());
+    let publisher = Publisher::new(admit, publisher, answerer, REPLICATION_CONNECTIONS_MAX);
+    shutdown.spawn(publisher.serve(endpoint, shutdown.clone()));
+    shutdown.spawn(rotate_keys(keys, rotated, Arc::clone(&clock), shutdown.clone()));
+    let upload_age_max = Duration::from_secs(u64::from(config.registry.upload_age_max_hours) * 3600);
+    shutdown.spawn(sweep_uploads(store.clone(), upload_age_max, Arc::clone(&clock), shutdown.clone()));
+    shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
+
+    let status = status(cluster, &journal, &store, fleet, &clock);
+    metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
+    let admin = Admin {
+        status,
+        readiness: Arc::new(|| Ok(())),
+        metrics,
+        token: admin_token(config.admin.token_file.as_deref())?,
+    };
+    serve_admin(admin_listener, admin, &shutdown);
+    let tls = config.registry.tls.as_ref().map(https).transpose()?;
+    serve_registry(registry_listener, tls, config.registry.connections_max, api, &shutdown);
+    tracing::info!(
+        registry = %config.registry.listen, admin = %config.admin.listen, %replication, %public_url,
+        head = %journal.log().head(), "primary started"
+    );
+    Ok(Running { journal, push, replication, shutdown, _data_dir: data_dir })
+}
+
+fn push_service(
+    config: &config::Primary,
+    journal: &Journal,
+    store: &Store,
+    clock: &SharedClock,
+    shutdown: &Shutdown,
+) -> PushService {
+    let limits = PushLimits {
+        sparse_indexes: config.registry.sparse_manifests,
+        sparse_manifests: config.registry.sparse_manifests,
+        anonymous_mount: config.registry.anonymous_mount,
+        ..PushLimits::default()
+    };
+    PushService::new(journal.clone(), store.clone(), Arc::clone(clock), limits, shutdown.clone())
+}
+
+fn token_service(
+    config: &config::Auth,
+    keys: &PrimaryKeys,
+    clock: &SharedClock,
+    log: &Log,
+) -> Result<TokenService, StartError> {
+    let rules = if config.access.is_empty() {
+        AccessRules::authenticated_only()
+    } else {
+        AccessRules::new(&config.access, &config.catalog)
+            .map_err(|error| StartError::new("read auth.access", error))?
+    };
+    let users = Users::open(&config.users_file, Arc::clone(clock))
+        .map_err(|error| StartError::new("read auth.users_file", error))?;
+    let lives = TokenLives {
+        access: Duration::from_secs(config.token_lifetime_seconds.into()),
+        ..TokenLives::default()
+    };
+    let log = log.clone();
+    TokenService::new(
+        keys,
+        &config.issuer,
+        &config.service,
+        lives,
+        rules,
+        Some(Arc::new(users)),
+        Arc::clone(clock),
+        Arc::new(move || log.head()),
+    )
+    .map_err(|error| StartError::new("start the token service", error))
+}
+
+fn replication_endpoint(config: &config::PrimaryReplication) -> Result<quinn::Endpoint, StartError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StartError::new("set up replication (replication.listen, replication.tls)", error)
+    };
+    let tls = &config.tls;
+    let identity = Identity::load(&tls.certificate, &tls.key).map_err(|error| failed(error.into()))?;
+    let authorities = load_certificates(&tls.authority).map_err(|error| failed(error.into()))?;
+    let tls = tls::node_server(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
+    let server =
+        quic::server_config(&tls, &TransportOptions::upstream()).map_err(|error| failed(error.into()))?;
+    quic::listen(config.listen, server).map_err(|error| failed(error.into()))
+}
+
+fn admit(sites: Vec<SiteName>) -> Admit {
+    Arc::new(move |certificate| match site_of(certificate) {
+        Some(site) if sites.contains(&site) => Ok(site),
+        Some(site) => Err(format!("site {site} is not in replication.sites")),
+        None => Err("the certificate is not a site's".to_owned()),
+    })
+}
+
+fn keys_of(keys: &Arc<PrimaryKeys>, issuer: &str, clock: &SharedClock) -> KeysOf {
+    let (keys, issuer, clock) = (Arc::clone(keys), issuer.to_owned(), Arc::clone(clock));
+    Arc::new(move |site| keys.keys_of(site, &issuer, clock.now()).map_err(|error| error.to_string()))
+}
+
+async fn rotate_keys(
+    keys: Arc<PrimaryKeys>,
+    rotated: watch::Sender<u64>,
+    clock: SharedClock,
+    shutdown: Shutdown,
+) {
+    while super::pause(&shutdown, KEY_ROTATION_INTERVAL).await {
+        let (of, now) = (Arc::clone(&keys), clock.now());
+        match tokio::task::spawn_blocking(move || of.rotate(now)).await {
+            Ok(Ok(true)) => drop(rotated.send_replace(keys.generation())),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => tracing::error!(%error, "ticket keys cannot be rotated"),
+            Err(error) => tracing::error!(%error, "rotating ticket keys crashed"),
+        }
+    }
+}
+
+async fn sweep_uploads(store: Store, age_max: Duration, clock: SharedClock, shutdown: Shutdown) {
+    loop {
+        let (uploads, now) = (store.uploads(), clock.now());
+        match tokio::task::spawn_blocking(move || uploads.sweep(now, age_max)).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(removed)) => tracing::info!(removed, "abandoned uploads removed"),
+            Ok(Err(error)) => tracing::warn!(%error, "abandoned uploads cannot be removed"),
+            Err(error) => tracing::error!(%error, "sweeping uploads crashed"),
+        }
+        if !super::pause(&shutdown, SWEEP_INTERVAL).await {
+            return;
+        }
+    }
+}
+
+fn status(
+    cluster: String,
+    journal: &Journal,
+    store: &Store,
+    fleet: Fleet,
+    clock: &SharedClock,
+) -> StatusSource {
+    let (log, store, clock) = (journal.log().clone(), store.clone(), Arc::clone(clock));
+    Arc::new(move || {
+        let offset = log.head();
+        let head = Head { cluster: cluster.clone(), offset, log_bytes: log.bytes(), now: clock.now() };
+        let sites = fleet.statuses(&head, |after| {
+            // A site that is nearly caught up is answered from memory; one that is far behind costs a read.
+            log.read(after, 1).ok()?.first().map(|record| record.event.time)
+        });
+        Status::Primary(PrimaryStatus {
+            cluster: cluster.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: offset.epoch,
+            head_seq: offset.seq,
+            floor_seq: log.floor().seq,
+            store: store_status(&store),
+            sites,
+        })
+    })
+}

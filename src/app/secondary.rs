@@ -1,0 +1,282 @@
+//! Wires a secondary: journal, store, pull, subscriber, copying ahead, the redirect, listeners.
+
+use std::{sync::Arc, time::Duration};
+
+use outport_proto::{
+    Offset,
+    frame::{ALPN, Welcome},
+};
+use tokio::sync::watch;
+
+use super::{
+    StartError,
+    data_dir::DataDir,
+    listen::{admin_token, bind, https, serve_admin, serve_registry},
+    open_store, store_status,
+};
+use crate::{
+    admin::{Admin, Readiness, StatusCollector},
+    auth::{Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
+    clock::{SharedClock, SystemClock},
+    config,
+    fetch::{
+        FlightMetrics, FlightOptions, Flights,
+        primary::{QuicUpstream, QuicUpstreamOptions},
+        quic::TransportOptions,
+    },
+    http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses},
+    registry::{
+        Edge, Intents, Journal, PullMetrics, PullRules, PullService, SessionView, Site,
+        journal::{JournalOptions, Origin},
+    },
+    secondary::{
+        dial::Dialer,
+        memory::Memory,
+        prefetch::{Keeps, Prefetch, PrefetchOptions, Progress},
+        subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
+        view::SiteView,
+    },
+    shutdown::Shutdown,
+    status::{SiteState, Status, StatusSource},
+    store::Store,
+    telemetry::Metrics,
+};
+
+/// Redirected pushes remembered at once; beyond that the whole site revalidates.
+const INTENTS_MAX: usize = 100_000;
+
+/// A running secondary.
+pub struct Running {
+    journal: Journal,
+    shutdown: Shutdown,
+    _data_dir: DataDir,
+}
+
+impl Running {
+    /// Waits until the index shows `offset`.
+    pub async fn wait_applied(&self, offset: Offset) {
+        let mut applied = self.journal.watch_applied();
+        // The sender lives as long as the journal does.
+        let _ = applied.wait_for(|applied| *applied >= offset).await;
+    }
+
+    /// Stops listening, lets requests in flight end, makes everything durable.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub async fn stop(self) -> Result<(), StartError> {
+        super::stop(&self.shutdown, "secondary").await
+    }
+}
+
+/// Starts a secondary. It serves what it has whether or not the primary can be reached.
+///
+/// # Errors
+/// What could not be opened or bound.
+pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Running, StartError> {
+    let shutdown = parent.child();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let metrics = Metrics::default();
+    let data_dir = DataDir::open(&config.data_dir)?;
+    let registry_listener = bind(config.registry.listen, "registry.listen").await?;
+    let admin_listener = bind(config.admin.listen, "admin.listen").await?;
+
+    let memory = Memory::open(&config.data_dir)
+        .map_err(|error| StartError::new("read what the site remembers of its primary", error))?;
+    let store = open_store(&data_dir).await?;
+    let journal = Journal::open(
+        &config.data_dir,
+        JournalOptions { origin: Origin::Followed, ..JournalOptions::default() },
+        Arc::clone(&clock),
+        &shutdown,
+    )
+    .await
+    .map_err(|error| StartError::new("open the journal", error))?;
+
+    let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
+    let flights = Flights::new(
+        store.clone(),
+        Arc::new(upstream.clone()),
+        shutdown.clone(),
+        FlightOptions::default(),
+        metrics.register(FlightMetrics::new),
+    );
+    let (session_feed, session) = SessionView::new();
+    let intents = Intents::new(INTENTS_MAX);
+    let site = Site {
+        index: journal.index().clone(),
+        store: store.clone(),
+        clock: Arc::clone(&clock),
+        rules: rules(&config.read),
+        metrics: metrics.register(PullMetrics::new),
+    };
+    let edge = Edge {
+        upstream: Arc::new(upstream),
+        flights: flights.clone(),
+        session: session.clone(),
+        intents: intents.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let pull = PullService::secondary(site, edge);
+
+    let trust = Trust {
+        verifier: Arc::new(Verifier::new(Arc::clone(&clock), Leeway::default())),
+        sealer: Arc::new(TicketSealer::new(config.site.clone())),
+        addresses: Arc::default(),
+    };
+    let (prefetch, progress) = copying_ahead(config, &journal, &store, flights);
+    pull.follow(&journal, &shutdown);
+    let on_identity = trust.clone();
+    let (subscription, view) = Subscription::new(
+        SubscriptionOptions {
+            site: config.site.clone(),
+            node: node_name(),
+            primaries: vec![config.primary.address.as_str().to_owned()],
+            staleness_bound_ms: config.read.staleness_bound_ms,
+        },
+        SubscriptionParts {
+            dialer: dialer(&config.primary)?,
+            log: journal.log().clone(),
+            index: journal.index().clone(),
+            store: store.clone(),
+            memory,
+            clock: Arc::clone(&clock),
+            progress,
+            link,
+            session: session_feed,
+            on_identity: Arc::new(move |welcome| on_identity.learn(welcome)),
+            on_applied: Arc::new(|_| {}),
+        },
+    );
+
+    let api = Api {
+        pull,
+        verifier: trust.verifier,
+        addresses: trust.addresses,
+        clock: Arc::clone(&clock),
+        metrics: metrics.register(HttpMetrics::new),
+        role: Role::Secondary(Box::new(Redirects {
+            mode: match config.push.mode {
+                config::PushMode::Redirect => PushMode::Redirect,
+                config::PushMode::Proxy => PushMode::Proxy,
+            },
+            sealer: trust.sealer,
+            intents,
+            session,
+            proxy: proxy(&config.primary)?,
+        })),
+    };
+    shutdown.spawn(subscription.run(shutdown.clone()));
+    shutdown.spawn(prefetch.run(shutdown.clone()));
+    shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
+
+    let status = status(&view, &store);
+    metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
+    let admin = Admin {
+        status,
+        readiness: readiness(view),
+        metrics,
+        token: admin_token(config.admin.token_file.as_deref())?,
+    };
+    serve_admin(admin_listener, admin, &shutdown);
+    let tls = config.registry.tls.as_ref().map(https).transpose()?;
+    serve_registry(registry_listener, tls, config.registry.connections_max, api, &shutdown);
+    tracing::info!(
+        site = %config.site, registry = %config.registry.listen, admin = %config.admin.listen,
+        primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
+    );
+    Ok(Running { journal, shutdown, _data_dir: data_dir })
+}
+
+/// What the primary tells a site about itself, and who has to know.
+#[derive(Clone)]
+struct Trust {
+    verifier: Arc<Verifier>,
+    sealer: Arc<TicketSealer>,
+    addresses: SharedAddresses,
+}
+
+impl Trust {
+    fn learn(&self, welcome: &Welcome) {
+        let keys = &welcome.keys;
+        if let Err(error) =
+            self.verifier.set_keys(&keys.token_jwks, &keys.token_issuer, &welcome.token_service)
+        {
+            tracing::error!(%error, "the primary's token keys cannot be used; the old ones stay");
+        }
+        if let Err(error) = self.sealer.set_keys(&keys.seal) {
+            tracing::error!(%error, "the primary's ticket keys cannot be used; the old ones stay");
+        }
+        match Addresses::new(&welcome.public_url, &welcome.token_realm, &welcome.token_service) {
+            Ok(addresses) => self.addresses.store(Some(Arc::new(addresses))),
+            Err(error) => {
+                tracing::error!(%error, "the primary's addresses cannot be used; the old ones stay")
+            }
+        }
+    }
+}
+
+fn rules(config: &config::Read) -> PullRules {
+    PullRules {
+        staleness_bound: Duration::from_millis(config.staleness_bound_ms),
+        stale_max: config.stale_max_seconds.map(Duration::from_secs),
+        wait_max: Duration::from_millis(config.wait_ms),
+        token_freshness: !config.ignore_token_age,
+        ..PullRules::default()
+    }
+}
+
+fn copying_ahead(
+    config: &config::Secondary,
+    journal: &Journal,
+    store: &Store,
+    flights: Flights,
+) -> (Prefetch, watch::Receiver<Progress>) {
+    let eager = config.keep.eager.clone();
+    let keeps: Keeps = Arc::new(move |repo| eager.as_ref().is_none_or(|globs| globs.matches(repo)));
+    let source = (journal.log().clone(), journal.index().clone(), store.clone());
+    Prefetch::new(&config.data_dir, source, keeps, flights, PrefetchOptions::default())
+}
+
+fn dialer(config: &config::Upstream) -> Result<Dialer, StartError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StartError::new("set up replication (primary.tls)", error)
+    };
+    let files = &config.tls;
+    let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
+    let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
+    let tls = tls::node_client(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
+    Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk())
+        .map_err(|error| failed(error.into()))
+}
+
+fn proxy(config: &config::Upstream) -> Result<Proxy, StartError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StartError::new("load primary.https_authorities", error)
+    };
+    let mut authorities = super::system_authorities();
+    if let Some(file) = &config.https_authorities {
+        authorities.extend(load_certificates(file).map_err(|error| failed(error.into()))?);
+    }
+    let client = tls::https_client(&authorities).map_err(|error| failed(error.into()))?;
+    Ok(Proxy::new(Arc::new(client)))
+}
+
+/// For people who look at the status page.
+fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn status(view: &SiteView, store: &Store) -> StatusSource {
+    let (view, store) = (view.clone(), store.clone());
+    Arc::new(move || Status::Secondary(Box::new(view.status(store_status(&store)))))
+}
+
+/// A site that is cut off sends new clients elsewhere: others are fresher.
+fn readiness(view: SiteView) -> Readiness {
+    Arc::new(move || match view.state() {
+        SiteState::Streaming | SiteState::CatchingUp => Ok(()),
+        SiteState::Snapshot => Err("taking a snapshot".to_owned()),
+        SiteState::Disconnected => Err("cut off from the primary".to_owned()),
+    })
+}

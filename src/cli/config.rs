@@ -1,0 +1,27 @@
+//! `outport config`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::say;
+use crate::app;
+
+/// Work with configuration files.
+#[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// Say whether a file would be accepted, without starting anything
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+impl Config {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let Self::Check { file } = self;
+        let role = app::check_config(&file)?;
+        say(format_args!("{}: a valid configuration of a {role}", file.display()));
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! What the types cannot say: keys that must fit each other.
+
+use std::{net::SocketAddr, path::Path};
+
+use super::{Admin, ConfigError, Primary, Secondary, Tls};
+
+impl Primary {
+    /// Checks what the parts of the configuration demand of each other, and that the files it
+    /// names are there. `path` is where it was loaded from.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
+        check_admin(path, &self.admin)?;
+        let tls = &self.replication.tls;
+        check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
+        check_files(path, "auth.users_file", &[&self.auth.users_file])?;
+        crate::auth::AccessRules::new(&self.auth.access, &self.auth.catalog)
+            .map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
+        Ok(())
+    }
+}
+
+impl Secondary {
+    /// As [`Primary::check`].
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
+        check_admin(path, &self.admin)?;
+        let tls = &self.primary.tls;
+        check_files(path, "primary.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
+        if let Some(file) = &self.primary.https_authorities {
+            check_files(path, "primary.https_authorities", &[file])?;
+        }
+        if self.read.staleness_bound_ms < STALENESS_BOUND_MS_MIN {
+            let reason = format!("must be at least {STALENESS_BOUND_MS_MIN}, two heartbeats");
+            return Err(ConfigError::of_key(path, "read.staleness_bound_ms", reason));
+        }
+        Ok(())
+    }
+}
+
+/// Below this no answer could come from a site: heartbeats come every 250 ms.
+const STALENESS_BOUND_MS_MIN: u64 = 500;
+
+fn check_listener(
+    path: &Path,
+    listen: SocketAddr,
+    tls: Option<&Tls>,
+    insecure: bool,
+) -> Result<(), ConfigError> {
+    match tls {
+        Some(tls) => check_files(path, "registry.tls", &[&tls.certificate, &tls.key]),
+        None if listen.ip().is_loopback() || insecure => Ok(()),
+        None => Err(ConfigError::of_key(
+            path,
+            "registry.listen",
+            "plain HTTP is for loopback: configure registry.tls, or say registry.insecure = true",
+        )),
+    }
+}
+
+fn check_admin(path: &Path, admin: &Admin) -> Result<(), ConfigError> {
+    match &admin.token_file {
+        Some(file) => check_files(path, "admin.token_file", &[file]),
+        None if admin.listen.ip().is_loopback() => Ok(()),
+        None => Err(ConfigError::of_key(
+            path,
+            "admin.listen",
+            "an admin listener that is not on loopback needs admin.token_file",
+        )),
+    }
+}
+
+fn check_files(path: &Path, key: &str, files: &[&std::path::PathBuf]) -> Result<(), ConfigError> {
+    for file in files {
+        std::fs::File::open(file)
+            .map_err(|error| ConfigError::of_key(path, key, format!("{}: {error}", file.display())))?;
+    }
+    Ok(())
+}

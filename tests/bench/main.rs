@@ -1,0 +1,54 @@
+//! The figures, measured here and now: `cargo bench` starts a primary and a site, and nginx and
+//! Debian's docker-registry beside them where they are installed, and prints a table.
+//!
+//! Where the server alone is measured it runs on core 0 and the load generator on core 1. Rounds
+//! of all peers alternate, and medians are compared, because machines are noisy.
+//! `cargo bench -- NAME..` runs the figures whose names hold one of the words.
+
+#![expect(
+    unreachable_pub,
+    reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
+)]
+
+mod figures;
+mod load;
+mod peers;
+#[path = "../support/mod.rs"]
+mod support;
+
+use comfy_table::{Table, presets};
+
+/// A row of the table.
+struct Figure {
+    what: &'static str,
+    measured: String,
+    must_reach: &'static str,
+}
+
+type Measure = fn() -> Vec<Figure>;
+
+const MEASURES: &[(&str, Measure)] = &[
+    ("manifest", figures::warm_manifest),
+    ("blob", figures::warm_blob),
+    ("crowd", figures::crowd),
+    ("cold", figures::cold_pull),
+    ("propagation", figures::propagation),
+    ("memory", figures::memory),
+    ("start", figures::start_after_kill),
+];
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY).set_header(["figure", "measured", "must reach"]);
+    for (name, measure) in MEASURES {
+        if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
+            eprintln!("measuring: {name}");
+            for figure in measure() {
+                eprintln!("  {}: {}", figure.what, figure.measured);
+                table.add_row([figure.what, &figure.measured, figure.must_reach]);
+            }
+        }
+    }
+    println!("{table}");
+}

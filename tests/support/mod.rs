@@ -1,0 +1,402 @@
+//! A real cluster for tests and benchmarks: one primary and its sites as processes of the built
+//! binary, on loopback addresses of their own, each with a configuration file as an operator
+//! would write it.
+
+#![expect(dead_code, reason = "every test binary uses another part of this")]
+
+pub mod http;
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The user that may push; its password is made for each cluster.
+pub const USER: &str = "demo";
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+const REGISTRY_PORT: u16 = 5000;
+const ADMIN_PORT: u16 = 9000;
+const REPLICATION_PORT: u16 = 5443;
+
+/// How a cluster is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Site names.
+    pub sites: Vec<&'static str>,
+    /// HTTPS with certificates of the cluster's authority, else plain HTTP.
+    pub tls: bool,
+    /// More of the primary's configuration, TOML.
+    pub primary_toml: String,
+    /// More of the primary's `[auth]` section, TOML.
+    pub primary_auth_toml: String,
+    /// More of every site's configuration, TOML.
+    pub site_toml: String,
+    /// Run nodes on this core alone.
+    pub core: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            sites: vec!["frankfurt", "mumbai"],
+            tls: false,
+            primary_toml: String::new(),
+            primary_auth_toml: String::new(),
+            site_toml: String::new(),
+            core: None,
+        }
+    }
+}
+
+/// A running cluster. Dropping it kills every process and removes every file.
+#[derive(Debug)]
+pub struct Cluster {
+    pub dir: tempfile::TempDir,
+    pub primary: Node,
+    pub sites: Vec<Node>,
+    pub password: String,
+    pub tls: bool,
+}
+
+/// One node of a cluster.
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    /// Its address of the loopback network; no other node shares it.
+    pub ip: Ipv4Addr,
+    /// The name clients know it by.
+    pub host: String,
+    dir: PathBuf,
+    role: &'static str,
+    core: Option<usize>,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a primary and its sites and waits until every site follows.
+    pub fn start(options: Options) -> Self {
+        let dir = tempfile::Builder::new().prefix("outport-test-").tempdir().unwrap();
+        let password = random_hex();
+        let network = network();
+        let node = |number: u8, name: &str, host: String, role: &'static str| Node {
+            name: name.to_owned(),
+            ip: Ipv4Addr::new(network[0], network[1], network[2], number),
+            host,
+            dir: dir.path().join(name),
+            role,
+            core: options.core,
+            child: None,
+        };
+        let primary = node(1, "primary", "registry-primary.outport.test".to_owned(), "primary");
+        let sites: Vec<Node> = options
+            .sites
+            .iter()
+            .zip(2..)
+            .map(|(name, number)| node(number, name, format!("{name}.outport.example"), "secondary"))
+            .collect();
+        let mut cluster = Self { dir, primary, sites, password, tls: options.tls };
+        cluster.write_files(&options);
+        cluster.primary.start();
+        cluster.sites.iter_mut().for_each(Node::start);
+        for site in &cluster.sites {
+            site.wait_until(|status| status["state"] == "streaming");
+        }
+        cluster
+    }
+
+    fn write_files(&self, options: &Options) {
+        let pki = self.dir.path().join("pki");
+        fs::create_dir(&pki).unwrap();
+        outport(&["cert", "init", "--dir", path(&pki)]);
+        for node in self.nodes() {
+            fs::create_dir(&node.dir).unwrap();
+            outport(&["cert", "issue", &node.name, "--dir", path(&pki)]);
+            if options.tls {
+                let names = format!("{},{},localhost", node.host, node.ip);
+                let file = format!("{}-https", node.name);
+                outport(&["cert", "issue", &file, "--https", &names, "--dir", path(&pki)]);
+            }
+        }
+        let users = self.dir.path().join("users");
+        let mut add = Command::new(BINARY)
+            .args(["user", "add", USER, "--password-stdin", "--file", path(&users)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        add.stdin.take().unwrap().write_all(self.password.as_bytes()).unwrap();
+        assert!(add.wait().unwrap().success());
+        let names: Vec<String> = self.sites.iter().map(|site| site.name.clone()).collect();
+        let primary = format!(
+            "data_dir = '{data}'\n{registry}public_url = '{url}'\n\n\
+             [auth]\nservice = 'outport.test'\nusers_file = '{users}'\n{auth}\n\
+             [[auth.access]]\nrepository = '**'\npull = ['anonymous']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
+             [replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
+             [replication.tls]\n{mutual}\n{admin}{more}",
+            data = path(&self.primary.dir),
+            registry = self.registry_section(&self.primary, &pki),
+            url = self.public_url(),
+            users = path(&users),
+            auth = options.primary_auth_toml,
+            ip = self.primary.ip,
+            mutual = mutual_tls(&self.primary, &pki),
+            admin = admin_section(&self.primary),
+            more = options.primary_toml,
+        );
+        fs::write(self.primary.config(), primary).unwrap();
+        for site in &self.sites {
+            let text = format!(
+                "data_dir = '{data}'\nsite = '{name}'\n{registry}\n\
+                 [primary]\naddress = '{primary}:{REPLICATION_PORT}'\nhttps_authorities = '{pki}/authority.crt'\n\n\
+                 [primary.tls]\n{mutual}\n{admin}{more}",
+                data = path(&site.dir),
+                name = site.name,
+                registry = self.registry_section(site, &pki),
+                primary = self.primary.ip,
+                pki = path(&pki),
+                mutual = mutual_tls(site, &pki),
+                admin = admin_section(site),
+                more = options.site_toml,
+            );
+            fs::write(site.config(), text).unwrap();
+        }
+    }
+
+    fn registry_section(&self, node: &Node, pki: &Path) -> String {
+        let tls = if self.tls {
+            let name = &node.name;
+            let pki = path(pki);
+            format!("tls = {{ certificate = '{pki}/{name}-https.crt', key = '{pki}/{name}-https.key' }}\n")
+        } else {
+            String::new()
+        };
+        format!("\n[registry]\nlisten = '{}:{REGISTRY_PORT}'\n{tls}", node.ip)
+    }
+
+    /// The primary's public URL: by name with TLS, where clients get a hosts file; by address without.
+    pub fn public_url(&self) -> String {
+        if self.tls {
+            format!("https://{}:{REGISTRY_PORT}", self.primary.host)
+        } else {
+            format!("http://{}", self.primary.registry())
+        }
+    }
+
+    /// All nodes, the primary first.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        std::iter::once(&self.primary).chain(&self.sites)
+    }
+
+    /// The certificate that clients must trust.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.path().join("pki/authority.crt")
+    }
+
+    /// Lines for a hosts file.
+    pub fn hosts(&self) -> String {
+        self.nodes().map(|node| format!("{} {}\n", node.ip, node.host)).collect()
+    }
+
+    /// Waits until every site shows and holds everything the primary has.
+    pub fn wait_complete(&self) {
+        let head = self.primary.status()["head_seq"].as_u64().unwrap();
+        for site in &self.sites {
+            site.wait_until(|status| status["complete_seq"].as_u64().unwrap() >= head);
+        }
+    }
+}
+
+impl Node {
+    /// `address:port` of the registry.
+    pub fn registry(&self) -> String {
+        format!("{}:{REGISTRY_PORT}", self.ip)
+    }
+
+    /// `name:port` of the registry, for clients with a hosts file.
+    pub fn registry_by_name(&self) -> String {
+        format!("{}:{REGISTRY_PORT}", self.host)
+    }
+
+    /// `address:port` of the admin listener.
+    pub fn admin(&self) -> String {
+        format!("{}:{ADMIN_PORT}", self.ip)
+    }
+
+    /// The node's data directory.
+    pub fn data(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The node's configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.with_extension("toml")
+    }
+
+    /// Everything the node has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default()
+    }
+
+    /// The node's process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the node runs").id()
+    }
+
+    /// Starts the node and waits until its admin listener answers.
+    pub fn start(&mut self) {
+        self.spawn();
+        wait_for(&format!("{} to answer", self.name), || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
+                panic!("{} ended with {status}:\n{}", self.name, self.log());
+            }
+            http::get_plain(&self.admin(), "/healthz").ok().filter(|(status, _)| *status == 200)
+        });
+    }
+
+    /// Starts the node and waits for nothing.
+    pub fn spawn(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.with_extension("log")).unwrap();
+        let mut command = match self.core {
+            Some(core) => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", &core.to_string(), BINARY]);
+                command
+            }
+            None => Command::new(BINARY),
+        };
+        command.args([self.role, "--config", path(&self.config())]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Asks the node to stop, as a service manager does, and waits for it; returns how long it took.
+    pub fn stop(&mut self) -> Duration {
+        let began = Instant::now();
+        let mut child = self.child.take().expect("the node runs");
+        signal(child.id(), "TERM");
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log());
+        began.elapsed()
+    }
+
+    /// Kills the node without a word.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("the node runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// `/v1/status`.
+    pub fn status(&self) -> serde_json::Value {
+        let (status, body) = http::get_plain(&self.admin(), "/v1/status").unwrap();
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Waits until the node's status satisfies `condition`.
+    pub fn wait_until(&self, condition: impl Fn(&serde_json::Value) -> bool) {
+        wait_for(&format!("the status of {}", self.name), || condition(&self.status()).then_some(()));
+    }
+
+    /// The sum of all samples of a metric whose labels hold `labels`.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let (_, text) = http::get_plain(&self.admin(), "/metrics").unwrap();
+        text.lines()
+            .filter_map(|line| line.strip_prefix(name))
+            .filter(|rest| rest.starts_with(['{', ' ']) && rest.contains(labels))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            eprintln!("== the last lines of {}'s log\n{}", self.name, tail.join("\n"));
+        }
+    }
+}
+
+/// The program under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_outport");
+
+/// Runs the program and returns what it printed; it must succeed.
+pub fn outport(arguments: &[&str]) -> String {
+    let output = Command::new(BINARY).args(arguments).output().unwrap();
+    assert!(output.status.success(), "outport {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Asks `attempt` again and again until it answers; panics when patience ends.
+pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal by name.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Whether something listens there.
+pub fn listens(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+}
+
+/// A path as text.
+pub fn path(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// 128 random bits.
+pub fn random_hex() -> String {
+    use std::{hash::BuildHasher, hash::RandomState};
+    format!("{:016x}{:016x}", RandomState::new().hash_one(1), RandomState::new().hash_one(2))
+}
+
+/// A part of the loopback network that no other cluster of this machine uses: from the process
+/// id, which is unique among the processes alive, and a counter.
+fn network() -> [u8; 3] {
+    static CLUSTERS: AtomicU8 = AtomicU8::new(0);
+    let pid = std::process::id();
+    let cluster = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+    assert!(cluster < 64, "too many clusters in one process");
+    let low = (pid & 0x3f) as u8;
+    let high = ((pid >> 6) & 0xff) as u8;
+    let candidate = [127, high.max(1), low << 2 | (cluster & 3)];
+    // More clusters than four in one process spread over the second byte.
+    let candidate = [candidate[0], candidate[1].wrapping_add(cluster >> 2).max(1), candidate[2]];
+    let first = IpAddr::from([candidate[0], candidate[1], candidate[2], 1]);
+    assert!(!listens(SocketAddr::new(first, ADMIN_PORT)), "{first} is taken");
+    candidate
+}
+
+fn mutual_tls(node: &Node, pki: &Path) -> String {
+    let (pki, name) = (path(pki), &node.name);
+    format!("certificate = '{pki}/{name}.crt'\nkey = '{pki}/{name}.key'\nauthority = '{pki}/authority.crt'\n")
+}
+
+fn admin_section(node: &Node) -> String {
+    format!("\n[admin]\nlisten = '{}'\n\n[telemetry]\nlog_filter = 'info'\n\n", node.admin())
+}

@@ -1,6 +1,8 @@
 //! The floors of the house: a module imports only what stands below it, so that one pull can be
 //! read from route to body, and one event from log to index, without ever climbing.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, and says why on standard error")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

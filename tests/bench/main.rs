@@ -6,6 +6,13 @@
 //! `cargo bench -- NAME..` runs the figures whose names hold one of the words.
 
 #![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says why on standard error"
+)]
+#![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
 )]

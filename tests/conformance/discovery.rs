@@ -51,8 +51,10 @@ fn tags(registry: &Registry) {
 
 fn page_sizes(registry: &Registry) {
     registry.push_image("1", &bytes(10, 61));
-    assert_eq!(registry.get("tags/list?n=1000000000", &[]).json()["tags"], json!(["1"]));
-    for n in ["-1", "x", "1.5", "99999999999999999999999"] {
+    for n in ["1000000000", "99999999999999999999999"] {
+        assert_eq!(registry.get(&format!("tags/list?n={n}"), &[]).json()["tags"], json!(["1"]), "{n}");
+    }
+    for n in ["-1", "x", "1.5", "1e3"] {
         let response = registry.get(&format!("tags/list?n={n}"), &[]);
         assert_eq!((response.status, response.code().as_str()), (400, "PAGINATION_NUMBER_INVALID"), "{n}");
     }

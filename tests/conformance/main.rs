@@ -3,6 +3,12 @@
 //! which of them it talks to.
 
 #![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says why on standard error"
+)]
+#![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
 )]

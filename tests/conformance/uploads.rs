@@ -104,7 +104,7 @@ fn chunks_out_of_order(registry: &Registry) {
     assert_eq!(response.status, 416, "{}", response.text());
     created(registry, &registry.put_blob(&location, &digest, b""), &digest, &content);
     let malformed = registry.begin_upload();
-    for range in ["bytes 0-1", "0", "-1", "5-1", "a-b"] {
+    for range in ["0", "-1", "5-1", "a-b"] {
         let response = registry.send("PATCH", &malformed, &[("Content-Range", range)], b"xx");
         assert!(matches!(response.status, 400 | 416), "{range}: {}", response.status);
     }

@@ -58,11 +58,12 @@ impl Default for Options {
 /// A running cluster. Dropping it kills every process and removes every file.
 #[derive(Debug)]
 pub struct Cluster {
-    pub dir: tempfile::TempDir,
     pub primary: Node,
     pub sites: Vec<Node>,
     pub password: String,
     pub tls: bool,
+    /// Last, so that nodes are gone and their logs are read before it goes.
+    pub dir: tempfile::TempDir,
 }
 
 /// One node of a cluster.

@@ -149,6 +149,7 @@ impl Redirects {
                 tags.iter().for_each(|tag: &Tag| open(repo, &Reference::Tag(tag.clone())));
             }
             Action::DeleteManifest { repo, reference } => open(repo, reference),
+            Action::DeleteBlob { repo, digest } => open(repo, &Reference::Digest(*digest)),
             _ => {}
         }
     }

@@ -1,6 +1,9 @@
 //! Logs and metrics of the process.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    io::IsTerminal as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
@@ -29,7 +32,7 @@ pub fn init_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     .map_err(|error| LogError(error.to_string()))?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        LogFormat::Human => builder.with_target(false).try_init(),
+        LogFormat::Human => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     }
     .map_err(|error| LogError(error.to_string()))

@@ -1,8 +1,11 @@
 //! What two sites see of each other, over real QUIC with real certificates and real files.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod following;
 mod hostile;
 mod logs;
+mod propagation;
 mod refusals;
 mod relay;
 mod requests;

@@ -1,0 +1,29 @@
+//! How long after its acknowledgement a push shows at a site. A measurement, not a judgement:
+//! `cargo test --release --test replication propagation -- --ignored --nocapture`.
+
+use std::time::{Duration, Instant};
+
+use crate::world::{World, tagged};
+
+const PUSHES: usize = 500;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn from_the_acknowledgement_to_the_site() {
+    let world = World::new();
+    let primary = world.primary();
+    let site = world.site(&primary);
+    site.session("going live", |session| session.live).await;
+    let mut applied = site.index.watch();
+    let mut took = Vec::with_capacity(PUSHES);
+    for _ in 0..PUSHES {
+        let head = primary.commit(vec![tagged("lazy/app", "1", b"{}", &[])]).await;
+        let acknowledged = Instant::now();
+        applied.wait_for(|applied| *applied >= head).await.unwrap();
+        took.push(acknowledged.elapsed());
+    }
+    took.sort();
+    let at = |share: f64| took[(PUSHES as f64 * share) as usize];
+    let median: Duration = at(0.5);
+    println!("{PUSHES} pushes: p50 {median:?}, p99 {:?}, max {:?}", at(0.99), took[PUSHES - 1]);
+}

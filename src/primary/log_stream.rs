@@ -14,8 +14,8 @@ use super::fleet::Fleet;
 use crate::{
     clock::SharedClock,
     fetch::framed::{FrameSink, FrameStream, FramedError, Incoming},
-    index::Index,
-    log::{Log, LogError},
+    log::LogError,
+    registry::journal::Journal,
 };
 
 /// What every site is told about this primary.
@@ -39,10 +39,8 @@ pub type KeysOf = Arc<dyn Fn(&SiteName) -> Result<Keys, String> + Send + Sync>;
 pub struct LogPublisher {
     /// What every site is told.
     pub identity: PrimaryIdentity,
-    /// The log.
-    pub log: Log,
-    /// Its view, for the state hash.
-    pub index: Index,
+    /// The log and its view.
+    pub journal: Journal,
     /// The primary's clock.
     pub clock: SharedClock,
     /// Keys by site.
@@ -87,10 +85,11 @@ impl LogPublisher {
     /// head: so whatever was acknowledged before `closed_time` is at or below `head`.
     fn state(&self) -> LogState {
         let now = self.clock.now();
-        let (head, log_bytes) = (begun(self.log.head()), self.log.bytes());
-        let (state_hash, state_at) = self.index.state_hash();
+        let log = self.journal.log();
+        let (head, log_bytes) = (begun(log.head()), log.bytes());
+        let (state_hash, state_at) = self.journal.index().state_hash();
         let heartbeat = Heartbeat { head, closed_time: now, now, log_bytes, state_hash, state_at };
-        LogState { heartbeat, floor: begun(self.log.floor()) }
+        LogState { heartbeat, floor: begun(log.floor()) }
     }
 
     async fn keys_of(&self, site: &SiteName) -> Option<Keys> {
@@ -129,7 +128,7 @@ enum Happened {
 
 impl LogStream<'_> {
     async fn run(&mut self, mut frames: FrameStream<FromSecondary>) -> Result<(), FramedError> {
-        let mut head = self.publisher.log.watch();
+        let mut head = self.publisher.journal.log().watch();
         let mut keys_changed = self.publisher.keys_changed.clone();
         loop {
             let wake_at = self.session.poll_timeout().map(|at| self.begun + at);
@@ -186,10 +185,10 @@ impl LogStream<'_> {
     /// From the ring in memory when the site keeps up; from the disk, away from the runtime's
     /// threads, when it does not.
     async fn read_events(&mut self, after: Offset, bytes_max: usize) -> Result<(), FramedError> {
-        let read = match self.publisher.log.read_recent(after, bytes_max) {
+        let read = match self.publisher.journal.log().read_recent(after, bytes_max) {
             Ok(Some(records)) => Ok(records),
             Ok(None) => {
-                let log = self.publisher.log.clone();
+                let log = self.publisher.journal.log().clone();
                 let read = spawn_blocking(move || log.read(after, bytes_max)).await;
                 read.map_err(|error| FramedError::Broken(error.to_string()))?
             }

@@ -8,14 +8,15 @@ use outport_proto::{
     frame::{Request, Response},
     oci::MANIFEST_BYTES_MAX,
 };
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::{
     fetch::{
         framed::{FrameSink, FrameStream, FramedError},
         quic::CloseCode,
     },
-    index::{Index, IndexError},
+    index::IndexError,
+    registry::journal::{Journal, SnapshotPiece},
     store::{Blob, Store, StoreError},
 };
 
@@ -25,16 +26,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a blob read and sent at once.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// Bytes of a snapshot's entries in one frame, about.
-const PART_BYTES: usize = 256 * 1024;
-
-/// Parts of a snapshot read ahead of the network.
-const PARTS_AHEAD: usize = 2;
-
-/// Answers requests from the primary's index and store. Cloning gives another handle.
+/// Answers requests from the primary's journal and store. Cloning gives another handle.
 #[derive(Clone, Debug)]
 pub struct Answerer {
-    index: Index,
+    journal: Journal,
     store: Store,
 }
 
@@ -48,9 +43,9 @@ enum Answer {
 }
 
 impl Answerer {
-    /// Answers from `index` and `store`.
-    pub fn new(index: Index, store: Store) -> Self {
-        Self { index, store }
+    /// Answers from `journal` and `store`.
+    pub fn new(journal: Journal, store: Store) -> Self {
+        Self { journal, store }
     }
 
     /// Reads one request from `requests` and answers it on `sink`.
@@ -93,15 +88,15 @@ impl Answerer {
 
     /// The offset is read before the lookup, so that the answer holds at it or is newer.
     fn answer(&self, request: &Request) -> Result<Answer, AnswerError> {
-        let at = self.index.applied();
+        let (at, index) = (self.journal.applied(), self.journal.index());
         Ok(match request {
             Request::Resolve { repo, reference } => Answer::Frame(self.resolve(repo, reference, at)?),
-            Request::Link { repo, digest } => Answer::Frame(match self.index.link(repo, digest)? {
+            Request::Link { repo, digest } => Answer::Frame(match index.link(repo, digest)? {
                 Some(size) => Response::Linked { size, at },
                 None => Response::NotFound { at },
             }),
             Request::Referrers { repo, digest } => {
-                Answer::Frame(Response::Manifests { manifests: self.index.referrers(repo, digest)?, at })
+                Answer::Frame(Response::Manifests { manifests: index.referrers(repo, digest)?, at })
             }
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
             Request::Snapshot => Answer::Snapshot,
@@ -111,10 +106,10 @@ impl Answerer {
     fn resolve(&self, repo: &RepoName, reference: &Reference, at: Offset) -> Result<Response, AnswerError> {
         let digest = match reference {
             Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(tag) => self.index.tag(repo, tag)?.map(|entry| entry.digest),
+            Reference::Tag(tag) => self.journal.index().tag(repo, tag)?.map(|entry| entry.digest),
         };
         let record = match digest {
-            Some(digest) => self.index.manifest_record(repo, &digest)?,
+            Some(digest) => self.journal.index().manifest_record(repo, &digest)?,
             None => None,
         };
         let Some(record) = record else { return Ok(Response::NotFound { at }) };
@@ -141,10 +136,10 @@ impl Answerer {
         offset: u64,
         at: Offset,
     ) -> Result<Answer, AnswerError> {
-        if self.index.link(repo, digest)?.is_some() {
+        if self.journal.index().link(repo, digest)?.is_some() {
             return Ok(Answer::Blob { blob: self.blob(digest)?, offset });
         }
-        match self.index.manifest_record(repo, digest)? {
+        match self.journal.index().manifest_record(repo, digest)? {
             Some(ManifestPut { bytes: Some(bytes), .. }) => Ok(Answer::Manifest { bytes, offset }),
             Some(_) => Ok(Answer::Blob { blob: self.blob(digest)?, offset }),
             None => Ok(Answer::Frame(Response::NotFound { at })),
@@ -157,29 +152,20 @@ impl Answerer {
     }
 
     async fn send_snapshot(&self, sink: &mut FrameSink) -> Result<(), FramedError> {
-        let (parts, mut parts_read) = mpsc::channel(PARTS_AHEAD);
-        let index = self.index.clone();
-        // Every part holds what stood in the index after this, so events after it complete the parts.
-        let from = index.applied();
-        let walk = spawn_blocking(move || {
-            index.dump(PART_BYTES, &mut |entries| {
-                parts.blocking_send(entries).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
-            })
-        });
-        sink.send(&Response::SnapshotBegin { from }).await?;
-        let mut entries = 0;
-        while let Some(part) = parts_read.recv().await {
-            entries += part.len() as u64;
-            sink.send(&Response::SnapshotPart(part)).await?;
+        let mut pieces = self.journal.snapshot();
+        while let Some(piece) = pieces.next().await {
+            let response = match piece {
+                Ok(SnapshotPiece::Begin { from }) => Response::SnapshotBegin { from },
+                Ok(SnapshotPiece::Part(entries)) => Response::SnapshotPart(entries),
+                Ok(SnapshotPiece::End { until, entries }) => Response::SnapshotEnd { until, entries },
+                Err(error) => {
+                    tracing::warn!(%error, "snapshot given up");
+                    Response::Unavailable { reason: error.to_string() }
+                }
+            };
+            sink.send(&response).await?;
         }
-        let walked = walk.await.map_err(|error| AnswerError::Crashed(error.to_string()));
-        match walked.and_then(|walked| Ok(walked?)) {
-            Ok((_, until)) => sink.send(&Response::SnapshotEnd { until, entries }).await,
-            Err(error) => {
-                tracing::warn!(%error, "snapshot given up");
-                sink.send(&Response::Unavailable { reason: error.to_string() }).await
-            }
-        }
+        Ok(())
     }
 }
 

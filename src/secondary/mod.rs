@@ -1,12 +1,13 @@
 //! The secondary's half of replication.
 
-mod apply;
 mod complete;
 pub mod dial;
+mod intake;
 pub mod memory;
 pub mod prefetch;
 mod primary_clock;
+mod snapshot;
 pub mod subscriber;
 pub mod view;
 
-pub use apply::OnApplied;
+pub use intake::OnApplied;

@@ -23,8 +23,9 @@ use tokio::{
 use super::complete::{Want, Window, needs};
 use crate::{
     fetch::{FillError, Flights, Linked},
-    index::{Index, IndexError},
-    log::{Log, LogError},
+    index::IndexError,
+    log::LogError,
+    registry::journal::Journal,
     shutdown::Shutdown,
     store::{Store, StoreError},
 };
@@ -87,8 +88,7 @@ type Looked = (Offset, Vec<Want>);
 /// Where wants are found.
 #[derive(Clone)]
 struct Source {
-    log: Log,
-    index: Index,
+    journal: Journal,
     store: Store,
     keeps: Keeps,
 }
@@ -97,16 +97,17 @@ impl Prefetch {
     /// A copier that goes on where the file in `dir` says, and the end that follows it.
     pub fn new(
         dir: &Path,
-        (log, index, store): (Log, Index, Store),
+        journal: Journal,
+        store: Store,
         keeps: Keeps,
         flights: Flights,
         options: PrefetchOptions,
     ) -> (Self, watch::Receiver<Progress>) {
         let path = dir.join(FILE);
         let complete = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-        let complete = complete.filter(|complete| *complete <= index.applied()).unwrap_or_default();
+        let complete = complete.filter(|complete| *complete <= journal.applied()).unwrap_or_default();
         let (progress, receiver) = watch::channel(Progress { complete, missing_blobs: 0 });
-        let source = Source { log, index, store, keeps };
+        let source = Source { journal, store, keeps };
         (Self { source, flights, options, path, progress }, receiver)
     }
 
@@ -120,7 +121,7 @@ impl Prefetch {
             retries: BTreeMap::new(),
             look_at: Instant::now(),
         };
-        let mut applied = self.source.index.watch();
+        let mut applied = self.source.journal.watch_applied();
         let mut save = tokio::time::interval(SAVE_INTERVAL);
         loop {
             applied.mark_unchanged();
@@ -159,7 +160,7 @@ impl Prefetch {
             && run.window.missing() < self.options.missing_max
         {
             let (source, after) = (self.source.clone(), run.window.scanned());
-            if after >= source.index.applied() {
+            if after >= source.journal.applied() {
                 break;
             }
             let scan = spawn_blocking(move || source.scan(after)).await;
@@ -174,7 +175,7 @@ impl Prefetch {
     }
 
     fn begin_walk(&self, run: &mut Run) {
-        let (source, from) = (self.source.clone(), self.source.index.applied());
+        let (source, from) = (self.source.clone(), self.source.journal.applied());
         let (found, receiver) = mpsc::channel(1);
         run.window.begin_walk(from);
         run.walk = Some(receiver);
@@ -315,8 +316,8 @@ impl Source {
     /// The applied events after `after` and what each needs that is not here; `None` when the
     /// log does not reach back that far.
     fn scan(&self, after: Offset) -> Result<Option<Vec<Looked>>, PrefetchError> {
-        let applied = self.index.applied();
-        let records = match self.log.read(after, SCAN_BYTES) {
+        let applied = self.journal.applied();
+        let records = match self.journal.log().read(after, SCAN_BYTES) {
             Ok(records) => records,
             Err(LogError::BelowFloor { .. } | LogError::NotInLog { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -330,7 +331,7 @@ impl Source {
     }
 
     fn walk(&self, found: &mpsc::Sender<Found>) -> Result<(), PrefetchError> {
-        self.index.dump(PART_BYTES, &mut |entries| {
+        self.journal.index().dump(PART_BYTES, &mut |entries| {
             let wanted = entries.into_iter().filter_map(|entry| match entry {
                 Entry::Link { repo, digest, size, .. } => Some(Want { repo, digest, size }),
                 Entry::Manifest { manifest, .. } if manifest.bytes.is_none() => {

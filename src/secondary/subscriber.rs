@@ -5,18 +5,19 @@ use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
     Offset, SiteName,
-    frame::{FromPrimary, FromSecondary, SiteReport, Welcome},
+    frame::{FromPrimary, FromSecondary, Resume, SiteReport, Welcome},
     session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
 use quinn::ConnectionError;
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
 use super::{
-    apply::{Applied, Applier, OnApplied},
     dial::Dialer,
+    intake::{Intake, OnApplied},
     memory::Memory,
     prefetch::Progress,
     primary_clock::PrimaryClock,
+    snapshot::{SnapshotError, Taking, take},
     view::SiteView,
 };
 use crate::{
@@ -26,9 +27,10 @@ use crate::{
         primary::{Connections, Link},
         quic::{CloseCode, StreamKind},
     },
-    index::Index,
-    log::Log,
-    registry::Session,
+    registry::{
+        Session,
+        journal::{Journal, JournalError},
+    },
     shutdown::Shutdown,
     status::{Lag, SiteState, SiteStatus},
     store::Store,
@@ -62,10 +64,8 @@ pub struct SubscriptionOptions {
 pub struct SubscriptionParts {
     /// Opens connections.
     pub dialer: Dialer,
-    /// The site's log.
-    pub log: Log,
-    /// Its view.
-    pub index: Index,
+    /// The site's log and its view.
+    pub journal: Journal,
     /// The site's blobs, for the report.
     pub store: Store,
     /// What the site remembers of its primary.
@@ -89,7 +89,7 @@ pub struct Subscription {
     options: SubscriptionOptions,
     parts: SubscriptionParts,
     subscriber: Subscriber,
-    applier: Applier,
+    intake: Intake,
     primary_clock: PrimaryClock,
     view: SiteView,
     begun: Instant,
@@ -109,16 +109,16 @@ impl Subscription {
             cluster: parts.memory.cluster().map(str::to_owned),
         };
         let progress = outport_proto::session::Progress {
-            received: parts.log.head(),
-            durable: parts.log.head(),
-            applied: parts.index.applied(),
+            received: parts.journal.log().head(),
+            durable: parts.journal.log().head(),
+            applied: parts.journal.applied(),
             complete: parts.progress.borrow().complete,
-            log_bytes: parts.log.bytes(),
+            log_bytes: parts.journal.log().bytes(),
         };
-        let applier = Applier::new(parts.log.clone(), parts.index.clone(), Arc::clone(&parts.on_applied));
+        let intake = Intake::new(parts.journal.clone(), Arc::clone(&parts.on_applied));
         let this = Self {
             subscriber: Subscriber::new(config, progress),
-            applier,
+            intake,
             primary_clock: PrimaryClock::default(),
             view: SiteView::new(SiteStatus::default()),
             begun: Instant::now(),
@@ -198,12 +198,14 @@ impl Subscription {
         self.subscriber.handle_connected(self.begun.elapsed());
         let mut heard_at = Instant::now();
         let mut progress = self.parts.progress.clone();
+        let mut applied = self.parts.journal.watch_applied();
+        let mut taking = Taking::default();
         loop {
             while let Some(frame) = self.subscriber.poll_transmit(self.begun.elapsed()) {
                 stream.send(&frame).await?;
             }
             while let Some(notice) = self.subscriber.poll_notice() {
-                self.act_on(notice, connections).await?;
+                self.act_on(notice, connections, &mut taking).await?;
             }
             self.show(Some(connections));
             let now = self.begun.elapsed();
@@ -219,8 +221,13 @@ impl Subscription {
                         Incoming::End => return Err(End::Left),
                     }
                 }
-                applied = self.applier.applied() => self.handle_applied(applied)?,
+                durable = self.intake.durable() => self.subscriber.handle_durable(durable?),
+                Ok(()) = applied.changed() => {}
                 Ok(()) = progress.changed() => {}
+                taken = taking.taken() => {
+                    let complete = progress.borrow().complete;
+                    self.subscriber.handle_snapshot_loaded(taken?, complete);
+                }
                 error = connections.bulk.closed() => return Err(FramedError::from(error).into()),
                 () = tokio::time::sleep_until(wake_at.unwrap_or(silent_at).min(silent_at)) => {
                     if Instant::now() >= silent_at {
@@ -229,24 +236,36 @@ impl Subscription {
                     self.subscriber.handle_timeout(self.begun.elapsed());
                 }
             }
+            self.handle_applied(*applied.borrow_and_update());
             self.subscriber.handle_complete(progress.borrow_and_update().complete);
         }
     }
 
-    fn handle_applied(&mut self, applied: Applied) -> Result<(), End> {
-        let offset = applied.map_err(End::Apply)?;
-        self.subscriber.handle_durable(offset);
-        self.subscriber.handle_applied(offset);
-        Ok(())
+    /// The index is emptied and loaded anew while a snapshot replaces it: what it shows then is
+    /// no place in the log.
+    fn handle_applied(&mut self, offset: Offset) {
+        if self.subscriber.state() != SubscriberState::Snapshot {
+            self.subscriber.handle_applied(offset);
+            self.intake.applied(offset);
+        }
     }
 
-    async fn act_on(&mut self, notice: SubscriberNotice, connections: &Connections) -> Result<(), End> {
+    async fn act_on(
+        &mut self,
+        notice: SubscriberNotice,
+        connections: &Connections,
+        taking: &mut Taking,
+    ) -> Result<(), End> {
         match notice {
             SubscriberNotice::Welcome(welcome) => {
                 let peer = connections.log.remote_address();
                 tracing::info!(%peer, cluster = %welcome.cluster, head = %welcome.head, resume = ?welcome.resume,
                     "session with the primary is open");
                 self.parts.link.send_replace(Link::Up(connections.clone()));
+                if welcome.resume == Resume::Snapshot {
+                    let log_bytes = self.subscriber.heartbeat().map_or(0, |heartbeat| heartbeat.log_bytes);
+                    taking.begin(take(self.parts.journal.clone(), connections.bulk.clone(), log_bytes));
+                }
                 let is_news = self.parts.memory.welcomed(welcome);
                 self.identified(is_news).await;
             }
@@ -254,7 +273,7 @@ impl Subscription {
                 let is_news = self.parts.memory.rekeyed(keys);
                 self.identified(is_news).await;
             }
-            SubscriberNotice::Events(events) => self.applier.take(events),
+            SubscriberNotice::Events(events) => self.intake.take(events),
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
                 self.primary_clock.heard(heartbeat.now, self.parts.clock.now());
@@ -288,16 +307,16 @@ impl Subscription {
             self.parts.link.send_replace(Link::Down { since: std::time::Instant::now() });
         }
         self.show(None);
-        if let Some(applied) = self.applier.settle().await
-            && let Err(end) = self.handle_applied(applied)
-        {
-            tracing::error!(%end, "received events were not applied");
+        match self.intake.settle().await {
+            Some(Ok(durable)) => self.subscriber.handle_durable(durable),
+            Some(Err(error)) => tracing::error!(%error, "received events are not durable"),
+            None => {}
         }
     }
 
     /// Two indexes that stand at one place of one log must be alike.
     fn compare(&mut self, state_hash: [u8; 32], state_at: Offset) {
-        let (own, own_at) = self.parts.index.state_hash();
+        let (own, own_at) = self.parts.journal.index().state_hash();
         if own_at != state_at {
             return;
         }
@@ -327,7 +346,7 @@ impl Subscription {
             matches!(self.subscriber.state(), SubscriberState::Streaming | SubscriberState::Snapshot);
         let rtt = connections.map(|connections| connections.log.rtt());
         let session = Session {
-            live: self.subscriber.live(now),
+            live: self.subscriber.live(now) && self.parts.journal.is_whole(),
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),
@@ -403,8 +422,10 @@ enum End {
     Left,
     #[error("the primary is silent for {SILENCE_MAX:?}")]
     Silent,
-    #[error("apply events: {0}")]
-    Apply(String),
+    #[error("keep events: {0}")]
+    Journal(#[from] JournalError),
+    #[error("take a snapshot: {0}")]
+    Snapshot(#[from] SnapshotError),
 }
 
 /// Why the primary closed the connection, when it is no passing trouble: it does not accept the

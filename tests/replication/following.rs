@@ -20,15 +20,15 @@ use crate::{
 #[tokio::test]
 async fn what_is_pushed_at_the_primary_shows_at_the_site_and_its_blobs_follow() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     let layer = vec![7; 700_000];
     primary.blob(&layer);
     primary.commit(vec![committed("team/app", &layer)]).await;
     let head = primary.commit(vec![tagged("team/app", "1", b"{}", &[&layer])]).await;
 
     site.applied(head).await;
-    let tag = site.index.tag(&repo("team/app"), &"1".parse().unwrap()).unwrap().unwrap();
+    let tag = site.journal.index().tag(&repo("team/app"), &"1".parse().unwrap()).unwrap().unwrap();
     assert_eq!((tag.digest, tag.offset), (Digest::sha256(b"{}"), head));
     site.complete(head).await;
     assert_eq!(site.store.size(&Digest::sha256(&layer)).unwrap(), Some(700_000));
@@ -52,8 +52,8 @@ async fn what_is_pushed_at_the_primary_shows_at_the_site_and_its_blobs_follow() 
 #[tokio::test]
 async fn a_repository_kept_lazily_is_complete_without_its_blobs() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     primary.blob(b"layer");
     let head = primary.commit(vec![committed("lazy/app", b"layer")]).await;
     site.complete(head).await;
@@ -63,15 +63,15 @@ async fn a_repository_kept_lazily_is_complete_without_its_blobs() {
 #[tokio::test]
 async fn a_site_that_restarts_goes_on_where_it_was_and_still_knows_its_primary() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     let first = many(&primary, 20).await;
     site.applied(first).await;
     let seen = Arc::clone(&site.applied_events);
     site.stop().await;
 
     let second = many(&primary, 20).await;
-    let site = world.site(&primary);
+    let site = world.site(&primary).await;
     site.applied(second).await;
     seen_in_order(&site, 21..=40).await;
     assert_eq!(seqs(&seen), (1..=20).collect::<Vec<_>>(), "no gap, no duplicate");
@@ -79,7 +79,7 @@ async fn a_site_that_restarts_goes_on_where_it_was_and_still_knows_its_primary()
 
     let address = primary.address;
     primary.stop().await;
-    let alone = world.site_at(address);
+    let alone = world.site_at(address).await;
     let mut identity = alone.identity.clone();
     let remembered = crate::world::until("remembering", &mut identity, Option::is_some).await.unwrap();
     assert_eq!((remembered.cluster.as_str(), remembered.keys.generation), ("c1", 1));
@@ -90,15 +90,15 @@ async fn a_site_that_restarts_goes_on_where_it_was_and_still_knows_its_primary()
 #[tokio::test]
 async fn a_primary_that_restarts_on_its_port_is_found_again() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     let first = many(&primary, 5).await;
     site.applied(first).await;
     let address = primary.address;
     primary.stop().await;
     site.session("noticing", |session| !session.live && !session.reachable).await;
 
-    let primary = world.primary_at(address);
+    let primary = world.primary_at(address).await;
     let second = many(&primary, 5).await;
     site.applied(second).await;
     seen_in_order(&site, 1..=10).await;
@@ -109,9 +109,9 @@ async fn a_primary_that_restarts_on_its_port_is_found_again() {
 #[tokio::test]
 async fn a_cut_shows_within_a_second_and_is_made_up_for_afterwards() {
     let world = World::new();
-    let primary = world.primary();
+    let primary = world.primary().await;
     let relay = Relay::to(primary.address).await;
-    let site = world.site_at(relay.address);
+    let site = world.site_at(relay.address).await;
     let first = many(&primary, 3).await;
     site.applied(first).await;
     site.session("going live", |session| session.live).await;
@@ -142,8 +142,8 @@ async fn a_cut_shows_within_a_second_and_is_made_up_for_afterwards() {
 #[tokio::test]
 async fn new_keys_reach_a_connected_site() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     let mut identity = site.identity.clone();
     crate::world::until("the first keys", &mut identity, Option::is_some).await;
     primary.keys.send_replace(2);
@@ -156,21 +156,21 @@ async fn new_keys_reach_a_connected_site() {
 #[tokio::test]
 async fn a_site_far_behind_catches_up() {
     let world = World::new();
-    let primary = world.primary();
+    let primary = world.primary().await;
     let mut head = Offset::ZERO;
     for _ in 0..20 {
         head = many(&primary, 500).await;
     }
-    let site = world.site(&primary);
+    let site = world.site(&primary).await;
     site.applied(head).await;
-    assert_eq!(site.log.head(), head);
-    assert_eq!(site.index.state_hash(), primary.index.state_hash());
+    assert_eq!(site.journal.log().head(), head);
+    assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());
     seen_in_order(&site, 1..=10_000).await;
 }
 
 /// Blobs of a repository that no site keeps.
 async fn many(primary: &Primary, count: u64) -> Offset {
-    let after = primary.log.head().seq;
+    let after = primary.journal.log().head().seq;
     let changes: Vec<Change> =
         (0..count).map(|number| committed("lazy/app", &(after + number).to_le_bytes())).collect();
     primary.commit(changes).await

@@ -58,8 +58,8 @@ fn damaged() -> Bytes {
 #[tokio::test]
 async fn garbage_ends_its_own_connection_and_no_other() {
     let world = World::new();
-    let primary = world.primary();
-    let honest = world.site(&primary);
+    let primary = world.primary().await;
+    let honest = world.site(&primary).await;
     honest.session("going live", |session| session.live).await;
 
     let primary_frame = encode_frame(&FromPrimary::Append(Vec::new())).unwrap();
@@ -94,7 +94,7 @@ async fn garbage_ends_its_own_connection_and_no_other() {
 #[tokio::test]
 async fn frames_out_of_place_are_refused() {
     let world = World::new();
-    let primary = world.primary();
+    let primary = world.primary().await;
     let misplaced: Vec<(&str, Vec<Bytes>)> = vec![
         ("an Ack first", vec![Bytes::from_static(b"L"), ack()]),
         ("two Hellos", vec![Bytes::from_static(b"L"), hello(), hello()]),
@@ -115,7 +115,7 @@ async fn frames_out_of_place_are_refused() {
 #[tokio::test]
 async fn a_second_log_stream_and_streams_that_say_nothing_are_bounded() {
     let world = World::new();
-    let primary = world.primary();
+    let primary = world.primary().await;
     let connection = connected(&world, &primary).await;
     let (mut first, mut answers) = connection.open_bi().await.unwrap();
     first.write_all_chunks(&mut [Bytes::from_static(b"L"), hello()]).await.unwrap();

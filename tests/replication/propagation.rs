@@ -11,10 +11,10 @@ const PUSHES: usize = 500;
 #[ignore = "prints figures"]
 async fn from_the_acknowledgement_to_the_site() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     site.session("going live", |session| session.live).await;
-    let mut applied = site.index.watch();
+    let mut applied = site.journal.watch_applied();
     let mut took = Vec::with_capacity(PUSHES);
     for _ in 0..PUSHES {
         let head = primary.commit(vec![tagged("lazy/app", "1", b"{}", &[])]).await;

@@ -17,8 +17,8 @@ async fn fetched(site: &Site, digest: &Digest, offset: u64) -> Option<(u64, Vec<
 #[tokio::test]
 async fn a_blob_comes_from_any_offset() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     let content: Vec<u8> = (0..2_000_000_u32).map(|number| (number % 251) as u8).collect();
     let digest = primary.blob(&content);
     let head = primary.commit(vec![committed("lazy/app", &content)]).await;
@@ -35,8 +35,8 @@ async fn a_blob_comes_from_any_offset() {
 #[tokio::test]
 async fn no_is_said_by_the_index_alone_and_with_its_offset() {
     let world = World::new();
-    let primary = world.primary();
-    let site = world.site(&primary);
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
     let name = repo("lazy/app");
     let manifest = Digest::sha256(b"{}");
     let gone = Digest::sha256(b"never stored");

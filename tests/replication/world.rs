@@ -18,15 +18,16 @@ use outport::{
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::{self, TransportOptions},
     },
-    index::{Index, IndexOptions},
-    log::{Log, LogOptions},
     primary::{
         fleet::{Fleet, Head},
         log_stream::{LogPublisher, PrimaryIdentity},
         publisher::Publisher,
         requests::Answerer,
     },
-    registry::{Session, SessionView},
+    registry::{
+        Session, SessionView,
+        journal::{Journal, JournalOptions, Origin},
+    },
     secondary::{
         dial::Dialer,
         memory::Memory,
@@ -39,7 +40,7 @@ use outport::{
     store::Store,
 };
 use outport_proto::{
-    Change, Digest, Event, ManifestPut, Offset, RepoName, SiteName, Timestamp,
+    Change, Digest, ManifestPut, Offset, RepoName, SiteName, Timestamp,
     frame::{ALPN, Keys, Welcome},
     oci::{ChildKind, Descriptor},
 };
@@ -83,20 +84,17 @@ impl Disk {
         self.0.path()
     }
 
-    fn open(&self) -> (Log, Index, Store) {
-        let (log, _) =
-            Log::open(&self.path().join("log"), LogOptions::default(), Arc::new(SystemClock)).unwrap();
-        let options = IndexOptions { hot_bytes_max: 1 << 20, cache_bytes_max: 1 << 20 };
-        let (index, _) = Index::open(&self.path().join("index"), options).unwrap();
+    async fn open(&self, origin: Origin, shutdown: &Shutdown) -> (Journal, Store) {
+        let options = JournalOptions { origin, ..JournalOptions::default() };
+        let journal = Journal::open(self.path(), options, Arc::new(SystemClock), shutdown).await.unwrap();
         let (store, _) = Store::open(&self.path().join("store")).unwrap();
-        (log, index, store)
+        (journal, store)
     }
 }
 
 pub(crate) struct Primary {
     pub(crate) address: SocketAddr,
-    pub(crate) log: Log,
-    pub(crate) index: Index,
+    pub(crate) journal: Journal,
     pub(crate) store: Store,
     pub(crate) fleet: Fleet,
     pub(crate) keys: watch::Sender<u64>,
@@ -113,8 +111,9 @@ pub(crate) struct PrimaryConfig<'a> {
 }
 
 impl Primary {
-    pub(crate) fn start(disk: &Disk, config: &PrimaryConfig<'_>) -> Self {
-        let (log, index, store) = disk.open();
+    pub(crate) async fn start(disk: &Disk, config: &PrimaryConfig<'_>) -> Self {
+        let shutdown = Shutdown::new();
+        let (journal, store) = disk.open(Origin::Own, &shutdown).await;
         let fleet = Fleet::new(config.sites.iter().map(|name| site(name)));
         let (keys, keys_changed) = watch::channel(1);
         let generation = keys_changed.clone();
@@ -125,8 +124,7 @@ impl Primary {
                 token_service: "hub.test".to_owned(),
                 public_url: "https://hub.test".to_owned(),
             },
-            log: log.clone(),
-            index: index.clone(),
+            journal: journal.clone(),
             clock: Arc::new(SystemClock),
             keys_of: Arc::new(move |site| {
                 Ok(Keys {
@@ -139,7 +137,7 @@ impl Primary {
             keys_changed,
             fleet: fleet.clone(),
         };
-        let answerer = Answerer::new(index.clone(), store.clone());
+        let answerer = Answerer::new(journal.clone(), store.clone());
         let sites = config.sites;
         let admit = Arc::new(move |certificate: &rustls_pki_types::CertificateDer<'_>| {
             let site = site_of(certificate).ok_or("not a site's certificate")?;
@@ -150,23 +148,12 @@ impl Primary {
         let server = quic::server_config(&tls, &TransportOptions::upstream()).unwrap();
         let endpoint = quic::listen(config.address, server).unwrap();
         let address = endpoint.local_addr().unwrap();
-        let shutdown = Shutdown::new();
         shutdown.spawn(Publisher::new(admit, publisher, answerer, 64).serve(endpoint, shutdown.clone()));
-        Self { address, log, index, store, fleet, keys, shutdown }
+        Self { address, journal, store, fleet, keys, shutdown }
     }
 
-    /// Durable, then visible, as the primary's journal does it.
     pub(crate) async fn commit(&self, changes: Vec<Change>) -> Offset {
-        let before = self.log.head();
-        let head = self.log.append("tester", changes).await.unwrap();
-        self.show(before);
-        head
-    }
-
-    fn show(&self, after: Offset) {
-        let records = self.log.read(after, usize::MAX).unwrap();
-        let events: Vec<Arc<Event>> = records.into_iter().map(|record| record.event).collect();
-        self.index.apply(&events).unwrap();
+        self.journal.commit("tester", changes).await.unwrap()
     }
 
     pub(crate) fn blob(&self, content: &[u8]) -> Digest {
@@ -178,9 +165,10 @@ impl Primary {
     }
 
     pub(crate) fn statuses(&self) -> Vec<SiteStatus> {
-        let (offset, log_bytes) = (self.log.head(), self.log.bytes());
+        let log = self.journal.log();
+        let (offset, log_bytes) = (log.head(), log.bytes());
         let head = Head { cluster: "c1".to_owned(), offset, log_bytes, now: now() };
-        self.fleet.statuses(&head, |after| Some(self.log.read(after, 1).ok()?.first()?.event.time))
+        self.fleet.statuses(&head, |after| Some(log.read(after, 1).ok()?.first()?.event.time))
     }
 
     pub(crate) async fn stop(self) {
@@ -189,8 +177,7 @@ impl Primary {
 }
 
 pub(crate) struct Site {
-    pub(crate) log: Log,
-    pub(crate) index: Index,
+    pub(crate) journal: Journal,
     pub(crate) store: Store,
     pub(crate) upstream: QuicUpstream,
     pub(crate) session: SessionView,
@@ -211,9 +198,9 @@ pub(crate) struct SiteConfig<'a> {
 }
 
 impl Site {
-    pub(crate) fn start(disk: &Disk, config: SiteConfig<'_>) -> Self {
-        let (log, index, store) = disk.open();
+    pub(crate) async fn start(disk: &Disk, config: SiteConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
+        let (journal, store) = disk.open(Origin::Followed, &shutdown).await;
         let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
         let flights = Flights::new(
             store.clone(),
@@ -222,9 +209,14 @@ impl Site {
             FlightOptions::default(),
             FlightMetrics::default(),
         );
-        let of = (log.clone(), index.clone(), store.clone());
-        let (prefetch, progress) =
-            Prefetch::new(disk.path(), of, config.keeps, flights, PrefetchOptions::default());
+        let (prefetch, progress) = Prefetch::new(
+            disk.path(),
+            journal.clone(),
+            store.clone(),
+            config.keeps,
+            flights,
+            PrefetchOptions::default(),
+        );
         let (session_sender, session) = SessionView::new();
         let session_changes = session_sender.subscribe();
         let (identity_sender, identity) = watch::channel(None);
@@ -233,8 +225,7 @@ impl Site {
         let tls = tls::node_client(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
         let parts = SubscriptionParts {
             dialer: Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk()).unwrap(),
-            log: log.clone(),
-            index: index.clone(),
+            journal: journal.clone(),
             store: store.clone(),
             memory: Memory::open(disk.path()).unwrap(),
             clock: Arc::new(SystemClock),
@@ -256,8 +247,7 @@ impl Site {
         shutdown.spawn(subscription.run(shutdown.clone()));
         shutdown.spawn(prefetch.run(shutdown.clone()));
         Self {
-            log,
-            index,
+            journal,
             store,
             upstream,
             session,
@@ -271,7 +261,7 @@ impl Site {
     }
 
     pub(crate) async fn applied(&self, offset: Offset) {
-        until("applying", &mut self.index.watch(), |applied| *applied >= offset).await;
+        until("applying", &mut self.journal.watch_applied(), |applied| *applied >= offset).await;
     }
 
     pub(crate) async fn complete(&self, offset: Offset) {
@@ -302,11 +292,11 @@ impl World {
         Self { authority, primary_identity, primary_disk: Disk::new(), site_disk: Disk::new() }
     }
 
-    pub(crate) fn primary(&self) -> Primary {
-        self.primary_at("127.0.0.1:0".parse().unwrap())
+    pub(crate) async fn primary(&self) -> Primary {
+        self.primary_at("127.0.0.1:0".parse().unwrap()).await
     }
 
-    pub(crate) fn primary_at(&self, address: SocketAddr) -> Primary {
+    pub(crate) async fn primary_at(&self, address: SocketAddr) -> Primary {
         let config = PrimaryConfig {
             identity: &self.primary_identity,
             trusts: &self.authority,
@@ -314,7 +304,7 @@ impl World {
             sites: &["frankfurt", "mumbai"],
             address,
         };
-        Primary::start(&self.primary_disk, &config)
+        Primary::start(&self.primary_disk, &config).await
     }
 
     pub(crate) fn issue(&self, name: &str) -> Identity {
@@ -322,16 +312,16 @@ impl World {
     }
 
     /// Mumbai, which keeps everything.
-    pub(crate) fn site(&self, primary: &Primary) -> Site {
-        self.site_at(primary.address)
+    pub(crate) async fn site(&self, primary: &Primary) -> Site {
+        self.site_at(primary.address).await
     }
 
-    pub(crate) fn site_at(&self, primary: SocketAddr) -> Site {
+    pub(crate) async fn site_at(&self, primary: SocketAddr) -> Site {
         let identity = self.issue("mumbai");
         let keeps: Keeps = Arc::new(|repo| !repo.as_str().starts_with("lazy/"));
         let config =
             SiteConfig { name: "mumbai", identity: &identity, trusts: &self.authority, primary, keeps };
-        Site::start(&self.site_disk, config)
+        Site::start(&self.site_disk, config).await
     }
 }
 

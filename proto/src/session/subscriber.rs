@@ -227,11 +227,12 @@ impl Subscriber {
     }
 
     /// A snapshot taken `from` there is loaded and durable: `Hello` goes out again for what follows.
-    pub fn handle_snapshot_loaded(&mut self, from: Offset) {
+    /// Every blob needed up to `complete` is local.
+    pub fn handle_snapshot_loaded(&mut self, from: Offset, complete: Offset) {
         self.progress.received = from;
         self.progress.durable = from;
         self.progress.applied = from;
-        self.progress.complete = from;
+        self.progress.complete = complete.min(from);
         self.fresh.forget_events();
         self.fresh.handle_applied(from);
         if self.state == SubscriberState::Snapshot {

@@ -246,7 +246,7 @@ fn a_site_behind_the_floor_takes_a_snapshot_first() {
     assert_eq!(pair.subscriber.state(), SubscriberState::Snapshot);
     assert!(pair.delivered.is_empty() && pair.subscriber.live(pair.now), "heartbeats go on meanwhile");
 
-    pair.subscriber.handle_snapshot_loaded(at(90));
+    pair.subscriber.handle_snapshot_loaded(at(90), at(90));
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.subscriber.state(), SubscriberState::Streaming);
     assert_eq!(pair.delivered, (91..=100).map(at).collect::<Vec<_>>());

@@ -147,14 +147,13 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
             token_service: service.to_owned(),
             public_url: public_url.to_owned(),
         },
-        log: journal.log().clone(),
-        index: journal.index().clone(),
+        journal: journal.clone(),
         clock: Arc::clone(&clock),
         keys_of: keys_of(&keys, &config.auth.issuer, &clock),
         keys_changed,
         fleet: fleet.clone(),
     };
-    let answerer = Answerer::new(journal.index().clone(), store.clone());
+    let answerer = Answerer::new(journal.clone(), store.clone());
     let admit = admit(config.replication.sites.clone());
     let publisher = Publisher::new(admit, publisher, answerer, REPLICATION_CONNECTIONS_MAX);
     shutdown.spawn(publisher.serve(endpoint, shutdown.clone()));

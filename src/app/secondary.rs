@@ -136,8 +136,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         },
         SubscriptionParts {
             dialer: dialer(&config.primary)?,
-            log: journal.log().clone(),
-            index: journal.index().clone(),
+            journal: journal.clone(),
             store: store.clone(),
             memory,
             clock: Arc::clone(&clock),
@@ -145,7 +144,6 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             link,
             session: session_feed,
             on_identity: Arc::new(move |welcome| on_identity.learn(welcome)),
-            on_applied: Arc::new(|_| {}),
         },
     );
 
@@ -234,8 +232,14 @@ fn copying_ahead(
 ) -> (Prefetch, watch::Receiver<Progress>) {
     let eager = config.keep.eager.clone();
     let keeps: Keeps = Arc::new(move |repo| eager.as_ref().is_none_or(|globs| globs.matches(repo)));
-    let source = (journal.log().clone(), journal.index().clone(), store.clone());
-    Prefetch::new(&config.data_dir, source, keeps, flights, PrefetchOptions::default())
+    Prefetch::new(
+        &config.data_dir,
+        journal.clone(),
+        store.clone(),
+        keeps,
+        flights,
+        PrefetchOptions::default(),
+    )
 }
 
 fn dialer(config: &config::Upstream) -> Result<Dialer, StartError> {

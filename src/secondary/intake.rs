@@ -1,8 +1,8 @@
-//! Makes received events durable, one batch at a time and in order, and tells of those that show.
+//! Makes received events durable, one batch at a time and in order. The journal applies them.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
-use outport_proto::{Event, Offset, session::Received};
+use outport_proto::{Offset, session::Received};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -10,31 +10,24 @@ use crate::{
     registry::journal::{Journal, JournalError},
 };
 
-/// Told of events once the index shows them.
-pub type OnApplied = Arc<dyn Fn(&[Arc<Event>]) + Send + Sync>;
-
-/// The one batch on its way to the disk, what waits behind it, and what is not shown yet. The
-/// publisher's window bounds them all.
+/// The one batch on its way to the disk, and what waits behind it. The publisher's window bounds both.
 pub(super) struct Intake {
     journal: Journal,
-    on_applied: OnApplied,
     waiting: Vec<Record>,
     running: Option<JoinHandle<Result<Offset, JournalError>>>,
-    hidden: VecDeque<Arc<Event>>,
 }
 
 impl Intake {
-    pub(super) fn new(journal: Journal, on_applied: OnApplied) -> Self {
-        Self { journal, on_applied, waiting: Vec::new(), running: None, hidden: VecDeque::new() }
+    pub(super) fn new(journal: Journal) -> Self {
+        Self { journal, waiting: Vec::new(), running: None }
     }
 
     /// Takes in events that follow those taken in before.
     pub(super) fn take(&mut self, events: Vec<Received>) {
-        for Received { event, encoded, .. } in events {
-            let event = Arc::new(event);
-            self.hidden.push_back(Arc::clone(&event));
-            self.waiting.push(Record { event, encoded });
-        }
+        let records = events
+            .into_iter()
+            .map(|received| Record { event: Arc::new(received.event), encoded: received.encoded });
+        self.waiting.extend(records);
         self.start();
     }
 
@@ -48,22 +41,10 @@ impl Intake {
         durable
     }
 
-    /// The index shows events up to `offset`.
-    pub(super) fn applied(&mut self, offset: Offset) {
-        let shown = self.hidden.partition_point(|event| event.offset <= offset);
-        if shown > 0 {
-            let shown: Vec<_> = self.hidden.drain(..shown).collect();
-            (self.on_applied)(&shown);
-        }
-    }
-
     /// Ends the running batch and forgets what waits: the primary sends again what is not durable.
     pub(super) async fn settle(&mut self) -> Option<Result<Offset, JournalError>> {
         self.waiting.clear();
-        let durable = if self.running.is_some() { Some(self.durable().await) } else { None };
-        let head = self.journal.log().head();
-        self.hidden.truncate(self.hidden.partition_point(|event| event.offset <= head));
-        durable
+        if self.running.is_some() { Some(self.durable().await) } else { None }
     }
 
     fn start(&mut self) {

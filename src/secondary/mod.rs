@@ -9,5 +9,3 @@ mod primary_clock;
 mod snapshot;
 pub mod subscriber;
 pub mod view;
-
-pub use intake::OnApplied;

@@ -13,7 +13,7 @@ use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
 use super::{
     dial::Dialer,
-    intake::{Intake, OnApplied},
+    intake::Intake,
     memory::Memory,
     prefetch::Progress,
     primary_clock::PrimaryClock,
@@ -80,8 +80,6 @@ pub struct SubscriptionParts {
     pub session: watch::Sender<Session>,
     /// Told of the primary's identity and keys.
     pub on_identity: OnIdentity,
-    /// Told of applied events.
-    pub on_applied: OnApplied,
 }
 
 /// Follows the primary for as long as it runs.
@@ -115,7 +113,7 @@ impl Subscription {
             complete: parts.progress.borrow().complete,
             log_bytes: parts.journal.log().bytes(),
         };
-        let intake = Intake::new(parts.journal.clone(), Arc::clone(&parts.on_applied));
+        let intake = Intake::new(parts.journal.clone());
         let this = Self {
             subscriber: Subscriber::new(config, progress),
             intake,
@@ -246,7 +244,6 @@ impl Subscription {
     fn handle_applied(&mut self, offset: Offset) {
         if self.subscriber.state() != SubscriberState::Snapshot {
             self.subscriber.handle_applied(offset);
-            self.intake.applied(offset);
         }
     }
 

@@ -1,11 +1,6 @@
 //! A primary and its sites on loopback: real QUIC, real TLS, real files.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use outport::{
     auth::{
@@ -185,7 +180,6 @@ pub(crate) struct Site {
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) view: SiteView,
     pub(crate) identity: watch::Receiver<Option<Welcome>>,
-    pub(crate) applied_events: Arc<Mutex<Vec<Offset>>>,
     shutdown: Shutdown,
 }
 
@@ -220,8 +214,6 @@ impl Site {
         let (session_sender, session) = SessionView::new();
         let session_changes = session_sender.subscribe();
         let (identity_sender, identity) = watch::channel(None);
-        let applied_events = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&applied_events);
         let tls = tls::node_client(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
         let parts = SubscriptionParts {
             dialer: Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk()).unwrap(),
@@ -233,9 +225,6 @@ impl Site {
             link,
             session: session_sender,
             on_identity: Arc::new(move |welcome| _ = identity_sender.send_replace(Some(welcome.clone()))),
-            on_applied: Arc::new(move |events| {
-                noted.lock().unwrap().extend(events.iter().map(|event| event.offset));
-            }),
         };
         let options = SubscriptionOptions {
             site: site(config.name),
@@ -246,18 +235,7 @@ impl Site {
         let (subscription, view) = Subscription::new(options, parts);
         shutdown.spawn(subscription.run(shutdown.clone()));
         shutdown.spawn(prefetch.run(shutdown.clone()));
-        Self {
-            journal,
-            store,
-            upstream,
-            session,
-            session_changes,
-            progress,
-            view,
-            identity,
-            applied_events,
-            shutdown,
-        }
+        Self { journal, store, upstream, session, session_changes, progress, view, identity, shutdown }
     }
 
     pub(crate) async fn applied(&self, offset: Offset) {

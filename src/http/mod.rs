@@ -4,6 +4,8 @@
 //! and digests that cannot be invalid; `error` alone knows status codes.
 
 mod action;
+mod addresses;
+mod authenticate;
 mod body;
 mod connection;
 mod error;
@@ -23,11 +25,12 @@ mod tests;
 mod token;
 
 pub use action::TOKEN_PATH;
+pub use addresses::{Addresses, InvalidAddress, SharedAddresses};
 pub use body::{Body, BodyError};
 pub use connection::{Connection, InFlight, Patience};
 pub use metrics::{HttpMetrics, RedirectKind};
 pub use proxy::Proxy;
 pub use redirect::{PushMode, Redirects};
 pub use request::RequestBody;
-pub use router::{Addresses, Api, InvalidAddress, PrimaryRole, Role, SharedAddresses};
+pub use router::{Api, PrimaryRole, Role};
 pub use server::{ServerOptions, TlsConfig, serve};

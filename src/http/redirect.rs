@@ -6,13 +6,13 @@ use outport_proto::{Reference, RepoName, Tag, route::Endpoint};
 
 use super::{
     action::{Action, UploadStart},
+    addresses::Addresses,
     body::Body,
     error::ApiError,
     headers::response,
     metrics::{HttpMetrics, RedirectKind},
     proxy::Proxy,
     request::{Asked, RequestBody},
-    router::Addresses,
 };
 use crate::{
     auth::ticket::{

@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use arc_swap::ArcSwapOption;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use outport_proto::{RepoName, route::UploadId};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
     action::Action,
+    addresses::{Addresses, SharedAddresses},
+    authenticate::{Proof, explain_denial, grants_all, insufficient},
     body::Body,
     connection::Connection,
     error::ApiError,
@@ -21,56 +21,10 @@ use super::{
     token,
 };
 use crate::{
-    auth::{
-        Authorization, Caller, ChallengeError, Scope, Secret, TokenError, TokenService, Verifier,
-        ticket::{TICKET_PARAMETER, TicketOpener},
-        upload_state::{UPLOAD_STATE_PARAMETER, UploadStates},
-    },
+    auth::{Caller, TicketOpener, TokenService, UploadStates, Verifier},
     clock::SharedClock,
-    registry::{PullError, PullService, PushError, PushService, UploadRight, Want},
+    registry::{PullService, PushService, Want},
 };
-
-/// Where clients find the primary. From configuration or from the primary itself, never from a
-/// request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addresses {
-    /// The primary's registry: `https://host[:port]`, without a slash at its end.
-    pub public_url: String,
-    /// The token endpoint, absolute.
-    pub token_realm: String,
-    /// The audience of tokens.
-    pub service: String,
-}
-
-impl Addresses {
-    /// Addresses that can stand in a header.
-    ///
-    /// # Errors
-    /// [`InvalidAddress`] when one is not an absolute `http` or `https` URL without query.
-    pub fn new(public_url: &str, token_realm: &str, service: &str) -> Result<Self, InvalidAddress> {
-        for url in [public_url, token_realm] {
-            let parsed: Uri = url.parse().map_err(|_| InvalidAddress(url.to_owned()))?;
-            let absolute = matches!(parsed.scheme_str(), Some("http" | "https")) && parsed.host().is_some();
-            if !absolute || parsed.query().is_some() || url.contains('@') {
-                return Err(InvalidAddress(url.to_owned()));
-            }
-        }
-        Ok(Self {
-            public_url: public_url.trim_end_matches('/').to_owned(),
-            token_realm: token_realm.to_owned(),
-            service: service.to_owned(),
-        })
-    }
-}
-
-/// A URL that clients cannot be sent to.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is not an absolute http or https URL without user and query")]
-pub struct InvalidAddress(String);
-
-/// The primary's addresses; empty at a secondary that has never heard of them. Replaced when the
-/// primary says others.
-pub type SharedAddresses = Arc<ArcSwapOption<Addresses>>;
 
 /// What a site is to its clients.
 #[derive(Debug)]
@@ -114,20 +68,6 @@ impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Api").field("role", &self.role).finish_non_exhaustive()
     }
-}
-
-/// Who asks, and how that was proven.
-struct Proven {
-    caller: Caller,
-    by: Proof,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    /// The `Authorization` header: a client that may be asked for another token.
-    Header,
-    /// A ticket: the client cannot answer a challenge here.
-    Ticket,
 }
 
 impl Api {
@@ -285,92 +225,6 @@ impl Api {
         })
     }
 
-    /// Who asks, by the `Authorization` header.
-    fn caller(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
-        let unauthorized =
-            |error: Option<ChallengeError>| ApiError::Unauthorized { scopes: action.scopes(), error };
-        let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized(None))?;
-        let value = value.to_str().map_err(|_| unauthorized(Some(ChallengeError::InvalidToken)))?;
-        self.verify(value, unauthorized)
-    }
-
-    fn verify(
-        &self,
-        authorization: &str,
-        unauthorized: impl Fn(Option<ChallengeError>) -> ApiError,
-    ) -> Result<Caller, ApiError> {
-        match Authorization::parse(authorization) {
-            Ok(Authorization::Bearer(token)) => self.verifier.verify(token).map_err(|error| match error {
-                TokenError::NoKeys => {
-                    ApiError::Unavailable("this site has not received the keys of tokens yet".into())
-                }
-                error => {
-                    tracing::debug!(%error, "token refused");
-                    unauthorized(Some(ChallengeError::InvalidToken))
-                }
-            }),
-            // Passwords go to the token endpoint.
-            Ok(Authorization::Basic { .. }) => Err(unauthorized(None)),
-            Err(_) => Err(unauthorized(Some(ChallengeError::InvalidToken))),
-        }
-    }
-
-    /// Who asks, by a ticket if there is one, else by the header. A bad ticket is never answered
-    /// with a challenge: several clients would quietly go on as nobody.
-    fn proven<B: RequestBody>(
-        &self,
-        role: &PrimaryRole,
-        action: &Action,
-        asked: &Asked<B>,
-    ) -> Result<Proven, ApiError> {
-        let Some(sealed) = self.sealed_authorization(role, action, asked)? else {
-            return Ok(Proven { caller: self.caller(&asked.headers, action)?, by: Proof::Header });
-        };
-        let refused = |_| ApiError::Denied("the credentials in the ticket are not valid");
-        let authorization = sealed.ok_or(ApiError::Denied("the ticket holds no credentials"))?;
-        Ok(Proven { caller: self.verify(authorization.expose(), refused)?, by: Proof::Ticket })
-    }
-
-    /// The `Authorization` in a ticket, `Some(None)` for a ticket without one; `None` without a ticket.
-    fn sealed_authorization<B: RequestBody>(
-        &self,
-        role: &PrimaryRole,
-        action: &Action,
-        asked: &Asked<B>,
-    ) -> Result<Option<Option<Secret>>, ApiError> {
-        let (Some(ticket), Some(usage)) = (asked.query().get(TICKET_PARAMETER), action.ticket_use()) else {
-            return Ok(None);
-        };
-        let opened = role.tickets.open(&ticket, &usage, self.clock.now()).map_err(|error| {
-            tracing::info!(action = action.name(), %error, "ticket refused");
-            ApiError::Denied("the ticket in the query is not valid for this request or has expired")
-        })?;
-        Ok(Some(opened.authorization))
-    }
-
-    /// The right to act on an upload: by its state in the query, else by a token that may push.
-    fn upload_right<B: RequestBody>(
-        &self,
-        role: &PrimaryRole,
-        pushes: &Pushes<'_>,
-        (repo, id): (&RepoName, &UploadId),
-        action: &Action,
-        asked: &Asked<B>,
-    ) -> Result<UploadRight, ApiError> {
-        let by_state =
-            asked.query().get(UPLOAD_STATE_PARAMETER).map(|state| pushes.right_by_state(&state, repo, id));
-        match by_state {
-            Some(Ok(right)) => Ok(right),
-            Some(Err(refusal)) if !asked.headers.contains_key(header::AUTHORIZATION) => Err(refusal),
-            Some(Err(_)) | None => {
-                let caller = self.caller(&asked.headers, action)?;
-                role.push
-                    .upload_right(&caller, repo, *id)
-                    .map_err(|error| explain_denial(ApiError::Push(error), action, Proof::Header))
-            }
-        }
-    }
-
     fn refusal(&self, error: ApiError) -> Response<Body> {
         let addresses = self.addresses.load();
         match (error, addresses.as_deref()) {
@@ -381,33 +235,6 @@ impl Api {
             (error, None) => error.into_response("", ""),
             (error, Some(addresses)) => error.into_response(&addresses.token_realm, &addresses.service),
         }
-    }
-}
-
-fn grants_all(caller: &Caller, scopes: &[Scope]) -> bool {
-    scopes.iter().all(|scope| match scope {
-        Scope::Repository { name, actions } => {
-            actions.iter().all(|action| caller.access.allows(name, action))
-        }
-        Scope::Catalog => caller.access.allows_catalog(),
-    })
-}
-
-fn insufficient(action: &Action, by: Proof) -> ApiError {
-    match by {
-        Proof::Header => {
-            ApiError::Unauthorized { scopes: action.scopes(), error: Some(ChallengeError::InsufficientScope) }
-        }
-        Proof::Ticket => ApiError::Denied("the token does not allow this"),
-    }
-}
-
-/// A service's "denied" as a challenge, where the client can answer one: clients keep tokens of
-/// earlier requests and expect to be asked for a broader one.
-fn explain_denial(error: ApiError, action: &Action, by: Proof) -> ApiError {
-    match error {
-        ApiError::Pull(PullError::Denied) | ApiError::Push(PushError::Denied) => insufficient(action, by),
-        other => other,
     }
 }
 

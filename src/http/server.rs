@@ -131,16 +131,22 @@ where
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     async fn run(self, listener: TcpListener) {
+        let mut exhausted = false;
         while let Some(permit) = self.permit().await {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = self.shutdown.requested() => break,
             };
             match accepted {
-                Ok((stream, peer)) => self.start(stream, Connection::new(peer), permit),
+                Ok((stream, peer)) => {
+                    exhausted = false;
+                    self.start(stream, Connection::new(peer), permit);
+                }
                 Err(error) if is_one_clients_fault(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections for the moment");
+                    if !std::mem::replace(&mut exhausted, true) {
+                        tracing::warn!(%error, "cannot accept connections for the moment");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -180,12 +186,15 @@ where
                 let handshake = TlsAcceptor::from(tls.load_full()).accept(stream);
                 let timeout = self.options.handshake_timeout;
                 drop(self.connections.spawn(async move {
-                    match tokio::time::timeout(timeout, handshake).await {
+                    let peer = driver.connection.peer();
+                    let shaken = tokio::select! {
+                        shaken = tokio::time::timeout(timeout, handshake) => shaken,
+                        () = driver.shutdown.requested() => return,
+                    };
+                    match shaken {
                         Ok(Ok(stream)) => driver.run(stream).await,
-                        Ok(Err(error)) => {
-                            tracing::debug!(peer = %driver.connection.peer(), %error, "TLS handshake failed");
-                        }
-                        Err(_) => tracing::debug!(peer = %driver.connection.peer(), "TLS handshake stalled"),
+                        Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                        Err(_) => tracing::debug!(%peer, "TLS handshake stalled"),
                     }
                     drop(permit);
                 }));

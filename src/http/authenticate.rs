@@ -1,0 +1,150 @@
+//! Who asks: by token, by ticket, by an upload's state.
+
+use http::{HeaderMap, header};
+use outport_proto::{RepoName, route::UploadId};
+
+use super::{
+    action::Action,
+    error::ApiError,
+    push::Pushes,
+    request::{Asked, RequestBody},
+    router::{Api, PrimaryRole},
+};
+use crate::{
+    auth::{
+        Authorization, Caller, ChallengeError, Scope, Secret, TokenError, ticket::TICKET_PARAMETER,
+        upload_state::UPLOAD_STATE_PARAMETER,
+    },
+    registry::{PullError, PushError, UploadRight},
+};
+
+/// Who asks, and how that was proven.
+pub(super) struct Proven {
+    pub(super) caller: Caller,
+    pub(super) by: Proof,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The `Authorization` header: a client that may be asked for another token.
+    Header,
+    /// A ticket: the client cannot answer a challenge here.
+    Ticket,
+}
+
+impl Api {
+    /// Who asks, by the `Authorization` header.
+    pub(super) fn caller(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
+        let unauthorized =
+            |error: Option<ChallengeError>| ApiError::Unauthorized { scopes: action.scopes(), error };
+        let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized(None))?;
+        let value = value.to_str().map_err(|_| unauthorized(Some(ChallengeError::InvalidToken)))?;
+        self.verify(value, unauthorized)
+    }
+
+    fn verify(
+        &self,
+        authorization: &str,
+        unauthorized: impl Fn(Option<ChallengeError>) -> ApiError,
+    ) -> Result<Caller, ApiError> {
+        match Authorization::parse(authorization) {
+            Ok(Authorization::Bearer(token)) => self.verifier.verify(token).map_err(|error| match error {
+                TokenError::NoKeys => {
+                    ApiError::Unavailable("this site has not received the keys of tokens yet".into())
+                }
+                error => {
+                    tracing::debug!(%error, "token refused");
+                    unauthorized(Some(ChallengeError::InvalidToken))
+                }
+            }),
+            // Passwords go to the token endpoint.
+            Ok(Authorization::Basic { .. }) => Err(unauthorized(None)),
+            Err(_) => Err(unauthorized(Some(ChallengeError::InvalidToken))),
+        }
+    }
+
+    /// Who asks, by a ticket if there is one, else by the header. A bad ticket is never answered
+    /// with a challenge: several clients would quietly go on as nobody.
+    pub(super) fn proven<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        action: &Action,
+        asked: &Asked<B>,
+    ) -> Result<Proven, ApiError> {
+        let Some(sealed) = self.sealed_authorization(role, action, asked)? else {
+            return Ok(Proven { caller: self.caller(&asked.headers, action)?, by: Proof::Header });
+        };
+        let refused = |_| ApiError::Denied("the credentials in the ticket are not valid");
+        let authorization = sealed.ok_or(ApiError::Denied("the ticket holds no credentials"))?;
+        Ok(Proven { caller: self.verify(authorization.expose(), refused)?, by: Proof::Ticket })
+    }
+
+    /// The `Authorization` in a ticket, `Some(None)` for a ticket without one; `None` without a ticket.
+    pub(super) fn sealed_authorization<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        action: &Action,
+        asked: &Asked<B>,
+    ) -> Result<Option<Option<Secret>>, ApiError> {
+        let (Some(ticket), Some(usage)) = (asked.query().get(TICKET_PARAMETER), action.ticket_use()) else {
+            return Ok(None);
+        };
+        let opened = role.tickets.open(&ticket, &usage, self.clock.now()).map_err(|error| {
+            tracing::info!(action = action.name(), %error, "ticket refused");
+            ApiError::Denied("the ticket in the query is not valid for this request or has expired")
+        })?;
+        Ok(Some(opened.authorization))
+    }
+
+    /// The right to act on an upload: by its state in the query, else by a token that may push.
+    pub(super) fn upload_right<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        pushes: &Pushes<'_>,
+        (repo, id): (&RepoName, &UploadId),
+        action: &Action,
+        asked: &Asked<B>,
+    ) -> Result<UploadRight, ApiError> {
+        let by_state =
+            asked.query().get(UPLOAD_STATE_PARAMETER).map(|state| pushes.right_by_state(&state, repo, id));
+        match by_state {
+            Some(Ok(right)) => Ok(right),
+            Some(Err(refusal)) if !asked.headers.contains_key(header::AUTHORIZATION) => Err(refusal),
+            Some(Err(_)) | None => {
+                let caller = self.caller(&asked.headers, action)?;
+                role.push
+                    .upload_right(&caller, repo, *id)
+                    .map_err(|error| explain_denial(ApiError::Push(error), action, Proof::Header))
+            }
+        }
+    }
+}
+
+/// Whether the caller's token holds all of `scopes`.
+pub(super) fn grants_all(caller: &Caller, scopes: &[Scope]) -> bool {
+    scopes.iter().all(|scope| match scope {
+        Scope::Repository { name, actions } => {
+            actions.iter().all(|action| caller.access.allows(name, action))
+        }
+        Scope::Catalog => caller.access.allows_catalog(),
+    })
+}
+
+/// A token that grants too little: a challenge where the client can answer one.
+pub(super) fn insufficient(action: &Action, by: Proof) -> ApiError {
+    match by {
+        Proof::Header => {
+            ApiError::Unauthorized { scopes: action.scopes(), error: Some(ChallengeError::InsufficientScope) }
+        }
+        Proof::Ticket => ApiError::Denied("the token does not allow this"),
+    }
+}
+
+/// A service's "denied" as a challenge, where the client can answer one: clients keep tokens of
+/// earlier requests and expect to be asked for a broader one.
+pub(super) fn explain_denial(error: ApiError, action: &Action, by: Proof) -> ApiError {
+    match error {
+        ApiError::Pull(PullError::Denied) | ApiError::Push(PushError::Denied) => insufficient(action, by),
+        other => other,
+    }
+}

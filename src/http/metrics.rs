@@ -1,9 +1,12 @@
 //! What the listener counts.
 
-use std::time::Duration;
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
@@ -28,7 +31,7 @@ pub(super) struct RedirectLabels {
 }
 
 /// How a request that the primary must see got there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RedirectKind {
     /// An upload's beginning, redirected.
     Upload,
@@ -42,6 +45,19 @@ pub enum RedirectKind {
     Token,
     /// Streamed through this site.
     Proxied,
+}
+
+impl EncodeLabelValue for RedirectKind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Upload => "upload",
+            Self::Mount => "mount",
+            Self::Manifest => "manifest",
+            Self::Delete => "delete",
+            Self::Token => "token",
+            Self::Proxied => "proxied",
+        })
+    }
 }
 
 impl HttpMetrics {

@@ -59,10 +59,10 @@ impl EncodeLabelValue for PullResult {
 }
 
 impl PullMetrics {
-    /// Counters registered as `outport_pulls_total{result}`.
+    /// Counters registered as `pulls_total{result}`; `registry` puts its prefix before that.
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("outport_pulls", "Pulls, by how they were answered", metrics.pulls.clone());
+        registry.register("pulls", "Pulls, by how they were answered", metrics.pulls.clone());
         metrics
     }
 
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_name_that_dashboards_use() {
-        let mut registry = Registry::default();
+        let mut registry = Registry::with_prefix("outport");
         PullMetrics::new(&mut registry).count(PullResult::NotFound);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -1,0 +1,52 @@
+//! Real clients against a real cluster: a primary and the sites frankfurt and mumbai, with HTTPS on
+//! names of different domains, as in production.
+//!
+//! A test says so and passes where its client is not installed or where it may not make a mount
+//! namespace; `OUTPORT_TEST_CLIENTS=required` makes that a failure.
+
+#![cfg(test)]
+#![expect(
+    unreachable_pub,
+    reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
+)]
+
+mod bed;
+mod buildah;
+mod content;
+mod ctr;
+mod docker;
+mod image;
+mod large;
+mod podman;
+mod raw;
+mod sandbox;
+mod scenario;
+mod skopeo;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
+
+#[test]
+fn docker_pushes_here_and_pulls_there() {
+    scenario::run(&docker::TOOL);
+}
+
+#[test]
+fn podman_pushes_here_and_pulls_there() {
+    scenario::run(&podman::TOOL);
+}
+
+#[test]
+fn skopeo_pushes_here_and_pulls_there() {
+    scenario::run(&skopeo::TOOL);
+}
+
+#[test]
+fn buildah_pushes_here_and_pulls_there() {
+    scenario::run(&buildah::TOOL);
+}
+
+#[test]
+fn containerd_pushes_here_and_pulls_there() {
+    scenario::run(&ctr::TOOL);
+}

@@ -9,4 +9,5 @@ mod propagation;
 mod refusals;
 mod relay;
 mod requests;
+mod snapshots;
 mod world;

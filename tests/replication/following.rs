@@ -58,6 +58,28 @@ async fn a_repository_kept_lazily_is_complete_without_its_blobs() {
 }
 
 #[tokio::test]
+async fn a_blob_that_could_not_be_copied_is_found_again_after_a_restart() {
+    let world = World::new();
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
+    let first = primary.commit(vec![committed("team/app", b"late"), committed("team/app", b"never")]).await;
+    site.applied(first).await;
+    let mut progress = site.progress.clone();
+    crate::world::until("looking", &mut progress, |progress| progress.missing_blobs == 2).await;
+    assert_eq!(progress.borrow().complete, Offset::new(1, 0));
+    site.stop().await;
+
+    primary.blob(b"late");
+    let gone = Change::BlobDeleted { repo: repo("team/app"), digest: Digest::sha256(b"never") };
+    let head = primary.commit(vec![gone]).await;
+    let site = world.site(&primary).await;
+    site.complete(head).await;
+    assert!(site.store.size(&Digest::sha256(b"late")).unwrap().is_some());
+    assert_eq!(site.progress.borrow().missing_blobs, 0);
+    site.stop().await;
+}
+
+#[tokio::test]
 async fn a_site_that_restarts_goes_on_where_it_was_and_still_knows_its_primary() {
     let world = World::new();
     let primary = world.primary().await;

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{
     At, Body, BoxFuture, Upstream, UpstreamError,
     framed::{FrameSink, FrameStream, FramedError, RawStream},
-    quic::StreamKind,
+    quic::{CloseCode, StreamKind},
 };
 
 /// Whether the primary can be asked, and how.
@@ -117,7 +117,7 @@ impl QuicUpstream {
             let _permit = permit(&self.requests).await?;
             let connections = self.connections().await?;
             let mut answer = ask(&connections.log, &request, self.answer_timeout).await?;
-            Ok(answer.expect(self.answer_timeout).await?)
+            judged(&connections.log, answer.expect(self.answer_timeout).await)
         };
         tokio::time::timeout(self.answer_timeout, work)
             .await
@@ -128,7 +128,7 @@ impl QuicUpstream {
         let permit = permit(&self.bodies).await?;
         let connections = self.connections().await?;
         let mut answer = ask(&connections.bulk, &request, self.stall_timeout).await?;
-        match answer.expect(self.stall_timeout).await? {
+        match judged(&connections.bulk, answer.expect(self.stall_timeout).await)? {
             Response::Body { size } => Ok(Some(Box::new(QuicBody {
                 size,
                 stream: answer.into_raw(),
@@ -158,6 +158,19 @@ pub async fn ask(
     sink.open(StreamKind::Request, request).await?;
     sink.finish();
     Ok(FrameStream::new(receive))
+}
+
+/// A primary that breaks the protocol is not asked on this connection again.
+fn judged(
+    connection: &quinn::Connection,
+    answer: Result<Response, FramedError>,
+) -> Result<Response, UpstreamError> {
+    answer.map_err(|error| {
+        if error.is_violation() {
+            connection.close(CloseCode::Protocol.into(), error.to_string().as_bytes());
+        }
+        error.into()
+    })
 }
 
 impl Upstream for QuicUpstream {
@@ -355,10 +368,12 @@ mod tests {
         let reference = Reference::Digest(digest);
         let resolved = upstream.resolve(&repo(), &reference).await;
         assert!(matches!(resolved, Err(UpstreamError::Unavailable(_))), "{resolved:?}");
-        let referrers = upstream.referrers(&repo(), &digest).await;
-        assert!(matches!(referrers, Err(UpstreamError::Protocol(_))), "{referrers:?}");
         let cut = upstream.fetch(&repo(), &digest, 0).await.map(|_| ());
         assert!(matches!(cut, Err(UpstreamError::Unreachable(_))), "{cut:?}");
+        let referrers = upstream.referrers(&repo(), &digest).await;
+        assert!(matches!(referrers, Err(UpstreamError::Protocol(_))), "{referrers:?}");
+        let distrusted = upstream.link(&repo(), &digest).await;
+        assert!(matches!(distrusted, Err(UpstreamError::Unreachable(_))), "{distrusted:?}");
     }
 
     #[tokio::test]

@@ -139,3 +139,31 @@ async fn a_second_log_stream_and_streams_that_say_nothing_are_bounded() {
     let uni = tokio::time::timeout(std::time::Duration::from_millis(50), silent.open_uni()).await;
     assert!(uni.is_err(), "nobody opens unidirectional streams");
 }
+
+#[tokio::test]
+async fn a_primary_that_talks_nonsense_is_left_and_tried_again() {
+    let world = World::new();
+    let authority = [world.authority.certificate().clone()];
+    let tls = tls::node_server(&world.primary_identity, &authority, &[ALPN]).unwrap();
+    let config = quic::server_config(&tls, &TransportOptions::upstream()).unwrap();
+    let endpoint = quic::listen("127.0.0.1:0".parse().unwrap(), config).unwrap();
+    let site = world.site_at(endpoint.local_addr().unwrap()).await;
+    for nonsense in [oversized(), Bytes::from(vec![0xa5; 4096]), damaged()] {
+        let accept = || async { endpoint.accept().await.unwrap().await.unwrap() };
+        let both = async { tokio::join!(accept(), accept()) };
+        let (one, other) = tokio::time::timeout(LIMIT, both).await.unwrap();
+        let (connection, (mut send, _receive)) = tokio::select! {
+            Ok(stream) = one.accept_bi() => (&one, stream),
+            Ok(stream) = other.accept_bi() => (&other, stream),
+        };
+        send.write_all(&nonsense).await.unwrap();
+        let closed = tokio::time::timeout(LIMIT, connection.closed()).await.unwrap();
+        let is_violation = matches!(
+            closed,
+            ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) if error_code == 1_u32.into()
+        );
+        assert!(is_violation, "{closed:?}");
+    }
+    assert!(!site.session.now().live);
+    site.stop().await;
+}

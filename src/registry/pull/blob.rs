@@ -31,7 +31,7 @@ impl Shared {
             let link = self.looked_up(self.site.index.link(ask.repo, digest))?;
             // Without a link the store is not even looked at: what it holds for others must not show.
             let blob = match (link, kind) {
-                (Some(_), Kind::Digest) => self.stored(digest).await,
+                (Some(size), Kind::Digest) => self.stored(digest, size).await,
                 _ => None,
             };
             let found = Found {
@@ -77,7 +77,7 @@ impl Shared {
         if ask.options.want == Want::Headers {
             return Ok(Some((here(digest, size, None, said.at), PullResult::Revalidated)));
         }
-        match self.stored(digest).await {
+        match self.stored(digest, size).await {
             Some(blob) => Ok(Some((here(digest, size, Some(blob), said.at), PullResult::Revalidated))),
             None => self.filling(ask, digest, size, said.at).await,
         }

@@ -55,13 +55,22 @@ impl fmt::Debug for FillReader {
 }
 
 impl Shared {
-    /// The blob, if its bytes are here. A store that fails is as one that does not have it.
-    pub(super) async fn stored(&self, digest: &Digest) -> Option<Blob> {
-        if let Some(blob) = self.site.store.get_hot(digest) {
+    /// The blob of `size` bytes, if it is here. A store that fails is as one that does not have
+    /// it, and a copy of another size has rotted: it is set aside, so that it can be filled anew.
+    pub(super) async fn stored(&self, digest: &Digest, size: u64) -> Option<Blob> {
+        if let Some(blob) = self.site.store.get_hot(digest).filter(|blob| blob.size == size) {
             return Some(blob);
         }
         let (store, wanted) = (self.site.store.clone(), *digest);
-        let got = tokio::task::spawn_blocking(move || store.get(&wanted)).await;
+        let got = tokio::task::spawn_blocking(move || match store.get(&wanted)? {
+            Some(blob) if blob.size != size => {
+                tracing::error!(digest = %wanted, actual = blob.size, size, "blob has rotted; set aside");
+                store.quarantine(&wanted)?;
+                Ok(None)
+            }
+            blob => Ok::<_, StoreError>(blob),
+        })
+        .await;
         match got {
             Ok(Ok(blob)) => blob,
             Ok(Err(error)) => {

@@ -5,6 +5,7 @@
 #![expect(dead_code, reason = "every test binary uses another part of this")]
 
 pub mod http;
+pub mod session;
 
 use std::{
     fs,
@@ -40,6 +41,8 @@ pub struct Options {
     pub site_toml: String,
     /// Run nodes on this core alone.
     pub core: Option<usize>,
+    /// What nodes log.
+    pub log_filter: &'static str,
 }
 
 impl Default for Options {
@@ -51,6 +54,7 @@ impl Default for Options {
             primary_auth_toml: String::new(),
             site_toml: String::new(),
             core: None,
+            log_filter: "info",
         }
     }
 }
@@ -148,7 +152,7 @@ impl Cluster {
             auth = options.primary_auth_toml,
             ip = self.primary.ip,
             mutual = mutual_tls(&self.primary, &pki),
-            admin = admin_section(&self.primary),
+            admin = admin_section(&self.primary, options.log_filter),
             more = options.primary_toml,
         );
         fs::write(self.primary.config(), primary).unwrap();
@@ -163,7 +167,7 @@ impl Cluster {
                 primary = self.primary.ip,
                 pki = path(&pki),
                 mutual = mutual_tls(site, &pki),
-                admin = admin_section(site),
+                admin = admin_section(site, options.log_filter),
                 more = options.site_toml,
             );
             fs::write(site.config(), text).unwrap();
@@ -398,6 +402,6 @@ fn mutual_tls(node: &Node, pki: &Path) -> String {
     format!("certificate = '{pki}/{name}.crt'\nkey = '{pki}/{name}.key'\nauthority = '{pki}/authority.crt'\n")
 }
 
-fn admin_section(node: &Node) -> String {
-    format!("\n[admin]\nlisten = '{}'\n\n[telemetry]\nlog_filter = 'info'\n\n", node.admin())
+fn admin_section(node: &Node, log_filter: &str) -> String {
+    format!("\n[admin]\nlisten = '{}'\n\n[telemetry]\nlog_filter = '{log_filter}'\n\n", node.admin())
 }

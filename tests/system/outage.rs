@@ -1,0 +1,98 @@
+//! The primary is gone: what a site knows it goes on serving, and says how old it is.
+
+use crate::support::{
+    Cluster, Options,
+    session::{Session, bytes},
+};
+
+const REPO: &str = "team/app";
+
+#[test]
+fn pulls_go_on_without_the_primary() {
+    let mut cluster = Cluster::start(Options::default());
+    let layer = bytes(200_000, 3);
+    let pusher = Session::user(&cluster, &cluster.sites[0], &[REPO]);
+    let image = pusher.push_image(REPO, "1", &[&layer]);
+    cluster.wait_complete();
+    let puller = Session::anyone(&cluster, &cluster.primary, &[REPO]);
+    let stranger = Session::anyone(&cluster, &cluster.primary, &["team/other"]);
+    cluster.primary.kill();
+
+    let layer_digest = outport_proto::Digest::sha256(&layer);
+    for site in &cluster.sites {
+        site.wait_until(|status| status["state"] == "disconnected");
+        let puller = puller.at(site);
+        for reference in ["1", &image.digest.to_string()] {
+            let target = format!("/v2/{REPO}/manifests/{reference}");
+            let (get, head) = (puller.get(&target), puller.head(&target));
+            assert_eq!((get.status, &get.body), (200, &image.manifest), "{}", get.text());
+            assert_eq!(head.status, 200);
+            let digest = image.digest.to_string();
+            assert_eq!(head.header("docker-content-digest"), Some(digest.as_str()));
+            for name in ["content-length", "content-type", "docker-content-digest", "etag"] {
+                assert_eq!(head.header(name), get.header(name), "{name}");
+            }
+            if reference == "1" {
+                for response in [&get, &head] {
+                    assert!(response.header("age").is_some(), "{response:?}");
+                    assert!(
+                        response.header("warning").unwrap_or_default().starts_with("110"),
+                        "{response:?}"
+                    );
+                    assert!(response.header("outport-staleness").is_some(), "{response:?}");
+                }
+            }
+        }
+        let blob = format!("/v2/{REPO}/blobs/{layer_digest}");
+        let got = puller.get(&blob);
+        assert_eq!((got.status, got.body == layer), (200, true));
+        assert_eq!(puller.head(&blob).status, 200);
+        let part = puller.send("GET", &blob, &[("Range", "bytes=100-199")], b"");
+        assert_eq!((part.status, part.body.as_slice()), (206, &layer[100..200]));
+
+        // What the site does not know it cannot deny.
+        let absent = outport_proto::Digest::sha256(b"nobody has this");
+        for response in [
+            puller.get(&format!("/v2/{REPO}/manifests/unknown")),
+            puller.get(&format!("/v2/{REPO}/blobs/{absent}")),
+            stranger.at(site).get("/v2/team/other/manifests/1"),
+        ] {
+            assert_eq!((response.status, response.code().as_str()), (503, "UNAVAILABLE"));
+            let after: u32 = response.header("retry-after").expect("Retry-After").parse().unwrap();
+            assert!(after >= 1);
+            assert!(response.json()["errors"][0]["message"].as_str().is_some_and(|text| !text.is_empty()));
+        }
+        let head = puller.head(&format!("/v2/{REPO}/manifests/unknown"));
+        assert_eq!((head.status, head.header("retry-after").is_some()), (503, true));
+    }
+
+    cluster.primary.start();
+    for site in &cluster.sites {
+        site.wait_until(|status| status["state"] == "streaming");
+    }
+    let moved = Session::user(&cluster, &cluster.sites[0], &[REPO]).push_image(REPO, "1", &[b"new"]);
+    for site in &cluster.sites {
+        let puller = Session::anyone(&cluster, site, &[REPO]);
+        let fresh = puller.get(&format!("/v2/{REPO}/manifests/1"));
+        assert_eq!((fresh.status, &fresh.body), (200, &moved.manifest));
+        assert_eq!(fresh.header("warning"), None);
+        assert_eq!(puller.get(&format!("/v2/{REPO}/manifests/unknown")).status, 404);
+    }
+}
+
+#[test]
+fn a_site_that_starts_without_its_primary_serves_what_it_has() {
+    let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let image = Session::user(&cluster, &cluster.primary, &[REPO]).push_image(REPO, "1", &[&bytes(1000, 4)]);
+    cluster.wait_complete();
+    let puller = Session::anyone(&cluster, &cluster.sites[0], &[REPO]);
+    cluster.primary.kill();
+    cluster.sites[0].kill();
+    cluster.sites[0].start();
+    let got = puller.get(&format!("/v2/{REPO}/manifests/1"));
+    assert_eq!((got.status, &got.body), (200, &image.manifest), "{}", got.text());
+    assert_eq!(puller.get(&format!("/v2/{REPO}/manifests/2")).status, 503);
+    let push = Session::with_token(&cluster.sites[0].registry(), "x");
+    let push = push.once("POST", &format!("/v2/{REPO}/blobs/uploads/"), &[], b"");
+    assert!(matches!(push.status, 401 | 503), "{}", push.text());
+}

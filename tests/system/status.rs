@@ -1,0 +1,211 @@
+//! What operators see (the fields and metric names that others build on).
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::{
+    BINARY, Cluster, Node, Options,
+    http::get_plain,
+    session::{Session, bytes},
+    signal, wait_for,
+};
+
+const SITE_FIELDS: [&str; 19] = [
+    "site",
+    "cluster",
+    "version",
+    "epoch",
+    "head_seq",
+    "received_seq",
+    "durable_seq",
+    "applied_seq",
+    "complete_seq",
+    "lag_seconds",
+    "lag_events",
+    "lag_bytes",
+    "missing_blobs",
+    "heartbeat_age_seconds",
+    "staleness_bound_seconds",
+    "transport",
+    "rtt_seconds",
+    "store",
+    "state",
+];
+
+#[test]
+fn every_admin_address_says_who_is_where() {
+    let cluster = Cluster::start(Options::default());
+    let pusher = Session::user(&cluster, &cluster.primary, &["team/app"]);
+    pusher.push_image("team/app", "1", &[&bytes(50_000, 1)]);
+    cluster.wait_complete();
+
+    let primary = cluster.primary.status();
+    assert_eq!(primary["role"], "primary");
+    let head = primary["head_seq"].as_u64().unwrap();
+    assert!(head >= 3, "{primary}");
+    for field in ["cluster", "epoch", "head_seq", "floor_seq", "sites"] {
+        assert!(!primary[field].is_null(), "{field}: {primary}");
+    }
+    let names: Vec<&str> =
+        primary["sites"].as_array().unwrap().iter().map(|site| site["site"].as_str().unwrap()).collect();
+    assert_eq!(names, ["frankfurt", "mumbai"]);
+    for site in &cluster.sites {
+        let status = site.status();
+        assert_eq!(status["role"], "secondary");
+        assert_eq!(status["site"], site.name.as_str());
+        assert_eq!(status["cluster"], primary["cluster"]);
+        assert_eq!(status["epoch"], primary["epoch"]);
+        assert_site_fields(&status);
+        for stage in ["head_seq", "received_seq", "durable_seq", "applied_seq", "complete_seq"] {
+            assert_eq!(status[stage], head, "{stage}: {status}");
+        }
+        assert_eq!(status["lag_seconds"], serde_json::json!({ "applied": 0.0, "complete": 0.0 }), "{status}");
+        assert_eq!((&status["lag_events"], &status["missing_blobs"]), (&0.into(), &0.into()));
+        assert_eq!(status["transport"], "quic");
+        assert_eq!(status["staleness_bound_seconds"], 1.0);
+        assert!(status["rtt_seconds"].as_f64().unwrap() < 1.0);
+        assert!(status["heartbeat_age_seconds"].as_f64().unwrap() < 5.0);
+        assert!(status["store"]["bytes"].as_u64().unwrap() > 50_000, "{status}");
+        assert_eq!(page(site, "/readyz").0, 200);
+    }
+    // What the primary knows of a site comes with its acknowledgements.
+    for site in ["frankfurt", "mumbai"] {
+        cluster.primary.wait_until(|status| {
+            let row = status["sites"].as_array().unwrap().iter().find(|row| row["site"] == site).unwrap();
+            row["complete_seq"] == head && row["state"] == "streaming"
+        });
+    }
+    let (status, sites) = page(&cluster.primary, "/v1/sites");
+    let sites: Value = serde_json::from_str(&sites).unwrap();
+    assert_eq!((status, sites.as_array().unwrap().len()), (200, 2));
+    sites.as_array().unwrap().iter().for_each(assert_site_fields);
+    let (_, sites) = page(&cluster.sites[0], "/v1/sites");
+    assert_eq!(serde_json::from_str::<Value>(&sites).unwrap()[0]["site"], "frankfurt");
+
+    for node in cluster.nodes() {
+        assert_eq!(page(node, "/healthz").0, 200);
+        assert_eq!(page(node, "/no/such/page").0, 404);
+        let json: Value = serde_json::from_str(&outport_status(node, &["--json"])).unwrap();
+        assert_eq!(json["role"], node.status()["role"]);
+        let text = outport_status(node, &[]);
+        assert!(text.contains("streaming") && text.contains("frankfurt") | text.contains("mumbai"), "{text}");
+        assert!(text.contains("quic"), "{text}");
+    }
+    assert!(outport_status(&cluster.primary, &[]).starts_with("primary"));
+    let nobody = Command::new(BINARY).args(["status", "--admin", "127.255.255.253:1"]).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("127.255.255.253:1"));
+}
+
+#[test]
+fn metrics_have_the_names_that_dashboards_use() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let site = &cluster.sites[0];
+    let pusher = Session::user(&cluster, site, &["team/app"]);
+    pusher.push_image("team/app", "1", &[&bytes(50_000, 2)]);
+    cluster.wait_complete();
+    assert_eq!(Session::anyone(&cluster, site, &["team/app"]).get("/v2/team/app/manifests/1").status, 200);
+
+    let (_, text) = page(site, "/metrics");
+    for name in [
+        "outport_log_seq{stage=\"applied\"}",
+        "outport_lag_seconds{stage=\"applied\"}",
+        "outport_lag_seconds{stage=\"complete\"}",
+        "outport_lag_events",
+        "outport_pulls_total{result=\"",
+        "outport_redirects_total{kind=\"",
+        "outport_upstream_bytes_total",
+        "outport_served_bytes_total",
+        "outport_ttfb_seconds_bucket",
+        "outport_heartbeat_age_seconds",
+        "outport_store_bytes",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{text}");
+    }
+    assert!(!text.contains("team/app") && !text.contains("sha256:"), "names must not be labels:\n{text}");
+    assert!(site.metric("outport_upstream_bytes_total", "") >= 50_000.0);
+    assert_eq!(site.metric("outport_redirects_total", "kind=\"manifest\""), 1.0);
+    assert_eq!(site.metric("outport_redirects_total", "kind=\"upload\""), 2.0);
+    let (_, text) = page(&cluster.primary, "/metrics");
+    for name in
+        ["outport_log_seq{stage=\"head\"}", "outport_lag_events{site=\"mumbai\"}", "outport_store_bytes"]
+    {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn a_site_that_is_cut_off_says_so_within_a_second() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let site = &cluster.sites[0];
+    assert_eq!(site.status()["lag_seconds"]["applied"], 0.0);
+    let halted = Halted::new(&cluster.primary);
+    let began = std::time::Instant::now();
+    site.wait_until(|status| status["state"] == "disconnected");
+    let took = began.elapsed();
+    assert!(took.as_millis() < 1300, "it took {took:?}");
+    let status = site.status();
+    assert_eq!(status["lag_seconds"], serde_json::json!({ "applied": null, "complete": null }), "{status}");
+    assert!(status["heartbeat_age_seconds"].as_f64().unwrap() > 0.4);
+    let (ready, reason) = page(site, "/readyz");
+    assert_eq!(ready, 503, "{reason}");
+    let (_, metrics) = page(site, "/metrics");
+    assert!(metrics.contains("outport_lag_seconds{stage=\"applied\"} NaN"), "{metrics}");
+    assert!(outport_status(site, &[]).contains("unknown"));
+    drop(halted);
+    site.wait_until(|status| status["state"] == "streaming" && status["lag_seconds"]["applied"] == 0.0);
+}
+
+#[test]
+fn the_primary_knows_that_a_site_is_gone() {
+    let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    cluster.sites[0].kill();
+    let row = wait_for("the primary to miss the site", || {
+        let row = cluster.primary.status()["sites"][0].clone();
+        (row["state"] == "disconnected").then_some(row)
+    });
+    assert!(row["lag_seconds"]["applied"].is_null(), "{row}");
+    cluster.sites[0].start();
+    cluster.primary.wait_until(|status| status["sites"][0]["state"] == "streaming");
+}
+
+/// A node that is stopped in its tracks until this is dropped.
+pub struct Halted(u32);
+
+impl Halted {
+    pub fn new(node: &Node) -> Self {
+        signal(node.pid(), "STOP");
+        Self(node.pid())
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        signal(self.0, "CONT");
+    }
+}
+
+fn assert_site_fields(status: &Value) {
+    let fields: Vec<&String> =
+        status.as_object().unwrap().keys().filter(|key| key.as_str() != "role").collect();
+    for field in SITE_FIELDS {
+        assert!(status.get(field).is_some(), "{field} is missing: {status}");
+    }
+    assert_eq!(fields.len(), SITE_FIELDS.len(), "{fields:?}");
+    for field in ["applied", "complete"] {
+        assert!(status["lag_seconds"].get(field).is_some(), "{status}");
+    }
+    for field in ["bytes", "limit_bytes", "blobs"] {
+        assert!(status["store"].get(field).is_some(), "{status}");
+    }
+}
+
+fn page(node: &Node, target: &str) -> (u16, String) {
+    get_plain(&node.admin(), target).unwrap()
+}
+
+fn outport_status(node: &Node, arguments: &[&str]) -> String {
+    let admin = node.admin();
+    crate::support::outport(&[&["status", "--admin", &admin], arguments].concat())
+}

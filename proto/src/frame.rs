@@ -164,13 +164,16 @@ pub struct SiteReport {
     pub staleness_bound_micros: u64,
 }
 
-/// What a site needs to verify tokens and to seal tickets. Travels only inside mutual TLS.
+/// What a site needs to let callers in and to seal tickets. Travels only inside mutual TLS.
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Keys {
     /// Public keys of the token service: JSON Web Key Set, as text.
     pub token_jwks: String,
     /// Issuer that tokens must name.
     pub token_issuer: String,
+    /// Globs of the repositories that anybody may pull from: served without a token by a site that
+    /// cannot send its clients for one. `*` stays within one path component, `**` crosses them.
+    pub public_pull: Vec<String>,
     /// Seal keys of this site, newest first; the newest seals, all open.
     pub seal: Vec<SealKey>,
     /// Counts up with every change at the primary.

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use outport_proto::{Offset, SiteName, frame::ALPN};
+use outport_proto::{
+    Offset, SiteName,
+    frame::{ALPN, Keys},
+};
 use tokio::sync::watch;
 
 use super::{
@@ -98,6 +101,8 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
     let replication =
         endpoint.local_addr().map_err(|error| StartError::new("listen (replication.listen)", error))?;
 
+    let rules = access_rules(&config.auth)?;
+    let public_pull = rules.public_pull();
     let keys = Arc::new(
         PrimaryKeys::open(&data_dir.join("keys"))
             .map_err(|error| StartError::new("open the primary's keys", error))?,
@@ -132,7 +137,7 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
         metrics: metrics.register(HttpMetrics::new),
         role: Role::Primary(Box::new(PrimaryRole {
             push: push.clone(),
-            tokens: Arc::new(token_service(&config.auth, &keys, &clock, journal.log())?),
+            tokens: Arc::new(token_service(&config.auth, &keys, rules, &clock, journal.log())?),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
         })),
@@ -149,7 +154,7 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
         },
         journal: journal.clone(),
         clock: Arc::clone(&clock),
-        keys_of: keys_of(&keys, &config.auth.issuer, &clock),
+        keys_of: keys_of(&keys, &config.auth.issuer, public_pull, &clock),
         keys_changed,
         fleet: fleet.clone(),
     };
@@ -196,18 +201,21 @@ fn push_service(
     PushService::new(journal.clone(), store.clone(), Arc::clone(clock), limits, shutdown.clone())
 }
 
+fn access_rules(config: &config::Auth) -> Result<AccessRules, StartError> {
+    if config.access.is_empty() {
+        return Ok(AccessRules::authenticated_only());
+    }
+    AccessRules::new(&config.access, &config.catalog)
+        .map_err(|error| StartError::new("read auth.access", error))
+}
+
 fn token_service(
     config: &config::Auth,
     keys: &PrimaryKeys,
+    rules: AccessRules,
     clock: &SharedClock,
     log: &Log,
 ) -> Result<TokenService, StartError> {
-    let rules = if config.access.is_empty() {
-        AccessRules::authenticated_only()
-    } else {
-        AccessRules::new(&config.access, &config.catalog)
-            .map_err(|error| StartError::new("read auth.access", error))?
-    };
     let users = Users::open(&config.users_file, Arc::clone(clock))
         .map_err(|error| StartError::new("read auth.users_file", error))?;
     let lives = TokenLives {
@@ -249,9 +257,12 @@ fn admit(sites: Vec<SiteName>) -> Admit {
     })
 }
 
-fn keys_of(keys: &Arc<PrimaryKeys>, issuer: &str, clock: &SharedClock) -> KeysOf {
+fn keys_of(keys: &Arc<PrimaryKeys>, issuer: &str, public_pull: Vec<String>, clock: &SharedClock) -> KeysOf {
     let (keys, issuer, clock) = (Arc::clone(keys), issuer.to_owned(), Arc::clone(clock));
-    Arc::new(move |site| keys.keys_of(site, &issuer, clock.now()).map_err(|error| error.to_string()))
+    Arc::new(move |site| {
+        let keys = keys.keys_of(site, &issuer, clock.now()).map_err(|error| error.to_string())?;
+        Ok(Keys { public_pull: public_pull.clone(), ..keys })
+    })
 }
 
 async fn rotate_keys(

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Readiness, StatusCollector},
-    auth::{Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
+    auth::{AccessRules, Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
     clock::{SharedClock, SystemClock},
     config,
     fetch::{
@@ -201,6 +201,10 @@ impl Trust {
             self.verifier.set_keys(&keys.token_jwks, &keys.token_issuer, &welcome.token_service)
         {
             tracing::error!(%error, "the primary's token keys cannot be used; the old ones stay");
+        }
+        match AccessRules::only_public_pull(&keys.public_pull) {
+            Ok(rules) => self.verifier.set_public(rules),
+            Err(error) => tracing::error!(%error, "the primary's public repositories cannot be used"),
         }
         if let Err(error) = self.sealer.set_keys(&keys.seal) {
             tracing::error!(%error, "the primary's ticket keys cannot be used; the old ones stay");

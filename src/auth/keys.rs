@@ -141,7 +141,7 @@ impl PrimaryKeys {
         self.seals.lock().unwrap_or_else(PoisonError::into_inner).generation
     }
 
-    /// What `site` is sent. Its first seal key is made here, and one too old is replaced.
+    /// What `site` is sent, but for the rules it needs. Its first seal key is made here, and one too old is replaced.
     pub fn keys_of(&self, site: &SiteName, token_issuer: &str, now: Timestamp) -> Result<Keys, KeysError> {
         let mut seals = self.seals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = seals.clone();
@@ -151,6 +151,7 @@ impl PrimaryKeys {
         Ok(Keys {
             token_jwks: self.jwks.clone(),
             token_issuer: token_issuer.to_owned(),
+            public_pull: Vec::new(),
             seal: stored.iter().map(|seal| self.decode(seal)).collect::<Result<_, _>>()?,
             generation: seals.generation,
         })

@@ -98,6 +98,27 @@ impl AccessRules {
         Self { rules: vec![owner, everyone], catalog: vec![Who::Anonymous] }
     }
 
+    /// Globs of the repositories that anybody may pull from.
+    pub fn public_pull(&self) -> Vec<String> {
+        let public = |rule: &&Rule| rule.allowed(None).contains(Action::Pull);
+        self.rules.iter().filter(public).filter_map(|rule| rule.repository.text()).collect()
+    }
+
+    /// Anybody may pull from repositories that match one of `globs`; that is all.
+    ///
+    /// # Errors
+    /// When one is malformed.
+    pub fn only_public_pull(globs: &[String]) -> Result<Self, RuleError> {
+        let rule = |glob: &String| {
+            Rule::new(&AccessRule {
+                repository: glob.clone(),
+                pull: vec![ANONYMOUS.to_owned()],
+                ..AccessRule::default()
+            })
+        };
+        Ok(Self { rules: globs.iter().map(rule).collect::<Result<_, _>>()?, catalog: Vec::new() })
+    }
+
     /// What `user` (`None` without login) may do in `repo`.
     pub fn allowed(&self, user: Option<&str>, repo: &RepoName) -> Actions {
         let matching = self.rules.iter().filter(|rule| rule.repository.matches(user, repo));
@@ -156,6 +177,15 @@ impl Pattern {
         Ok(Self::Fixed(glob(text).map_err(fault)?.compile_matcher()))
     }
 
+    /// The glob; `None` when it is another one for every caller.
+    fn text(&self) -> Option<String> {
+        match self {
+            Self::Any => Some("**".to_owned()),
+            Self::Fixed(matcher) => Some(matcher.glob().glob().to_owned()),
+            Self::OfUser(_) => None,
+        }
+    }
+
     fn matches(&self, user: Option<&str>, repo: &RepoName) -> bool {
         match (self, user) {
             (Self::Any, _) => true,
@@ -206,6 +236,33 @@ pub struct RuleError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_public_can_be_told_to_a_site() {
+        let rules = rules(
+            r#"
+            [[access]]
+            repository = "public/*"
+            pull = ["ana", "anonymous"]
+            push = ["ana"]
+            [[access]]
+            repository = "team/**"
+            pull = ["authenticated"]
+            [[access]]
+            repository = "home/${user}/**"
+            pull = ["anonymous"]
+            "#,
+        );
+        assert_eq!(rules.public_pull(), ["public/*"]);
+        assert_eq!(AccessRules::public_with_owner("ana").public_pull(), ["**"]);
+        let told = AccessRules::only_public_pull(&rules.public_pull()).unwrap();
+        for (repo, actions) in
+            [("public/app", Actions::PULL), ("public/deep/app", Actions::NONE), ("team/app", Actions::NONE)]
+        {
+            assert_eq!(told.allowed(None, &repo.parse().unwrap()), actions, "{repo}");
+        }
+        assert!(AccessRules::only_public_pull(&["[".to_owned()]).is_err());
+    }
 
     fn rules(text: &str) -> AccessRules {
         #[derive(Deserialize)]

@@ -10,6 +10,8 @@ use jsonwebtoken::{
 use outport_proto::Timestamp;
 
 use super::{
+    Scope,
+    rules::AccessRules,
     token::{CLAIM_SECONDS_MAX, Caller, Claims, TOKEN_BYTES_MAX, TokenError},
     token_cache::TokenCache,
 };
@@ -33,6 +35,7 @@ impl Default for Leeway {
 /// Verifies tokens with keys that may be replaced at any time. Share it in an `Arc`.
 pub struct Verifier {
     trust: ArcSwapOption<Trust>,
+    public: ArcSwapOption<AccessRules>,
     clock: SharedClock,
     leeway: Leeway,
 }
@@ -60,7 +63,7 @@ struct Verified {
 impl Verifier {
     /// A verifier that knows no keys yet and refuses with [`TokenError::NoKeys`].
     pub fn new(clock: SharedClock, leeway: Leeway) -> Self {
-        Self { trust: ArcSwapOption::empty(), clock, leeway }
+        Self { trust: ArcSwapOption::empty(), public: ArcSwapOption::empty(), clock, leeway }
     }
 
     /// Trusts the keys of a JSON Web Key Set from now on, and no others, for tokens of `issuer`
@@ -79,6 +82,18 @@ impl Verifier {
             verified: TokenCache::new(),
         })));
         Ok(())
+    }
+
+    /// Lets callers without a token do from now on what `rules` let anybody do, and no more.
+    pub fn set_public(&self, rules: AccessRules) {
+        self.public.store(Some(Arc::new(rules)));
+    }
+
+    /// Someone without a token, with what of `scopes` is for anybody; `None` while the rules are
+    /// not known.
+    pub fn anybody(&self, scopes: &[Scope]) -> Option<Caller> {
+        let rules = self.public.load_full()?;
+        Some(Caller::anonymous(Arc::new(rules.grant(None, scopes))))
     }
 
     /// Whether keys were set.

@@ -33,8 +33,15 @@ pub(super) enum Proof {
 }
 
 impl Api {
-    /// Who asks, by the `Authorization` header.
+    /// Who asks, by the `Authorization` header; at a site on its own, anybody.
     pub(super) fn caller(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
+        self.by_header(headers, action).or_else(|refusal| match refusal {
+            ApiError::Unauthorized { .. } => self.anybody(action).ok_or(refusal),
+            other => Err(other),
+        })
+    }
+
+    fn by_header(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
         let unauthorized =
             |error: Option<ChallengeError>| ApiError::Unauthorized { scopes: action.scopes(), error };
         let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized(None))?;

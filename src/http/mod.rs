@@ -5,6 +5,7 @@
 
 mod action;
 mod addresses;
+mod alone;
 mod authenticate;
 mod body;
 mod connection;

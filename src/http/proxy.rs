@@ -20,6 +20,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio_rustls::rustls::ClientConfig;
 
 use super::{
+    alone::Reachability,
     body::Body,
     error::ApiError,
     request::{Asked, BoxError, RequestBody},
@@ -51,6 +52,7 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 #[derive(Clone, Debug)]
 pub struct Proxy {
     client: Client<HttpsConnector<HttpConnector>, UnsyncBoxBody<Bytes, BoxError>>,
+    reachability: Reachability,
 }
 
 impl Proxy {
@@ -71,7 +73,19 @@ impl Proxy {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build(connector);
-        Self { client }
+        Self { client, reachability: Reachability::default() }
+    }
+
+    /// Whether the primary answers at `url`; a gateway's word for it does not count.
+    pub(super) async fn reaches(&self, url: &str) -> bool {
+        let probe = async {
+            let mut request =
+                Request::new(http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync());
+            *request.uri_mut() = url.parse().ok()?;
+            let answer = self.client.request(request).await.ok()?;
+            Some(!answer.status().is_server_error())
+        };
+        self.reachability.or_probe(async { probe.await.unwrap_or(false) }).await
     }
 
     /// Sends a request with its body to `target` and answers what comes back.

@@ -83,7 +83,10 @@ impl Api {
         let (action, result) = match Action::parse(&asked.method, &asked.uri) {
             Err(error) => (None, Err(error.into())),
             Ok(action) => {
-                let result = self.act(&action, &mut asked).await;
+                let result = match self.act(&action, &mut asked).await {
+                    Err(error) => self.instead_of_challenge(&action, error).await,
+                    answered => answered,
+                };
                 (Some(action), result)
             }
         };
@@ -238,7 +241,7 @@ impl Api {
     }
 }
 
-fn ping() -> Response<Body> {
+pub(super) fn ping() -> Response<Body> {
     let mut response = response(StatusCode::OK, Body::full("{}"));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(API_VERSION, API_VERSION_2);

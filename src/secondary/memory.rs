@@ -123,6 +123,7 @@ mod tests {
         Keys {
             token_jwks: "{}".to_owned(),
             token_issuer: "issuer".to_owned(),
+            public_pull: vec!["public/**".to_owned()],
             seal: vec![SealKey { id: 7, secret: [9; 32] }],
             generation,
         }

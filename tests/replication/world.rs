@@ -125,6 +125,7 @@ impl Primary {
                 Ok(Keys {
                     token_jwks: format!("keys of {site}"),
                     token_issuer: "hub.test".to_owned(),
+                    public_pull: Vec::new(),
                     seal: Vec::new(),
                     generation: *generation.borrow(),
                 })

@@ -143,6 +143,7 @@ fn keys() -> Keys {
     Keys {
         token_jwks: "{\"keys\":[]}".to_owned(),
         token_issuer: "https://registry.example.com".to_owned(),
+        public_pull: vec!["public/**".to_owned()],
         seal: vec![SealKey { id: 5, secret: [0xa5; 32] }],
         generation: 6,
     }

@@ -126,8 +126,14 @@ pub(crate) fn entry() -> impl Strategy<Value = Entry> {
 
 fn keys() -> impl Strategy<Value = Keys> {
     let seal = (any::<u32>(), any::<[u8; 32]>()).prop_map(|(id, secret)| SealKey { id, secret });
-    (".{0,20}", ".{0,20}", vec(seal, 0..3), any::<u64>()).prop_map(
-        |(token_jwks, token_issuer, seal, generation)| Keys { token_jwks, token_issuer, seal, generation },
+    (".{0,20}", ".{0,20}", vec(".{0,8}", 0..3), vec(seal, 0..3), any::<u64>()).prop_map(
+        |(token_jwks, token_issuer, public_pull, seal, generation)| Keys {
+            token_jwks,
+            token_issuer,
+            public_pull,
+            seal,
+            generation,
+        },
     )
 }
 

@@ -57,7 +57,13 @@ pub(crate) struct Pair {
 }
 
 pub(crate) fn keys(generation: u64) -> Keys {
-    Keys { token_jwks: String::new(), token_issuer: String::new(), seal: Vec::new(), generation }
+    Keys {
+        token_jwks: String::new(),
+        token_issuer: String::new(),
+        public_pull: Vec::new(),
+        seal: Vec::new(),
+        generation,
+    }
 }
 
 /// A subscriber that has everything up to `durable`.

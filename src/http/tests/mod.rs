@@ -30,6 +30,7 @@ use crate::{
     shutdown::Shutdown,
 };
 
+mod alone;
 mod hostile;
 mod leading;
 mod pulling;

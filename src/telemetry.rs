@@ -30,8 +30,7 @@ pub fn init_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
         _ => EnvFilter::try_new(filter),
     }
     .map_err(|error| LogError(error.to_string()))?;
-    let colours = std::io::stderr().is_terminal();
-    let builder = fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Human => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

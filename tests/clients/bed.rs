@@ -31,6 +31,12 @@ impl Bed {
         Some(Self { sandbox, wires, raw: Raw::new(&cluster), cluster })
     }
 
+    /// The same without relays, so that a stopped node refuses connections.
+    pub(crate) fn start_unwired(programs: &[&str], options: Options) -> Option<Self> {
+        let (sandbox, cluster) = open(programs, options, |node| node.ip)?;
+        Some(Self { sandbox, wires: Vec::new(), raw: Raw::new(&cluster), cluster })
+    }
+
     pub(crate) fn frankfurt(&self) -> &Node {
         &self.cluster.sites[0]
     }

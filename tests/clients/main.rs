@@ -17,6 +17,7 @@ mod ctr;
 mod docker;
 mod image;
 mod large;
+mod outage;
 mod podman;
 mod raw;
 mod sandbox;

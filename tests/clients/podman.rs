@@ -21,7 +21,8 @@ impl Podman<'_> {
     /// Runs podman with the storage of that name.
     fn run(&self, storage: &str, line: &[&str]) -> Done {
         let dir = |part: &str| path(&self.sandbox.path(&format!("podman/{storage}/{part}"))).to_owned();
-        let (root, run, tmp) = (dir("root"), dir("run"), dir("tmp"));
+        // podman allows its run root 50 characters; the sandbox has a `/run` of its own.
+        let (root, run, tmp) = (dir("root"), format!("/run/podman-{storage}"), dir("tmp"));
         let storage = ["--root", &root, "--runroot", &run, "--tmpdir", &tmp, "--storage-driver", "vfs"];
         self.sandbox.run(&[&["podman"], &storage[..], line].concat())
     }

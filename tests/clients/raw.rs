@@ -33,6 +33,11 @@ impl Raw {
         }
     }
 
+    /// What requests are sent with.
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Fetches a token, as a client does before each pull; later requests carry it.
     pub(crate) fn anonymous(&self, repo: &str) -> &Self {
         self.login(&format!("repository:{repo}:pull"), None)

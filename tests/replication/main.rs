@@ -5,7 +5,6 @@
 mod following;
 mod hostile;
 mod logs;
-mod propagation;
 mod refusals;
 mod relay;
 mod requests;

@@ -16,11 +16,11 @@ const CLIENT_SECONDS_MAX: &str = "60";
 const REQUIRED_VARIABLE: &str = "OUTPORT_TEST_CLIENTS";
 const USER_CREDENTIALS: &str = "home/auth.json";
 const NO_CREDENTIALS: &str = "home/auth-nobody.json";
-/// Mounts what must be private, says so, and keeps the namespaces open until its input ends.
-/// Daemons and clients keep state below `/var/lib`, `/run` and `/dev/shm`; some also make
-/// directories there.
-const SETUP: &str = "mount --bind \"$1\" /etc/hosts \
-    && mount -t tmpfs tmpfs /var/lib && mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /dev/shm \
+/// Makes private what clients and daemons write to, says so, and keeps the namespaces open until
+/// its input ends. `/etc` is a copy with another `hosts`: dockerd leaves a key in there.
+const SETUP: &str = "mount -t tmpfs tmpfs /run && mkdir /run/etc && cp -a /etc/. /run/etc; \
+    cp \"$1\" /run/etc/hosts && mount --bind /run/etc /etc \
+    && mount -t tmpfs tmpfs /var/lib && mount -t tmpfs tmpfs /dev/shm \
     && echo ready && exec cat";
 
 /// Whether every one of `programs` is installed; says which is not. Where clients are required,

@@ -10,7 +10,7 @@ use std::{
 use outport_proto::{Digest, Reference, RepoName, SiteName, oci::media_type};
 use serde::{Deserialize, Serialize};
 
-use super::{StartError, durable_write, primary, sample, secondary};
+use super::{GRACE, StartError, durable_write, primary, sample, secondary};
 use crate::{
     auth::{Access, AccessRule, Authority, Caller, NodeIdentity, password, random_text},
     clock::{Clock as _, SystemClock},
@@ -94,11 +94,24 @@ pub struct Site {
     pub node: Addresses,
 }
 
-/// Starts everything, pushes the sample and waits until every site has it.
+/// Starts everything, pushes the sample and waits until every site has it; `None` when it is told
+/// to stop meanwhile.
 ///
 /// # Errors
 /// When a port is taken, or the directory cannot be used.
-pub async fn start(options: &DemoOptions, shutdown: &Shutdown) -> Result<Running, StartError> {
+pub async fn start(options: &DemoOptions, shutdown: &Shutdown) -> Result<Option<Running>, StartError> {
+    let started = tokio::select! {
+        started = start_all(options, shutdown) => started.map(Some),
+        () = super::until_stopped(shutdown) => Ok(None),
+    };
+    if !matches!(started, Ok(Some(_))) {
+        // What has started still uses the directory, which the caller may be about to remove.
+        shutdown.finish(GRACE).await;
+    }
+    started
+}
+
+async fn start_all(options: &DemoOptions, shutdown: &Shutdown) -> Result<Running, StartError> {
     let ports = ports(options)?;
     let (primary_node, site_nodes) = ports.split_first().ok_or_else(too_many_sites)?;
     let sites: Vec<Site> = options

@@ -53,10 +53,7 @@ impl Demo {
         };
         let shutdown = Shutdown::new();
         let options = DemoOptions { dir, port: self.port, admin_port: self.admin_port, sites: self.sites };
-        let running = tokio::select! {
-            started = app::demo::start(&options, &shutdown) => started?,
-            () = app::until_stopped(&shutdown) => return Ok(()),
-        };
+        let Some(running) = app::demo::start(&options, &shutdown).await? else { return Ok(()) };
         print(&running)?;
         app::until_stopped(&shutdown).await;
         Ok(running.stop().await?)

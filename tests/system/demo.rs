@@ -124,10 +124,11 @@ fn options_that_cannot_be_are_refused() {
     }
 }
 
-/// Consecutive ports, free a moment ago.
+/// Consecutive ports of loopback that no other test uses while this lives.
 struct Ports {
     registry: u16,
     admin: u16,
+    _reserved: TcpListener,
 }
 
 impl Ports {
@@ -142,17 +143,16 @@ impl Ports {
 
 /// Free ports below those that the system hands out by itself.
 fn free_ports(count: u16) -> Ports {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let start = (std::process::id() % 900) as u16 * 20;
-    loop {
-        let step = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let registry = 10_240 + (start + step * 10) % 18_000;
-        let ports = Ports { registry, admin: registry + 5 };
+    let start = std::process::id() as u16 % 1800;
+    let found = (0..1800).find_map(|step| {
+        let registry = 10_240 + (start + step) % 1800 * 10;
+        // Processes that test at the same time meet at another address than the demo's.
+        let reserved = TcpListener::bind(("127.0.0.77", registry)).ok()?;
+        let ports = Ports { registry, admin: registry + 5, _reserved: reserved };
         let free = |address: String| TcpListener::bind(address).is_ok();
-        if (0..count).all(|number| free(ports.registry(number)) && free(ports.admin(number))) {
-            return ports;
-        }
-    }
+        (0..count).all(|number| free(ports.registry(number)) && free(ports.admin(number))).then_some(ports)
+    });
+    found.expect("free ports")
 }
 
 struct Demo {

@@ -1,8 +1,14 @@
 //! The primary is gone: what a site knows it goes on serving, and says how old it is.
 
-use crate::support::{
-    Cluster, Options,
-    session::{Session, bytes},
+use std::time::{Duration, Instant};
+
+use crate::{
+    status::Halted,
+    support::{
+        Cluster, Options,
+        session::{Session, bytes},
+        wait_for,
+    },
 };
 
 const REPO: &str = "team/app";
@@ -95,4 +101,52 @@ fn a_site_that_starts_without_its_primary_serves_what_it_has() {
     let push = Session::with_token(&cluster.sites[0].registry(), "x");
     let push = push.once("POST", &format!("/v2/{REPO}/blobs/uploads/"), &[], b"");
     assert!(matches!(push.status, 401 | 503), "{}", push.text());
+}
+
+#[test]
+fn a_site_that_was_asleep_answers_nothing_older_than_the_bound() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let site = &cluster.sites[0];
+    let pusher = Session::user(&cluster, &cluster.primary, &[REPO]);
+    pusher.push_image(REPO, "1", &[b"old"]);
+    cluster.wait_complete();
+    // A token of before, which does not tell the site what there is to see.
+    let puller = Session::anyone(&cluster, site, &[REPO]);
+    let target = format!("/v2/{REPO}/manifests/1");
+    assert_eq!(puller.get(&target).status, 200);
+    for round in 0..3 {
+        let asleep = Halted::new(site);
+        let pushed = pusher.push_image(REPO, "1", &[&bytes(100, 60 + round)]);
+        let acknowledged = Instant::now();
+        wait_for("the bound to pass", || {
+            (acknowledged.elapsed() > Duration::from_millis(1100)).then_some(())
+        });
+        drop(asleep);
+        let got = puller.get(&target);
+        assert_eq!((got.status, got.body == pushed.manifest), (200, true), "{}", got.text());
+        site.wait_until(|status| status["state"] == "streaming");
+    }
+}
+
+#[test]
+fn a_site_that_is_cut_off_for_too_long_answers_no_tags() {
+    let site_toml = "[read]\nstale_max_seconds = 2\n".to_owned();
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], site_toml, ..Options::default() });
+    let site = &cluster.sites[0];
+    let pushed =
+        Session::user(&cluster, &cluster.primary, &[REPO]).push_image(REPO, "1", &[&bytes(1000, 70)]);
+    cluster.wait_complete();
+    let puller = Session::anyone(&cluster, site, &[REPO]);
+    let halted = Halted::new(&cluster.primary);
+    let tag = format!("/v2/{REPO}/manifests/1");
+    wait_for("the tag to be too old", || {
+        let got = puller.get(&tag);
+        assert!(matches!(got.status, 200 | 503), "{}", got.status);
+        (got.status == 503 && got.header("retry-after").is_some()).then_some(())
+    });
+    // What cannot change is served all the same.
+    let got = puller.get(&format!("/v2/{REPO}/manifests/{}", pushed.digest));
+    assert_eq!((got.status, got.body == pushed.manifest), (200, true));
+    drop(halted);
+    wait_for("the tag to be back", || (puller.get(&tag).status == 200).then_some(()));
 }

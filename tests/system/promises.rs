@@ -119,6 +119,43 @@ fn a_client_reads_its_own_pushes() {
     }
 }
 
+/// A tag goes back and forth between two images: whoever pulls gets all of one of them.
+#[test]
+fn a_tag_that_moves_while_it_is_pulled_is_all_old_or_all_new() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let site = &cluster.sites[0];
+    let pusher = Session::user(&cluster, &cluster.primary, &[REPO]);
+    let layers = [bytes(40_000, 200), bytes(30_000, 201)];
+    let images = layers.each_ref().map(|layer| pusher.push_image(REPO, "latest", &[layer]));
+    let reader = Session::anyone(&cluster, site, &[REPO]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(SeqCst) {
+                    let got = reader.get(&format!("/v2/{REPO}/manifests/latest"));
+                    assert_eq!(got.status, 200, "{}", got.text());
+                    let which = images.iter().position(|image| image.manifest == got.body);
+                    let which = which.expect("one of the two");
+                    let digest = images[which].digest.to_string();
+                    assert_eq!(got.header("docker-content-digest"), Some(digest.as_str()));
+                    let layer = &layers[which];
+                    let blob = reader.get(&format!("/v2/{REPO}/blobs/{}", Digest::sha256(layer)));
+                    assert!(blob.status == 200 && blob.body == *layer, "{}", blob.status);
+                    assert_eq!(reader.head(&format!("/v2/{REPO}/manifests/{digest}")).status, 200);
+                }
+            });
+        }
+        let _done = SetOnDrop(&done);
+        for round in 0..100 {
+            let response = pusher.put_manifest(REPO, "latest", &images[round % 2].manifest);
+            assert_eq!(response.status, 201, "{}", response.text());
+        }
+    });
+    let last = Session::anyone(&cluster, site, &[REPO]).get(&format!("/v2/{REPO}/manifests/latest"));
+    assert_eq!(last.body, images[1].manifest);
+}
+
 #[test]
 fn what_is_deleted_is_gone_everywhere() {
     let cluster = Cluster::start(Options::default());

@@ -1,6 +1,6 @@
 //! One reader's own way to the upstream, past a disk that does not take the blob.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, fs::File, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use outport_proto::{Digest, RepoName, digest::Hasher};
@@ -11,7 +11,7 @@ use super::{
     progress::{Unkept, readable},
     resuming::{Claim, Resuming},
 };
-use crate::store::ByteSource as _;
+use crate::store::{ByteSource as _, FileReader};
 
 /// The rest of a blob from upstream; its tail is held back in memory until the digest matches.
 pub(super) struct PassThrough {
@@ -22,7 +22,7 @@ pub(super) struct PassThrough {
     hasher: Option<Hasher>,
     hashed: u64,
     /// What the reader has not had yet, up to `hashed`.
-    waiting: std::collections::VecDeque<Bytes>,
+    waiting: VecDeque<Bytes>,
     waiting_from: u64,
     _turn: OwnedSemaphorePermit,
 }
@@ -41,14 +41,20 @@ impl PassThrough {
             turn = Arc::clone(&node.unkept_turns).acquire_owned() => turn.map_err(|_| FillError::Stopping)?,
         };
         let hashed = left_off.received;
+        let waiting_from = readable(hashed, size);
+        // What the file holds of the tail was hashed, and given to nobody.
+        let waiting = match &left_off.file {
+            Some(file) => read_all(Arc::clone(file), waiting_from..hashed).await?,
+            None => VecDeque::new(),
+        };
         Ok(Self {
             source: Resuming::new(node, digest, Claim::Repo(repo.clone()), Some(size), hashed),
             digest,
             size,
             hasher: Some(left_off.hasher.clone()),
             hashed,
-            waiting: std::collections::VecDeque::new(),
-            waiting_from: hashed,
+            waiting,
+            waiting_from,
             _turn: turn,
         })
     }
@@ -98,4 +104,13 @@ impl PassThrough {
         }
         None
     }
+}
+
+async fn read_all(file: Arc<File>, range: Range<u64>) -> Result<VecDeque<Bytes>, FillError> {
+    let mut reader = FileReader::new(file, range);
+    let mut pieces = VecDeque::new();
+    while let Some(piece) = reader.chunk().await? {
+        pieces.push_back(piece);
+    }
+    Ok(pieces)
 }

@@ -492,6 +492,28 @@ async fn a_full_disk_fails_no_pull() {
 }
 
 #[tokio::test]
+async fn a_disk_that_fills_up_within_the_held_back_tail_gives_no_wrong_byte() {
+    for (size, pieces) in [(100_000, 2), (60_000, 1)] {
+        let world = world_of(size, &[], options());
+        let written = (pieces * PIECE) as u64;
+        world.store.fill_up_after(written);
+        world.meter();
+        let flight = world.join();
+        for piece in 1..=pieces {
+            world.script.pieces.add_permits(1);
+            let mut progress = flight.shared.watch();
+            progress.wait_for(|now| now.received == (piece * PIECE) as u64).await.unwrap();
+        }
+        world.script.pieces.add_permits(1000);
+        for range in [0..size, 39_000..40_000, size - 1..size] {
+            let (got, end) = drain(&mut flight.reader(range.start as u64..range.end as u64)).await;
+            end.unwrap();
+            assert!(got == world.content[range.clone()], "{range:?} of {size}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn streaming_past_a_full_disk_gives_no_wrong_byte_and_resumes() {
     let world = world(&[Plan::Whole, Plan::WrongByteAt(SIZE - 1)]);
     world.store.fill_up_after(PIECE as u64);

@@ -20,6 +20,7 @@ mod recent;
 mod reset;
 mod segment;
 mod state;
+mod stepped;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -30,6 +31,7 @@ use bytes::Bytes;
 use outport_proto::{Change, Event, Offset};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::stepped::Stepper;
 use self::{
     disk::{OsDisk, SharedDisk},
     writer::{Done, Request, Shared, Writer},
@@ -51,6 +53,7 @@ struct Handle {
     shared: Arc<Shared>,
     /// `None` only while dropping.
     requests: Option<mpsc::Sender<Request>>,
+    /// `None` while dropping, and when the writer is stepped.
     writer: Option<thread::JoinHandle<()>>,
 }
 

@@ -164,7 +164,7 @@ impl Writer {
     }
 
     /// Serves requests in order, with as few fsyncs as their sizes allow.
-    fn serve(&mut self, requests: impl Iterator<Item = Request>) {
+    pub(super) fn serve(&mut self, requests: impl Iterator<Item = Request>) {
         let mut group = Group::after(self.tip);
         for request in requests {
             if let Some(stopped) = self.stopped() {

@@ -309,6 +309,9 @@ impl Subscription {
             Some(Err(error)) => tracing::error!(%error, "received events are not durable"),
             None => {}
         }
+        let log = self.parts.journal.log();
+        self.subscriber.handle_durable(log.head());
+        self.subscriber.handle_lost(log.bytes());
     }
 
     /// Two indexes that stand at one place of one log must be alike.

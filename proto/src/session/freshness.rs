@@ -82,6 +82,13 @@ impl Freshness {
         self.level_at = None;
     }
 
+    /// The events after `offset` will be received again: until then their age is not known.
+    pub(super) fn forget_events_after(&mut self, offset: Offset) {
+        self.events.pop_after(offset);
+        self.last_event = None;
+        self.level_at = None;
+    }
+
     pub(super) fn heartbeat(&self) -> Option<&Heartbeat> {
         self.last.as_ref().map(|(heartbeat, _)| heartbeat)
     }

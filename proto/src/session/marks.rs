@@ -59,6 +59,11 @@ impl Marks {
         last
     }
 
+    /// Forgets the marks after `offset`.
+    pub(super) fn pop_after(&mut self, offset: Offset) {
+        while self.marks.pop_back_if(|mark| mark.offset > offset).is_some() {}
+    }
+
     /// The time of the first mark after `offset`.
     pub(super) fn first_after(&self, offset: Offset) -> Option<Timestamp> {
         let index = self.marks.partition_point(|mark| mark.offset <= offset);

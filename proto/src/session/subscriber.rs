@@ -162,7 +162,7 @@ impl Subscriber {
     }
 
     /// A stream to the primary is open. What was received before and is not durable yet is sent
-    /// again and skipped: a driver that lost it must begin with a new subscriber.
+    /// again and skipped: a driver that lost it must first say so ([`Subscriber::handle_lost`]).
     pub fn handle_connected(&mut self, now: Duration) {
         self.state = SubscriberState::Greeting;
         self.welcomed = false;
@@ -176,6 +176,16 @@ impl Subscriber {
     pub fn handle_disconnected(&mut self) {
         self.state = SubscriberState::Disconnected;
         self.welcomed = false;
+    }
+
+    /// What was received and is not durable got lost on its way to the disk: it is to be sent
+    /// again and taken in again. `log_bytes` is the length of the log up to what is durable.
+    pub fn handle_lost(&mut self, log_bytes: u64) {
+        if self.progress.received > self.progress.durable {
+            self.progress.received = self.progress.durable;
+            self.progress.log_bytes = log_bytes;
+            self.fresh.forget_events_after(self.progress.durable);
+        }
     }
 
     /// A frame came.

@@ -103,6 +103,26 @@ fn what_is_received_and_not_yet_durable_is_not_delivered_twice() {
 }
 
 #[test]
+fn what_is_lost_before_it_is_durable_comes_again() {
+    let mut pair = Pair::new();
+    pair.append(3);
+    pair.connect();
+    pair.run_until(|pair| pair.subscriber.progress().applied == at(3));
+    pair.stages_pass = false;
+    pair.append(4);
+    pair.run_until(|pair| pair.delivered.len() == 7);
+    pair.cut();
+    pair.subscriber.handle_durable(at(5));
+    pair.subscriber.handle_lost(0);
+    assert_eq!(pair.subscriber.progress().received, at(5));
+    pair.delivered.clear();
+    pair.append(1);
+    pair.connect();
+    pair.run_until(|pair| pair.delivered.len() == 3);
+    assert_eq!(pair.delivered, [at(6), at(7), at(8)]);
+}
+
+#[test]
 fn when_heartbeats_stop_nothing_is_claimed_any_more() {
     let mut pair = Pair::new();
     pair.connect();

@@ -5,7 +5,7 @@ pub mod dial;
 mod intake;
 pub mod memory;
 pub mod prefetch;
-mod primary_clock;
+pub mod primary_clock;
 mod snapshot;
 pub mod subscriber;
 pub mod view;

@@ -10,23 +10,24 @@ const SAMPLES: usize = 16;
 /// A heartbeat that travelled slowly makes the primary's clock look earlier than it is, so the
 /// largest of the last differences is the truest.
 #[derive(Debug, Default)]
-pub(super) struct PrimaryClock(VecDeque<i64>);
+pub struct PrimaryClock(VecDeque<i64>);
 
 impl PrimaryClock {
-    /// A heartbeat that was sent at `primary` arrived when the local clock read `local`.
-    pub(super) fn heard(&mut self, primary: Timestamp, local: Timestamp) {
-        let ahead = i64::try_from(i128::from(primary.as_micros()) - i128::from(local.as_micros()));
+    /// A heartbeat that was sent at `primary` arrived when the local clock read `local`, over a
+    /// path with that round trip. All of it is added where half is expected, so that no answer
+    /// looks younger than it is, also once the path is gone.
+    pub fn heard(&mut self, primary: Timestamp, local: Timestamp, rtt: Duration) {
+        let arrived = primary.plus(rtt);
+        let ahead = i64::try_from(i128::from(arrived.as_micros()) - i128::from(local.as_micros()));
         if self.0.len() == SAMPLES {
             self.0.pop_front();
         }
         self.0.push_back(ahead.unwrap_or(0));
     }
 
-    /// Microseconds to add to the local clock. A whole round trip is added where half of one is
-    /// expected, so that no answer looks younger than it is.
-    pub(super) fn ahead_micros(&self, rtt: Duration) -> i64 {
-        let newest = self.0.iter().max().copied().unwrap_or(0);
-        newest.saturating_add(i64::try_from(rtt.as_micros()).unwrap_or(i64::MAX))
+    /// Microseconds to add to the local clock.
+    pub fn ahead_micros(&self) -> i64 {
+        self.0.iter().max().copied().unwrap_or(0)
     }
 }
 
@@ -38,10 +39,11 @@ mod tests {
     fn the_quickest_heartbeat_counts_and_is_forgotten_in_time() {
         let mut clock = PrimaryClock::default();
         let at = Timestamp::from_micros;
-        clock.heard(at(10_500), at(10_000));
-        clock.heard(at(10_600), at(10_400));
-        assert_eq!(clock.ahead_micros(Duration::from_micros(30)), 530);
-        (0..SAMPLES).for_each(|_| clock.heard(at(500), at(1000)));
-        assert_eq!(clock.ahead_micros(Duration::ZERO), -500);
+        let rtt = Duration::from_micros(30);
+        clock.heard(at(10_500), at(10_000), rtt);
+        clock.heard(at(10_600), at(10_400), rtt);
+        assert_eq!(clock.ahead_micros(), 530);
+        (0..SAMPLES).for_each(|_| clock.heard(at(500), at(1000), rtt));
+        assert_eq!(clock.ahead_micros(), -470);
     }
 }

@@ -273,7 +273,8 @@ impl Subscription {
             SubscriberNotice::Events(events) => self.intake.take(events),
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
-                self.primary_clock.heard(heartbeat.now, self.parts.clock.now());
+                let rtt = connections.log.rtt();
+                self.primary_clock.heard(heartbeat.now, self.parts.clock.now(), rtt);
                 self.report();
                 self.compare(heartbeat.state_hash, heartbeat.state_at);
             }
@@ -350,7 +351,7 @@ impl Subscription {
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),
-            primary_ahead_micros: self.primary_clock.ahead_micros(rtt.unwrap_or_default()),
+            primary_ahead_micros: self.primary_clock.ahead_micros(),
         };
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
         self.view.show(self.status(now, rtt.filter(|_| is_open)));

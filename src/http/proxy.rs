@@ -1,8 +1,11 @@
 //! Streaming a request through to the primary, for those that must not meet a redirect.
 
 use std::{
-    pin::Pin,
-    sync::Arc,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -30,12 +33,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept warm, so that a push does not begin with a handshake across the world.
 const IDLE_CONNECTIONS_MAX: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For the primary's answer after the whole body is out: it hashes and syncs a layer meanwhile.
+/// For the primary's answer once no byte of the body goes out any longer: it hashes and syncs a
+/// layer meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Headers that belong to one connection and not to the request: RFC 9110 section 7.6.1. `Expect`
 /// is answered here: the body is asked for when the primary is ready for it.
-const HOP_BY_HOP: [HeaderName; 10] = [
+const HOP_BY_HOP: [HeaderName; 11] = [
     header::CONNECTION,
     header::EXPECT,
     header::HOST,
@@ -46,6 +50,7 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
 ];
 
 /// A client of the primary's registry. Cloning gives another handle to the same connections.
@@ -53,6 +58,7 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 pub struct Proxy {
     client: Client<HttpsConnector<HttpConnector>, UnsyncBoxBody<Bytes, BoxError>>,
     reachability: Reachability,
+    pub(super) answer_timeout: Duration,
 }
 
 impl Proxy {
@@ -73,7 +79,7 @@ impl Proxy {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build(connector);
-        Self { client, reachability: Reachability::default() }
+        Self { client, reachability: Reachability::default(), answer_timeout: ANSWER_TIMEOUT }
     }
 
     /// Whether the primary answers at `url`; a gateway's word for it does not count.
@@ -95,28 +101,43 @@ impl Proxy {
         target: Uri,
         sent_bytes: &Counter,
     ) -> Result<Response<Body>, ApiError> {
+        let sent = Arc::new(AtomicU64::new(0));
         let body = match asked.take_body() {
             None => http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync(),
-            Some(body) => Counted { body, bytes: sent_bytes.clone() }.map_err(Into::into).boxed_unsync(),
+            Some(body) => {
+                let counted = Counted { body, sent: Arc::clone(&sent), bytes: sent_bytes.clone() };
+                counted.map_err(Into::into).boxed_unsync()
+            }
         };
         let mut request = Request::new(body);
         *request.method_mut() = asked.method.clone();
         *request.uri_mut() = target;
         *request.headers_mut() = end_to_end(&asked.headers);
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.client.request(request)).await;
+        let mut answer = pin!(self.client.request(request));
+        // A layer may take hours on its way; only silence is a reason to give up.
+        let answer = loop {
+            let before = sent.load(Relaxed);
+            match tokio::time::timeout(self.answer_timeout, answer.as_mut()).await {
+                Ok(answer) => break answer,
+                Err(_) if sent.load(Relaxed) == before => {
+                    let reason = "the primary site did not answer in time";
+                    return Err(ApiError::Unavailable(reason.into()));
+                }
+                Err(_) => {}
+            }
+        };
         match answer {
-            Ok(Ok(answer)) => {
+            Ok(answer) => {
                 let (parts, body) = answer.into_parts();
                 let mut response = Response::new(Body::proxied(body));
                 *response.status_mut() = parts.status;
                 *response.headers_mut() = end_to_end(&parts.headers);
                 Ok(response)
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::info!(%error, "request not streamed through to the primary");
                 Err(ApiError::Unavailable("the primary site cannot be reached; pushes need it".into()))
             }
-            Err(_) => Err(ApiError::Unavailable("the primary site did not answer in time".into())),
         }
     }
 }
@@ -139,6 +160,9 @@ fn end_to_end(headers: &HeaderMap) -> HeaderMap {
 /// A body whose bytes are counted as they pass.
 struct Counted<B> {
     body: B,
+    /// Of this body.
+    sent: Arc<AtomicU64>,
+    /// Of all.
     bytes: Counter,
 }
 
@@ -154,6 +178,7 @@ impl<B: RequestBody> http_body::Body for Counted<B> {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
+            self.sent.fetch_add(data.len() as u64, Relaxed);
             self.bytes.inc_by(data.len() as u64);
         }
         Poll::Ready(frame)

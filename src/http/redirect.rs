@@ -1,8 +1,10 @@
 //! Leading what only the primary may do to the primary: by a 307 with a ticket where a client can
 //! follow it, by streaming it through where not.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
-use outport_proto::{Reference, RepoName, Tag, route::Endpoint};
+use outport_proto::{Reference, RepoName, Tag, Timestamp, route::Endpoint};
 
 use super::{
     action::{Action, UploadStart},
@@ -21,6 +23,9 @@ use crate::{
     clock::SharedClock,
     registry::{Intents, SessionView},
 };
+
+/// How long what is streamed through may take to happen at the primary: no ticket ends it.
+const PROXIED_LIFE_MAX: Duration = Duration::from_secs(600);
 
 /// How a site leads pushes to the primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,16 +61,21 @@ impl Redirects {
         addresses: &Addresses,
         (clock, metrics): (&SharedClock, &HttpMetrics),
     ) -> Result<Response<Body>, ApiError> {
-        self.note_intents(action, clock);
         if let Some(kind) = self.redirectable(action, asked)
             && let Some(url) = self.url(action, asked, addresses, clock)?
         {
+            self.note_intents(action, clock.now(), TICKET_LIFE_MAX);
             metrics.led_to_primary(kind);
             return Ok(temporary_redirect(url));
         }
+        self.note_intents(action, clock.now(), PROXIED_LIFE_MAX);
         metrics.led_to_primary(RedirectKind::Proxied);
         let target = Target { base: &addresses.public_url, path: path_of(action)?, query: asked.uri.query() };
-        self.proxy.forward(asked, target.uri()?, &metrics.proxied_bytes).await
+        let mut response = self.proxy.forward(asked, target.uri()?, &metrics.proxied_bytes).await?;
+        if self.mode == PushMode::Proxy {
+            stay_here(response.headers_mut(), &addresses.public_url);
+        }
+        Ok(response)
     }
 
     /// A redirect of a token request: the password, if any, travels in the ticket.
@@ -138,10 +148,9 @@ impl Redirects {
     }
 
     /// What the request would move is about to move: reads of it ask the primary until it has.
-    fn note_intents(&self, action: &Action, clock: &SharedClock) {
-        let now = clock.now();
+    fn note_intents(&self, action: &Action, now: Timestamp, life: Duration) {
         let open = |repo: &RepoName, reference: &Reference| {
-            self.intents.open(repo, reference, now, now.plus(TICKET_LIFE_MAX));
+            self.intents.open(repo, reference, now, now.plus(life));
         };
         match action {
             Action::PutManifest { repo, reference, tags } => {
@@ -167,6 +176,17 @@ fn path_of(action: &Action) -> Result<String, ApiError> {
         _ => return Err(ApiError::Internal),
     };
     Ok(endpoint.path())
+}
+
+/// An upload that was begun through this site goes on through it: its clients cannot reach the
+/// primary. They resolve a path against the host they asked, which is this site.
+fn stay_here(headers: &mut HeaderMap, primary: &str) {
+    let location = headers.get(header::LOCATION).and_then(|location| location.to_str().ok());
+    let path =
+        location.and_then(|location| location.strip_prefix(primary)).filter(|path| path.starts_with('/'));
+    if let Some(path) = path.and_then(|path| HeaderValue::from_str(path).ok()) {
+        headers.insert(header::LOCATION, path);
+    }
 }
 
 struct Target<'a> {

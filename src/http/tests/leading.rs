@@ -164,12 +164,26 @@ async fn in_proxy_mode_everything_is_streamed_through() {
     let world = Leading::start(PushMode::Proxy).await;
     let digest = Digest::sha256(b"layer");
     let started = world.site.ask(ask("POST", "/v2/team/app/blobs/uploads/").by(&world.token)).await.is(202);
-    let upload = world.primary.path_of(started.location());
+    // A client that cannot reach the primary stays at the host it asked.
+    let upload = started.location();
+    assert!(upload.starts_with("/v2/team/app/blobs/uploads/"), "{upload}");
     world.site.ask(ask("PUT", format!("{upload}&digest={digest}")).body("layer")).await.is(201);
     let put = ask("PUT", "/v2/team/app/manifests/1").by(&world.token).with("content-type", OCI_MANIFEST);
     world.site.ask(put.body(image(&digest, ""))).await.is(201);
     world.site.ask(ask("GET", "/v2/team/app/manifests/1").by(&world.token)).await.is(200);
     world.site.ask(ask("DELETE", "/v2/team/app/manifests/1").by(&world.token)).await.is(202);
+}
+
+#[tokio::test]
+async fn a_layer_may_take_longer_on_its_way_than_the_primary_may_be_silent() {
+    let mut world = Leading::start(PushMode::Proxy).await;
+    let Role::Secondary(redirects) = &mut Arc::get_mut(&mut world.site.api).unwrap().role else { panic!() };
+    redirects.proxy.answer_timeout = std::time::Duration::from_millis(400);
+    let layer = vec![b'x'; 8];
+    let digest = Digest::sha256(&layer);
+    let whole = format!("/v2/team/app/blobs/uploads/?digest={digest}");
+    let slow = ask("POST", whole).by(&world.token).chunks(layer.iter().map(|byte| vec![*byte].into()));
+    world.site.ask(slow.slowly(std::time::Duration::from_millis(100))).await.is(201);
 }
 
 #[tokio::test]

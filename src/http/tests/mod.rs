@@ -231,6 +231,12 @@ impl Ask {
         self
     }
 
+    /// With a pause before each piece of the body.
+    fn slowly(mut self, pause: std::time::Duration) -> Self {
+        self.body.pause = Some(tokio::time::interval(pause));
+        self
+    }
+
     async fn of(self, api: &Arc<Api>) -> Answer {
         let request = self.request.body(self.body).unwrap();
         let connection = Connection::new(([127, 0, 0, 1], 1).into());
@@ -296,11 +302,12 @@ impl Answer {
 struct Chunks {
     chunks: VecDeque<Bytes>,
     unknown_length: bool,
+    pause: Option<tokio::time::Interval>,
 }
 
 impl Chunks {
     fn of(chunks: impl IntoIterator<Item = Bytes>) -> Self {
-        Self { chunks: chunks.into_iter().collect(), unknown_length: false }
+        Self { chunks: chunks.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -310,8 +317,11 @@ impl http_body::Body for Chunks {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(pause) = &mut self.pause {
+            std::task::ready!(pause.poll_tick(cx));
+        }
         Poll::Ready(self.chunks.pop_front().map(|chunk| Ok(Frame::data(chunk))))
     }
 

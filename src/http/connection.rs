@@ -95,6 +95,8 @@ pub(super) struct Watch {
     patience: Patience,
     step: Duration,
     requests: u64,
+    /// A request was in flight when last looked at.
+    busy: bool,
     read_bytes: u64,
     moved_bytes: u64,
     moved_while_stalled: u64,
@@ -120,6 +122,7 @@ impl Watch {
             patience,
             step: patience.tick(),
             requests: 0,
+            busy: false,
             read_bytes: 0,
             moved_bytes: 0,
             moved_while_stalled: 0,
@@ -143,12 +146,13 @@ impl Watch {
         let moved = moved_bytes - self.moved_bytes;
         self.moved_bytes = moved_bytes;
         if connection.in_flight.load(Relaxed) > 0 || blocked {
-            self.begin_quiet(requests, read_bytes);
+            self.busy = true;
             return self.look_at_progress(moved, blocked);
         }
         self.stalled = Duration::ZERO;
         self.moved_while_stalled = 0;
-        if requests != self.requests {
+        // What came before the last request's end was no head of the next one.
+        if std::mem::take(&mut self.busy) || requests != self.requests {
             self.begin_quiet(requests, read_bytes);
             return None;
         }
@@ -291,6 +295,17 @@ mod tests {
         let connection = connection();
         drop(connection.begin_request());
         assert_eq!(outcome(&connection, || ()), Some((Verdict::Idle, 9)));
+    }
+
+    #[test]
+    fn a_body_that_was_just_read_is_no_slow_head() {
+        let connection = connection();
+        let mut requests = vec![Some(connection.begin_request()), None];
+        let read_and_answer = || {
+            connection.read_bytes.fetch_add(u64::from(requests.len() == 1), Relaxed);
+            drop(requests.pop());
+        };
+        assert_eq!(outcome(&connection, read_and_answer), Some((Verdict::Idle, 10)));
     }
 
     #[test]

@@ -144,16 +144,27 @@ impl Uploads {
             let Ok(seen) = self.store.uploads.take(id) else {
                 continue;
             };
-            let last_used = self.last_used(id)?;
-            if last_used.is_none_or(|at| now.since(at) > age_max) {
-                let had_data = self.store.remove_upload(id)?;
-                removed += u64::from(had_data);
-                self.store.uploads.lock().remove(&id);
-            } else {
-                self.store.uploads.rest(id, seen);
+            let swept = self.remove_if_old(id, now, age_max);
+            match swept {
+                Ok(Some(_)) => drop(self.store.uploads.lock().remove(&id)),
+                Ok(None) | Err(_) => self.store.uploads.rest(id, seen),
             }
+            removed += u64::from(swept? == Some(true));
         }
         Ok(removed)
+    }
+
+    /// Whether the data of an upload removed for its age was there; `None` when it is not that old.
+    fn remove_if_old(
+        &self,
+        id: UploadId,
+        now: Timestamp,
+        age_max: Duration,
+    ) -> Result<Option<bool>, StoreError> {
+        match self.last_used(id)? {
+            Some(at) if now.since(at) <= age_max => Ok(None),
+            _ => self.store.remove_upload(id).map(Some),
+        }
     }
 
     /// When the upload was begun or last written; `None` when it is not whole.

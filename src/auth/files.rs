@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
@@ -44,17 +44,37 @@ pub(super) fn write_public(path: &Path, text: &str) -> Result<(), FileError> {
     replace(path, text, 0o644)
 }
 
-fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
-    let directory = match path.parent() {
+/// Waits until nobody else is between reading and replacing a file beside `path`; for as long as
+/// the answer is kept. The directory is what is locked: the file itself is another one each time.
+pub(super) fn lock_beside(path: &Path) -> Result<fs::File, FileError> {
+    let lock = || {
+        let directory = fs::File::open(directory_of(path))?;
+        directory.lock()?;
+        Ok(directory)
+    };
+    lock().map_err(FileError::at(path))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
+    }
+}
+
+fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+    let directory = directory_of(path);
     let write = || {
         let mut file = tempfile::Builder::new()
             .prefix(".outport-")
             .permissions(fs::Permissions::from_mode(mode))
             .tempfile_in(directory)?;
         file.write_all(text.as_bytes())?;
+        if let Ok(old) = fs::metadata(path) {
+            // The service that reads it may be another user than the one who changes it. Only
+            // root can give a file away.
+            let _ = fchown(file.as_file(), Some(old.uid()), Some(old.gid()));
+        }
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
         fs::File::open(directory)?.sync_all()

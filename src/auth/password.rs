@@ -19,7 +19,7 @@ use super::{FileError, files, random};
 /// Names that mean groups in access rules and therefore cannot be users.
 const RESERVED: [&str; 2] = [super::rules::ANONYMOUS, super::rules::AUTHENTICATED];
 /// Longest user name in bytes.
-const USER_BYTES_MAX: usize = 128;
+pub(super) const USER_BYTES_MAX: usize = 128;
 /// Longest password in bytes: hashing time must not grow with what a stranger sends.
 pub(super) const PASSWORD_BYTES_MAX: usize = 1024;
 /// Highest bcrypt cost taken: this one needs seconds for a single check already.
@@ -121,6 +121,7 @@ pub fn add(path: &Path, user: &str, password: &str) -> Result<bool, PasswordErro
     if password.is_empty() || password.len() > PASSWORD_BYTES_MAX || password.contains(char::is_control) {
         return Err(PasswordError::Password);
     }
+    let _alone = files::lock_beside(path)?;
     let text = files::read_text(path)?.unwrap_or_default();
     let is_new = !parse(path, &text)?.contains_key(user);
     let line = format!("{user}:{}", Hash::of(password)?);
@@ -132,6 +133,7 @@ pub fn add(path: &Path, user: &str, password: &str) -> Result<bool, PasswordErro
 
 /// Removes a user. Returns whether there was one.
 pub fn remove(path: &Path, user: &str) -> Result<bool, PasswordError> {
+    let _alone = files::lock_beside(path)?;
     let Some(text) = files::read_text(path)? else { return Ok(false) };
     if !parse(path, &text)?.contains_key(user) {
         return Ok(false);
@@ -234,6 +236,19 @@ mod tests {
             assert!(hash.matches("pä ss"));
             assert!(!hash.matches("pä s") && !hash.matches(""));
         }
+    }
+
+    #[test]
+    fn two_at_once_lose_no_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("users");
+        std::thread::scope(|scope| {
+            for user in ["ana", "bob", "cid", "dan"] {
+                let path = &path;
+                scope.spawn(move || add(path, user, "x").unwrap());
+            }
+        });
+        assert_eq!(list(&path).unwrap(), ["ana", "bob", "cid", "dan"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     PasswordError, Secret, files,
-    password::{self, Hash, PASSWORD_BYTES_MAX},
+    password::{self, Hash, PASSWORD_BYTES_MAX, USER_BYTES_MAX},
     random,
 };
 use crate::clock::SharedClock;
@@ -93,7 +93,8 @@ impl Users {
 
     /// Whether `password` is the password of `user`. An unknown user takes as long as a wrong password.
     pub async fn check(&self, user: &str, password: &Secret) -> Result<(), CheckError> {
-        if password.expose().len() > PASSWORD_BYTES_MAX {
+        // Nobody's name is that long, and failures are counted by name.
+        if password.expose().len() > PASSWORD_BYTES_MAX || user.len() > USER_BYTES_MAX {
             return Err(CheckError::Wrong);
         }
         let (hash, decoy) = self.hash_of(user);

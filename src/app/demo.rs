@@ -269,7 +269,7 @@ fn primary_config(
         registry: config::PrimaryRegistry::plain(parse_address(&node.registry)?, public_url),
         auth: config::Auth {
             access: vec![rule],
-            catalog: vec!["anonymous".to_owned()],
+            catalog: Some(vec!["anonymous".to_owned()]),
             ..config::Auth::new("localhost", users.to_owned())
         },
         replication: config::PrimaryReplication {

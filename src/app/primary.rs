@@ -101,12 +101,14 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
     let replication =
         endpoint.local_addr().map_err(|error| StartError::new("listen (replication.listen)", error))?;
 
-    let rules = access_rules(&config.auth)?;
+    let rules = config.auth.rules().map_err(|error| StartError::new("read auth.access", error))?;
     let public_pull = rules.public_pull();
     let keys = Arc::new(
         PrimaryKeys::open(&data_dir.join("keys"))
             .map_err(|error| StartError::new("open the primary's keys", error))?,
     );
+    keys.keep_sites(&config.replication.sites)
+        .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir).await?;
     let journal = Journal::open(&config.data_dir, JournalOptions::default(), Arc::clone(&clock), &shutdown)
         .await
@@ -199,14 +201,6 @@ fn push_service(
         ..PushLimits::default()
     };
     PushService::new(journal.clone(), store.clone(), Arc::clone(clock), limits, shutdown.clone())
-}
-
-fn access_rules(config: &config::Auth) -> Result<AccessRules, StartError> {
-    if config.access.is_empty() {
-        return Ok(AccessRules::authenticated_only());
-    }
-    AccessRules::new(&config.access, &config.catalog)
-        .map_err(|error| StartError::new("read auth.access", error))
 }
 
 fn token_service(

@@ -165,15 +165,12 @@ impl PrimaryKeys {
         self.renew(&mut seals, changed, now)
     }
 
-    /// Forgets a site: its tickets open no more.
-    pub fn remove_site(&self, site: &SiteName) -> Result<bool, KeysError> {
+    /// Forgets every site but these: tickets of the others open no more.
+    pub fn keep_sites(&self, sites: &[SiteName]) -> Result<(), KeysError> {
         let mut seals = self.seals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = seals.clone();
-        if changed.sites.remove(site).is_none() {
-            return Ok(false);
-        }
-        self.commit(&mut seals, changed)?;
-        Ok(true)
+        changed.sites.retain(|site, _| sites.contains(site));
+        if changed.sites.len() == seals.sites.len() { Ok(()) } else { self.commit(&mut seals, changed) }
     }
 
     fn renew(&self, seals: &mut Seals, mut changed: Seals, now: Timestamp) -> Result<bool, KeysError> {
@@ -340,7 +337,11 @@ mod tests {
         assert!(keys.rotate(at(7 * DAY)).unwrap());
         assert!(!opens(7));
         assert!(PrimaryKeys::open(directory.path()).unwrap().generation() == keys.generation());
-        assert!(keys.remove_site(&mumbai()).unwrap());
-        assert!(!keys.remove_site(&mumbai()).unwrap());
+        let newest = keys.keys_of(&mumbai(), "issuer", at(7 * DAY)).unwrap();
+        sealer.set_keys(&newest.seal).unwrap();
+        keys.keep_sites(&[mumbai()]).unwrap();
+        assert!(opens(7));
+        keys.keep_sites(&["frankfurt".parse().unwrap()]).unwrap();
+        assert!(!opens(7));
     }
 }

@@ -89,6 +89,12 @@ impl AccessRules {
         Self { rules: vec![Rule::everything(&[Who::Authenticated])], catalog: vec![Who::Authenticated] }
     }
 
+    /// The same, with other people who may list all repositories.
+    #[must_use]
+    pub fn with_catalog(self, catalog: &[String]) -> Self {
+        Self { catalog: people(catalog), ..self }
+    }
+
     /// Anyone may pull and list, `user` may push and delete as well.
     pub fn public_with_owner(user: &str) -> Self {
         let owner = Rule::everything(&[Who::User(user.to_owned())]);

@@ -16,8 +16,7 @@ impl Primary {
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         check_files(path, "auth.users_file", &[&self.auth.users_file])?;
-        crate::auth::AccessRules::new(&self.auth.access, &self.auth.catalog)
-            .map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
+        self.auth.rules().map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
         Ok(())
     }
 }

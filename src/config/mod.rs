@@ -16,7 +16,7 @@ use serde::Deserialize;
 pub use load::{ConfigError, load, load_with_environment};
 pub use value::{HostPort, PublicUrl, RepoGlobs};
 
-use crate::auth::rules::AccessRule;
+use crate::auth::{AccessRule, AccessRules, RuleError};
 
 /// Configuration of a primary.
 #[derive(Clone, Debug, Deserialize)]
@@ -138,9 +138,9 @@ pub struct Auth {
     /// Rules by repository; without any, users may do everything and anonymous callers nothing.
     #[serde(default)]
     pub access: Vec<AccessRule>,
-    /// Who may list all repositories: user names, `authenticated`, `anonymous`.
-    #[serde(default = "catalog")]
-    pub catalog: Vec<String>,
+    /// Who may list all repositories: user names, `authenticated`, `anonymous`. Whoever may sees the
+    /// names of those they may not pull from as well; so with rules it is nobody by default.
+    pub catalog: Option<Vec<String>>,
 }
 
 /// The QUIC listener of a primary.
@@ -272,7 +272,21 @@ impl Auth {
             users_file,
             token_lifetime_seconds: token_lifetime_seconds(),
             access: Vec::new(),
-            catalog: catalog(),
+            catalog: None,
+        }
+    }
+}
+
+impl Auth {
+    /// The rules, ready to be asked.
+    ///
+    /// # Errors
+    /// Names the glob that is malformed.
+    pub fn rules(&self) -> Result<AccessRules, RuleError> {
+        match (&*self.access, &self.catalog) {
+            ([], None) => Ok(AccessRules::authenticated_only()),
+            ([], Some(catalog)) => Ok(AccessRules::authenticated_only().with_catalog(catalog)),
+            (rules, catalog) => AccessRules::new(rules, catalog.as_deref().unwrap_or_default()),
         }
     }
 }
@@ -311,10 +325,26 @@ const fn token_lifetime_seconds() -> u32 {
     300
 }
 
-fn catalog() -> Vec<String> {
-    vec!["authenticated".to_owned()]
-}
-
 fn issuer() -> String {
     "outport".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Scope;
+
+    #[test]
+    fn who_may_list_all_repositories() {
+        let everybody = || AccessRule { repository: "**".to_owned(), ..AccessRule::default() };
+        let may_list = |access: Vec<AccessRule>, catalog: Option<&str>, user| {
+            let catalog = catalog.map(|who| vec![who.to_owned()]);
+            let auth = Auth { access, catalog, ..Auth::new("service", PathBuf::new()) };
+            auth.rules().unwrap().grant(user, &[Scope::Catalog]).allows_catalog()
+        };
+        assert!(may_list(vec![], None, Some("ana")) && !may_list(vec![], None, None));
+        assert!(!may_list(vec![], Some("bob"), Some("ana")) && may_list(vec![], Some("bob"), Some("bob")));
+        assert!(!may_list(vec![everybody()], None, Some("ana")), "others' repositories would show");
+        assert!(may_list(vec![everybody()], Some("authenticated"), Some("ana")));
+    }
 }

@@ -141,7 +141,7 @@ impl Cluster {
         let names: Vec<String> = self.sites.iter().map(|site| site.name.clone()).collect();
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n\n\
-             [auth]\nservice = 'outport.test'\nusers_file = '{users}'\n{auth}\n\
+             [auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
              [[auth.access]]\nrepository = '**'\npull = ['anonymous']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
              [replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
              [replication.tls]\n{mutual}\n{admin}{more}",

@@ -22,7 +22,7 @@ mod tests;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -61,6 +61,8 @@ struct Shared {
     applying: Mutex<()>,
     /// The index shows a state the log led to once this is applied.
     whole_at: Mutex<Offset>,
+    /// Snapshots that began to be taken in; only the last of them may replace anything.
+    installations: AtomicU64,
 }
 
 /// How a journal is kept.
@@ -168,6 +170,7 @@ impl Journal {
             condition: watch::Sender::new(Condition::Applying),
             applying: Mutex::new(()),
             whole_at: Mutex::new(whole_at),
+            installations: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -311,6 +314,9 @@ pub enum JournalError {
         /// Entries announced.
         expected: u64,
     },
+    /// A snapshot that began later replaces everything instead.
+    #[error("a newer snapshot is being taken")]
+    Superseded,
     /// The index is lost, and no snapshot file leads to where the log begins.
     #[error("the log begins after {floor} and no snapshot leads there")]
     Unreachable {

@@ -5,7 +5,7 @@
 //! was reset leaves the old state; after it, the index does not belong to the log any more and
 //! is rebuilt from the file at the next start.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use outport_proto::{Offset, snapshot::Entry};
 use tokio::runtime::Handle;
@@ -18,6 +18,8 @@ pub struct Installation {
     shared: Arc<Shared>,
     from: Offset,
     writer: SnapshotWriter,
+    /// Which of the journal's installations this is.
+    number: u64,
 }
 
 impl Installation {
@@ -27,8 +29,9 @@ impl Installation {
         log_bytes: u64,
     ) -> Result<Self, JournalError> {
         let beginning = tokio::task::spawn_blocking(move || {
+            let number = shared.installations.fetch_add(1, Ordering::Relaxed) + 1;
             let writer = shared.snapshots.create(from, log_bytes)?;
-            Ok(Self { shared, from, writer })
+            Ok(Self { shared, from, writer, number })
         });
         joined(beginning).await
     }
@@ -49,8 +52,9 @@ impl Installation {
     /// which events are to be asked for.
     ///
     /// # Errors
-    /// [`JournalError::Incomplete`] when `entries` did not all come; otherwise when the disk
-    /// fails: then the snapshot has to be taken again.
+    /// [`JournalError::Incomplete`] when `entries` did not all come, [`JournalError::Superseded`]
+    /// when another one began since; otherwise when the disk fails: then the snapshot has to be
+    /// taken again.
     pub async fn finish(self, until: Offset, entries: u64) -> Result<Offset, JournalError> {
         let found = self.writer.entries();
         if found != entries {
@@ -60,9 +64,13 @@ impl Installation {
     }
 
     fn replace(self, until: Offset) -> Result<Offset, JournalError> {
-        let Self { shared, from, writer } = self;
+        let Self { shared, from, writer, number } = self;
         let (name, taken) = writer.finish(until)?;
         let _applying = lock(&shared.applying);
+        // Whoever began this one may be gone, and the log may have moved on from a newer one.
+        if shared.installations.load(Ordering::Relaxed) != number {
+            return Err(JournalError::Superseded);
+        }
         *lock(&shared.whole_at) = until.max(from);
         Handle::current().block_on(shared.log.reset(from, taken.log_bytes))?;
         shared.index.clear()?;

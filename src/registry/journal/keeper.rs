@@ -9,7 +9,7 @@ use std::{
 use outport_proto::{Offset, snapshot::Entry};
 use tokio::time::MissedTickBehavior;
 
-use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined};
+use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined, lock};
 use crate::shutdown::Shutdown;
 
 /// How often it looks whether anything is due.
@@ -23,18 +23,18 @@ pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
     let end_applier = applying.clone().drop_guard();
     // The group waits for it; nobody else has to.
     drop(shutdown.spawn(async move {
-        let _end_applier = end_applier;
-        let applying = {
+        let applier = {
             let shared = Arc::clone(&shared);
-            tokio::task::spawn_blocking(move || {
-                let ended = applier::run(&shared, &applying);
-                shared.condition.send_replace(Condition::Ended(ended));
-            })
+            tokio::task::spawn_blocking(move || applier::run(&shared, &applying))
         };
-        Keeper::new(&shared).run(&stop).await;
-        if let Err(error) = applying.await {
-            shared.condition.send_replace(Condition::Ended(JournalError::Panicked(error.to_string())));
-        }
+        let applier = async {
+            let ended = applier.await.unwrap_or_else(|error| JournalError::Panicked(error.to_string()));
+            shared.condition.send_replace(Condition::Ended(ended));
+        };
+        tokio::join!(applier, async {
+            Keeper::new(&shared).run(&stop).await;
+            drop(end_applier);
+        });
         let closing = {
             let shared = Arc::clone(&shared);
             tokio::task::spawn_blocking(move || Ok(shared.index.close()?))
@@ -85,6 +85,8 @@ impl Keeper {
         if due && !self.checkpoint_failed {
             self.checkpoint().await;
         }
+        // The log began anew, with a snapshot file of its own.
+        self.snapshot_log_bytes = self.snapshot_log_bytes.min(self.shared.log.bytes());
         if self.shared.log.bytes() >= self.snapshot_log_bytes.saturating_add(options.snapshot_log_bytes) {
             self.snapshot().await;
         }
@@ -137,6 +139,8 @@ pub(super) fn write_snapshot(shared: &Shared) -> Result<(Offset, u64), JournalEr
         return Err(error.into());
     }
     let (_, until) = dumped?;
+    // What a snapshot brought may be ahead of what is applied.
+    let until = until.max(*lock(&shared.whole_at));
     if !shared.log.contains(from) {
         return Err(JournalError::Snapshot("the log began anew meanwhile".to_owned()));
     }

@@ -278,6 +278,21 @@ fn an_incomplete_or_abandoned_snapshot_changes_nothing() {
     });
 }
 
+#[test]
+fn a_snapshot_that_was_begun_before_another_replaces_nothing_after_it() {
+    runtime().block_on(async {
+        let site = Site::new(Origin::Followed);
+        let journal = site.open().await.unwrap();
+        let late = journal.install_snapshot(Offset::new(1, 40), 0).await.unwrap();
+        let newer = journal.install_snapshot(Offset::new(1, 50), 0).await.unwrap();
+        newer.finish(Offset::new(1, 50), 0).await.unwrap();
+        commit(&journal, 0..1).await;
+        let outcome = late.finish(Offset::new(1, 40), 0).await;
+        assert!(matches!(outcome, Err(JournalError::Superseded)), "{outcome:?}");
+        assert_eq!((journal.applied(), journal.log().head()), (Offset::new(1, 51), Offset::new(1, 51)));
+    });
+}
+
 /// Whatever the step at which the power goes: afterwards the site shows its old state, the new
 /// one, or nothing at all and asks again.
 #[test]

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outport_proto::{Offset, SiteName, Timestamp, frame::Ack};
+use outport_proto::{
+    Offset, SiteName, Timestamp,
+    frame::{Ack, LAG_UNKNOWN_MICROS},
+};
 
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 
@@ -17,14 +20,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Default)]
 pub struct Fleet(Arc<Mutex<BTreeMap<SiteName, Row>>>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Row {
     program: String,
     session: Option<Session>,
     last: Option<(Ack, Instant)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Session {
     id: u64,
     rtt: Duration,
@@ -79,9 +82,11 @@ impl Fleet {
     }
 
     /// One status a site, by name. `time_after` gives the primary time of the first event after
-    /// an offset, when the log still has it.
+    /// an offset, when the log still has it; it may read the disk.
     pub fn statuses(&self, head: &Head, time_after: impl Fn(Offset) -> Option<Timestamp>) -> Vec<SiteStatus> {
-        self.rows_mut().iter().map(|(site, row)| row.status(site, head, &time_after)).collect()
+        // Acknowledgements must not wait for the disk.
+        let rows = self.rows_mut().clone();
+        rows.iter().map(|(site, row)| row.status(site, head, &time_after)).collect()
     }
 
     fn rows_mut(&self) -> MutexGuard<'_, BTreeMap<SiteName, Row>> {
@@ -126,8 +131,9 @@ impl Row {
             if offset >= head.offset {
                 return Some(0.0);
             }
-            let age = time_after(offset).map(|time| head.now.since(time));
-            Some(age.unwrap_or(Duration::from_micros(said_micros)).as_secs_f64())
+            let said = (said_micros != LAG_UNKNOWN_MICROS).then_some(Duration::from_micros(said_micros));
+            let age = time_after(offset).map(|time| head.now.since(time)).or(said);
+            age.map(|age| age.as_secs_f64())
         };
         let seq = |offset: Offset| if offset.epoch == head.offset.epoch { offset.seq } else { 0 };
         let report = &ack.report;
@@ -200,6 +206,19 @@ mod tests {
         let gone = show(&fleet);
         assert_eq!((gone.state, gone.lag_seconds.applied), (SiteState::Disconnected, None));
         assert_eq!(gone.applied_seq, 10);
+    }
+
+    #[test]
+    fn a_lag_that_neither_end_knows_is_unknown() {
+        let site: SiteName = "mumbai".parse().unwrap();
+        let fleet = Fleet::new([site.clone()]);
+        fleet.connected(&site, 1, "0.1.0", true);
+        let mut behind = ack(3);
+        behind.report.lag_applied_micros = LAG_UNKNOWN_MICROS;
+        behind.report.lag_complete_micros = 2_000_000;
+        fleet.acknowledged(&site, 1, behind, Duration::ZERO);
+        let lag = fleet.statuses(&head(10), |_| None)[0].lag_seconds;
+        assert_eq!((lag.applied, lag.complete), (None, Some(2.0)));
     }
 
     #[test]

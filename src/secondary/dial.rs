@@ -2,11 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use quinn::ConnectionError;
+
 use crate::{
     auth::authority::PRIMARY_NAME,
     fetch::{
         primary::Connections,
-        quic::{self, QuicError, TransportOptions},
+        quic::{self, CloseCode, QuicError, TransportOptions},
     },
 };
 
@@ -66,6 +68,21 @@ async fn connect(config: quinn::ClientConfig, address: SocketAddr) -> Result<qui
     let connecting =
         endpoint.connect_with(config, address, PRIMARY_NAME).map_err(|error| failed(error.to_string()))?;
     connecting.await.map_err(|error| failed(error.to_string()))
+}
+
+/// Why the primary closed the connection, when it is no passing trouble: it does not accept the
+/// certificate, or does not list the site.
+pub(super) fn refusal(closed: Option<ConnectionError>) -> Option<String> {
+    const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
+    match closed? {
+        ConnectionError::ApplicationClosed(close) if close.error_code == CloseCode::Refused.into() => {
+            Some(String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        ConnectionError::ConnectionClosed(close) if CRYPTO_ERRORS.contains(&u64::from(close.error_code)) => {
+            Some(close.to_string())
+        }
+        _ => None,
+    }
 }
 
 /// Why there is no connection.

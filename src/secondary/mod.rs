@@ -6,6 +6,7 @@ mod intake;
 pub mod memory;
 pub mod prefetch;
 pub mod primary_clock;
+mod replay;
 mod snapshot;
 pub mod subscriber;
 pub mod view;

@@ -8,15 +8,15 @@ use outport_proto::{
     frame::{FromPrimary, FromSecondary, Resume, SiteReport, Welcome},
     session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
-use quinn::ConnectionError;
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
 
 use super::{
-    dial::Dialer,
+    dial::{Dialer, refusal},
     intake::Intake,
     memory::Memory,
     prefetch::Progress,
     primary_clock::PrimaryClock,
+    replay::times_after,
     snapshot::{SnapshotError, Taking, take},
     view::SiteView,
 };
@@ -135,6 +135,7 @@ impl Subscription {
         if let Some(remembered) = self.parts.memory.last() {
             (self.parts.on_identity)(remembered);
         }
+        self.replay().await;
         let mut backoff = Backoff::default();
         for primary in self.options.primaries.clone().iter().cycle() {
             let worked = tokio::select! {
@@ -152,6 +153,17 @@ impl Subscription {
             }
         }
         self.part().await;
+    }
+
+    /// Events that still wait for blobs from before the start count as lag from the beginning.
+    async fn replay(&mut self) {
+        let (log, complete) = (self.parts.journal.log().clone(), self.subscriber.progress().complete);
+        match spawn_blocking(move || times_after(&log, complete)).await {
+            Ok(Ok(Some(times))) => self.subscriber.handle_replayed(complete, times),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the times of earlier events cannot be read"),
+            Err(error) => tracing::error!(%error, "reading the times of earlier events crashed"),
+        }
     }
 
     /// One session from dialling to its end; returns whether it came to a heartbeat.
@@ -177,6 +189,9 @@ impl Subscription {
                 tracing::error!(primary, %why, "the primary does not take this site");
             }
             (_, Some(why)) => tracing::error!(primary, %why, "the primary does not take this site"),
+            (End::Journal(error), None) => {
+                tracing::error!(primary, %error, "session ended: events cannot be kept")
+            }
             (why, None) => tracing::info!(primary, %why, "session ended"),
         }
         self.heard
@@ -305,10 +320,8 @@ impl Subscription {
             self.parts.link.send_replace(Link::Down { since: std::time::Instant::now() });
         }
         self.show(None);
-        match self.intake.settle().await {
-            Some(Ok(durable)) => self.subscriber.handle_durable(durable),
-            Some(Err(error)) => tracing::error!(%error, "received events are not durable"),
-            None => {}
+        if let Some(Err(error)) = self.intake.settle().await {
+            tracing::error!(%error, "received events are not durable");
         }
         let log = self.parts.journal.log();
         self.subscriber.handle_durable(log.head());
@@ -343,11 +356,12 @@ impl Subscription {
     /// Tells readers and the status page where the site stands.
     fn show(&self, connections: Option<&Connections>) {
         let now = self.begun.elapsed();
-        let is_open =
-            matches!(self.subscriber.state(), SubscriberState::Streaming | SubscriberState::Snapshot);
+        let is_following = self.subscriber.state() == SubscriberState::Streaming;
+        let is_open = is_following || self.subscriber.state() == SubscriberState::Snapshot;
         let rtt = connections.map(|connections| connections.log.rtt());
         let session = Session {
-            live: self.subscriber.live(now) && self.parts.journal.is_whole(),
+            // A snapshot may empty the index at any moment.
+            live: is_following && self.subscriber.live(now) && self.parts.journal.is_whole(),
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),
@@ -427,21 +441,6 @@ enum End {
     Journal(#[from] JournalError),
     #[error("take a snapshot: {0}")]
     Snapshot(#[from] SnapshotError),
-}
-
-/// Why the primary closed the connection, when it is no passing trouble: it does not accept the
-/// certificate, or does not list the site.
-fn refusal(closed: Option<ConnectionError>) -> Option<String> {
-    const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
-    match closed? {
-        ConnectionError::ApplicationClosed(close) if close.error_code == CloseCode::Refused.into() => {
-            Some(String::from_utf8_lossy(&close.reason).into_owned())
-        }
-        ConnectionError::ConnectionClosed(close) if CRYPTO_ERRORS.contains(&u64::from(close.error_code)) => {
-            Some(close.to_string())
-        }
-        _ => None,
-    }
 }
 
 /// Spreads what many sites do at the same moment. Without randomness they would do it together,

@@ -5,7 +5,9 @@ use std::{
     time::Instant,
 };
 
-use crate::status::{SiteState, SiteStatus, StoreStatus};
+use outport_proto::session::LIVE_MAX;
+
+use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 
 /// The newest status of a site, kept by its subscription. Cloning gives another handle.
 #[derive(Clone, Debug)]
@@ -39,6 +41,10 @@ impl SiteView {
                 grow(lag);
             }
         }
+        // The subscription may be held up by a peer or a disk that takes nothing: no lag is frozen.
+        if status.heartbeat_age_seconds.is_none_or(|age| age > LIVE_MAX.as_secs_f64()) {
+            status.lag_seconds = Lag::default();
+        }
         status.store = store;
         status
     }
@@ -46,5 +52,23 @@ impl SiteView {
     /// What the site is doing.
     pub fn state(&self) -> SiteState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).status.state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lag_that_nobody_renews_becomes_unknown() {
+        let lag_seconds = Lag { applied: Some(0.0), complete: Some(2.0) };
+        let heard_seconds_ago = |age: f64| {
+            let status =
+                SiteStatus { lag_seconds, heartbeat_age_seconds: Some(age), ..SiteStatus::default() };
+            SiteView::new(status).status(StoreStatus::default()).lag_seconds
+        };
+        assert_eq!(heard_seconds_ago(0.1).applied, Some(0.0));
+        assert!(heard_seconds_ago(0.1).complete >= Some(2.0));
+        assert_eq!(heard_seconds_ago(1.0), Lag::default());
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outport::{
     fetch::{Upstream as _, UpstreamError},
-    log::Record,
+    log::{Record, faulty::FaultyDisk},
     status::{SiteState, SiteStatus},
 };
 use outport_proto::{Change, Digest, Offset};
@@ -63,10 +63,18 @@ async fn a_blob_that_could_not_be_copied_is_found_again_after_a_restart() {
     let primary = world.primary().await;
     let site = world.site(&primary).await;
     let first = primary.commit(vec![committed("team/app", b"late"), committed("team/app", b"never")]).await;
+    let pushed_at = Instant::now();
     site.applied(first).await;
     let mut progress = site.progress.clone();
     crate::world::until("looking", &mut progress, |progress| progress.missing_blobs == 2).await;
     assert_eq!(progress.borrow().complete, Offset::new(1, 0));
+    site.stop().await;
+
+    let age = pushed_at.elapsed();
+    let site = world.site(&primary).await;
+    site.session("going live", |session| session.live).await;
+    let lag = site.view.status(Default::default()).lag_seconds;
+    assert!(lag.applied == Some(0.0) && lag.complete > Some(age.as_secs_f64()), "{lag:?} {age:?}");
     site.stop().await;
 
     primary.blob(b"late");
@@ -117,6 +125,52 @@ async fn a_primary_that_restarts_on_its_port_is_found_again() {
 
     let primary = world.primary_at(address).await;
     let second = many(&primary, 5).await;
+    site.applied(second).await;
+    assert_same(&site, &primary);
+    site.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test]
+async fn events_that_were_received_and_not_durable_when_a_session_ended_come_again() {
+    let world = World::new();
+    let primary = world.primary().await;
+    let log = FaultyDisk::new();
+    let site = world.site_logging_to(&log, primary.address).await;
+    let first = many(&primary, 1).await;
+    site.applied(first).await;
+
+    log.hold_syncs(true);
+    for _ in 0..3 {
+        let head = many(&primary, 1).await;
+        site.session("receiving", |session| session.head == head).await;
+    }
+    let address = primary.address;
+    primary.stop().await;
+    site.session("noticing", |session| !session.reachable).await;
+    log.hold_syncs(false);
+
+    let primary = world.primary_at(address).await;
+    let last = many(&primary, 1).await;
+    site.applied(last).await;
+    assert_same(&site, &primary);
+    site.stop().await;
+    primary.stop().await;
+}
+
+#[tokio::test]
+async fn a_site_goes_on_once_its_full_disk_has_room_again() {
+    let world = World::new();
+    let primary = world.primary().await;
+    let log = FaultyDisk::new();
+    let site = world.site_logging_to(&log, primary.address).await;
+    let first = many(&primary, 1).await;
+    site.applied(first).await;
+
+    log.set_capacity(Some(log.bytes()));
+    let second = many(&primary, 1).await;
+    site.session("giving up", |session| !session.reachable).await;
+    log.set_capacity(None);
     site.applied(second).await;
     assert_same(&site, &primary);
     site.stop().await;

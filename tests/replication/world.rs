@@ -13,6 +13,8 @@ use outport::{
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::{self, TransportOptions},
     },
+    index::{Index, Opened},
+    log::{Log, faulty::FaultyDisk},
     primary::{
         fleet::{Fleet, Head},
         log_stream::{LogPublisher, PrimaryIdentity},
@@ -196,6 +198,29 @@ impl Site {
     pub(crate) async fn start(disk: &Disk, config: SiteConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
         let (journal, store) = disk.open(Origin::Followed, &shutdown).await;
+        Self::start_on(disk, journal, store, config, shutdown)
+    }
+
+    /// With everything but its log on `disk`.
+    async fn start_logging_to(log: &FaultyDisk, disk: &Disk, config: SiteConfig<'_>) -> Self {
+        let shutdown = Shutdown::new();
+        let options = JournalOptions { origin: Origin::Followed, ..JournalOptions::default() };
+        let (log, _) =
+            Log::open_on(Arc::new(log.clone()), options.log.clone(), Arc::new(SystemClock)).unwrap();
+        let index = (Index::in_memory(options.index.clone()), Opened::Empty("new".to_owned()));
+        let snapshots = Arc::new(FaultyDisk::new());
+        let journal = Journal::over(log, index, snapshots, options, &shutdown).await.unwrap();
+        let (store, _) = Store::open(&disk.path().join("store")).unwrap();
+        Self::start_on(disk, journal, store, config, shutdown)
+    }
+
+    fn start_on(
+        disk: &Disk,
+        journal: Journal,
+        store: Store,
+        config: SiteConfig<'_>,
+        shutdown: Shutdown,
+    ) -> Self {
         let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
         let flights = Flights::new(
             store.clone(),
@@ -297,10 +322,18 @@ impl World {
 
     pub(crate) async fn site_at(&self, primary: SocketAddr) -> Site {
         let identity = self.issue("mumbai");
+        Site::start(&self.site_disk, self.site_config(&identity, primary)).await
+    }
+
+    /// Mumbai, with its log on a disk that has faults.
+    pub(crate) async fn site_logging_to(&self, log: &FaultyDisk, primary: SocketAddr) -> Site {
+        let identity = self.issue("mumbai");
+        Site::start_logging_to(log, &self.site_disk, self.site_config(&identity, primary)).await
+    }
+
+    fn site_config<'a>(&'a self, identity: &'a Identity, primary: SocketAddr) -> SiteConfig<'a> {
         let keeps: Keeps = Arc::new(|repo| !repo.as_str().starts_with("lazy/"));
-        let config =
-            SiteConfig { name: "mumbai", identity: &identity, trusts: &self.authority, primary, keeps };
-        Site::start(&self.site_disk, config).await
+        SiteConfig { name: "mumbai", identity, trusts: &self.authority, primary, keeps }
     }
 }
 

@@ -6,7 +6,8 @@ use super::{LIVE_MAX, marks::Marks};
 use crate::{Offset, Timestamp, frame::Heartbeat};
 
 /// Age in primary time of the oldest event that has not passed a stage; zero when caught up,
-/// `None` when unknown because heartbeats have stopped or the first events are still to come.
+/// `None` when unknown because heartbeats have stopped, the first events are still to come, or the
+/// stage is behind a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lag {
     /// Until the index shows it.
@@ -28,10 +29,13 @@ pub(super) struct Freshness {
     /// Events received, with their times, as far as they have not passed every stage.
     events: Marks,
     last_event: Option<Timestamp>,
+    /// The times of events received up to here are not known.
+    unknown_until: Offset,
 }
 
 impl Freshness {
-    pub(super) const fn new() -> Self {
+    /// Knows the times of no event up to `received`.
+    pub(super) const fn new(received: Offset) -> Self {
         Self {
             last: None,
             // A closed time left out makes the site look staler for a moment; the other way a lag
@@ -41,6 +45,7 @@ impl Freshness {
             level_at: None,
             events: Marks::of_earliest(),
             last_event: None,
+            unknown_until: received,
         }
     }
 
@@ -64,6 +69,11 @@ impl Freshness {
         self.events.push(offset, time);
     }
 
+    /// Events after `offset` that were received before are told of by [`Freshness::handle_event`].
+    pub(super) const fn handle_replay_from(&mut self, offset: Offset) {
+        self.unknown_until = offset;
+    }
+
     pub(super) fn handle_applied(&mut self, applied: Offset) {
         if let Some(closed_time) = self.closing.pop_through(applied) {
             self.closed_time = Some(closed_time);
@@ -75,8 +85,9 @@ impl Freshness {
         self.events.pop_through(offset);
     }
 
-    /// The state was replaced: no event received before says anything about it.
-    pub(super) fn forget_events(&mut self) {
+    /// The state was replaced by that at `offset`: no event received before says anything about it.
+    pub(super) fn begin_after(&mut self, offset: Offset) {
+        self.unknown_until = offset;
         self.events.clear();
         self.last_event = None;
         self.level_at = None;
@@ -115,6 +126,9 @@ impl Freshness {
         if reached >= head {
             return Some(Duration::ZERO);
         }
+        if reached < self.unknown_until {
+            return None;
+        }
         let oldest = self
             .events
             .first_after(reached)
@@ -146,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_lag_is_the_age_of_the_oldest_event_still_to_pass() {
-        let mut fresh = Freshness::new();
+        let mut fresh = Freshness::new(at(0));
         assert_eq!(fresh.lag(Duration::ZERO, at(0), at(0)), None);
         fresh.handle_heartbeat(Duration::ZERO, heartbeat(0, 100), at(0), at(0));
         assert_eq!(fresh.lag(Duration::from_secs(9), at(0), at(0)), Some(Duration::ZERO));
@@ -161,8 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_behind_events_whose_times_are_not_known_is_unknown() {
+        let lag = |fresh: &Freshness, reached| fresh.lag(Duration::ZERO, at(6), at(reached));
+        let mut fresh = Freshness::new(at(5));
+        fresh.handle_heartbeat(Duration::ZERO, heartbeat(6, 100), at(5), at(5));
+        fresh.handle_event(at(6), Timestamp::from_secs(99));
+        assert_eq!((lag(&fresh, 4), lag(&fresh, 5)), (None, Some(Duration::from_secs(1))));
+
+        let mut fresh = Freshness::new(at(5));
+        fresh.handle_replay_from(at(4));
+        fresh.handle_event(at(5), Timestamp::from_secs(40));
+        fresh.handle_heartbeat(Duration::ZERO, heartbeat(6, 100), at(5), at(5));
+        assert_eq!((lag(&fresh, 3), lag(&fresh, 4)), (None, Some(Duration::from_secs(60))));
+    }
+
+    #[test]
     fn a_closed_time_counts_once_its_head_is_applied() {
-        let mut fresh = Freshness::new();
+        let mut fresh = Freshness::new(at(0));
         fresh.handle_heartbeat(Duration::ZERO, heartbeat(1, 100), at(2), at(0));
         fresh.handle_heartbeat(Duration::ZERO, heartbeat(2, 101), at(2), at(0));
         assert_eq!(fresh.closed_time(), None);

@@ -89,7 +89,7 @@ impl Subscriber {
             welcomed: false,
             progress: Progress { received: progress.durable, ..progress },
             report: SiteReport::default(),
-            fresh: Freshness::new(),
+            fresh: Freshness::new(progress.durable),
             last_heard: Duration::ZERO,
             last_ack: Duration::ZERO,
             ack_due: false,
@@ -181,7 +181,7 @@ impl Subscriber {
     /// What was received and is not durable got lost on its way to the disk: it is to be sent
     /// again and taken in again. `log_bytes` is the length of the log up to what is durable.
     pub fn handle_lost(&mut self, log_bytes: u64) {
-        if self.progress.received > self.progress.durable {
+        if self.progress.received != self.progress.durable {
             self.progress.received = self.progress.durable;
             self.progress.log_bytes = log_bytes;
             self.fresh.forget_events_after(self.progress.durable);
@@ -230,10 +230,11 @@ impl Subscriber {
         self.forget_passed_events();
     }
 
-    /// An event that was durable before the start and is not applied and complete yet, oldest
-    /// first: its age counts as lag.
-    pub fn handle_replayed(&mut self, offset: Offset, time: Timestamp) {
-        self.fresh.handle_event(offset, time);
+    /// The events that were durable before the start and are not all applied and complete yet: those
+    /// after `from`, in order and up to the last. Their ages count as lag, which is unknown without them.
+    pub fn handle_replayed(&mut self, from: Offset, events: impl IntoIterator<Item = (Offset, Timestamp)>) {
+        self.fresh.handle_replay_from(from);
+        events.into_iter().for_each(|(offset, time)| self.fresh.handle_event(offset, time));
     }
 
     /// A snapshot taken `from` there is loaded and durable: `Hello` goes out again for what follows.
@@ -243,7 +244,7 @@ impl Subscriber {
         self.progress.durable = from;
         self.progress.applied = from;
         self.progress.complete = complete.min(from);
-        self.fresh.forget_events();
+        self.fresh.begin_after(from);
         self.fresh.handle_applied(from);
         if self.state == SubscriberState::Snapshot {
             self.state = SubscriberState::Greeting;
@@ -360,7 +361,7 @@ impl Subscriber {
             complete: floor,
             log_bytes: self.progress.log_bytes,
         };
-        self.fresh.forget_events();
+        self.fresh.begin_after(floor);
     }
 
     fn heard(&mut self, now: Duration, heartbeat: Heartbeat) {

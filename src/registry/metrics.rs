@@ -9,9 +9,10 @@ use prometheus_client::{
 };
 
 /// Counters of pulls. Cloning gives another handle to the same counters.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PullMetrics {
-    pulls: Family<PullLabels, Counter>,
+    /// By [`PullResult`], in its order: a pull looks nothing up to be counted.
+    pulls: [Counter; PullResult::ALL.len()],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,6 +43,20 @@ pub(super) enum PullResult {
     Denied,
 }
 
+impl PullResult {
+    const ALL: [Self; 9] = [
+        Self::Local,
+        Self::Waited,
+        Self::Revalidated,
+        Self::Filled,
+        Self::Joined,
+        Self::Stale,
+        Self::Unavailable,
+        Self::NotFound,
+        Self::Denied,
+    ];
+}
+
 impl EncodeLabelValue for PullResult {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         encoder.write_str(match self {
@@ -59,26 +74,33 @@ impl EncodeLabelValue for PullResult {
 }
 
 impl PullMetrics {
-    /// Counters registered as `pulls_total{result}`; `registry` puts its prefix before that.
+    /// Counters registered as `outport_pulls_total{result}`.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register("pulls", "Pulls, by how they were answered", metrics.pulls.clone());
-        metrics
+        let pulls = Family::<PullLabels, Counter>::default();
+        registry.register("pulls", "Pulls, by how they were answered", pulls.clone());
+        Self { pulls: PullResult::ALL.map(|result| pulls.get_or_create_owned(&PullLabels { result })) }
     }
 
     pub(super) fn count(&self, result: PullResult) {
-        self.pulls.get_or_create(&PullLabels { result }).inc();
+        self.pulls[result as usize].inc();
     }
 
     #[cfg(test)]
     pub(super) fn get(&self, result: PullResult) -> u64 {
-        self.pulls.get_or_create(&PullLabels { result }).get()
+        self.pulls[result as usize].get()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_result_has_its_own_counter() {
+        for (place, result) in PullResult::ALL.into_iter().enumerate() {
+            assert_eq!(result as usize, place);
+        }
+    }
 
     #[test]
     fn the_name_that_dashboards_use() {

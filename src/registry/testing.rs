@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use outport_proto::{Digest, Event, ManifestPut, Offset, Reference, RepoName, Timestamp, oci::media_type};
+use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
 
@@ -104,7 +105,7 @@ impl Primary {
             store: store.clone(),
             clock,
             rules: PullRules::default(),
-            metrics: PullMetrics::default(),
+            metrics: PullMetrics::new(&mut Registry::default()),
         });
         Self { journal, store, push, pull, shutdown, _dir: dir }
     }
@@ -289,7 +290,7 @@ impl Secondary {
     pub(super) fn with(primary: &Primary, rules: PullRules) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
-        let (index, link, metrics) = (index(), Link::of(primary), PullMetrics::default());
+        let (index, link, metrics) = (index(), Link::of(primary), PullMetrics::new(&mut Registry::default()));
         let (session, view) = SessionView::new();
         let (intents, shutdown) = (Intents::new(100), Shutdown::new());
         let site = Site {

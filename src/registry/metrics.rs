@@ -74,7 +74,7 @@ impl EncodeLabelValue for PullResult {
 }
 
 impl PullMetrics {
-    /// Counters registered as `outport_pulls_total{result}`.
+    /// Counters registered as `pulls_total{result}`; `registry` puts its prefix before that.
     pub fn new(registry: &mut Registry) -> Self {
         let pulls = Family::<PullLabels, Counter>::default();
         registry.register("pulls", "Pulls, by how they were answered", pulls.clone());

@@ -1,6 +1,6 @@
 //! Frames over QUIC streams.
 
-use std::time::Duration;
+use std::{collections::VecDeque, mem, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use outport_proto::codec::{self, CodecError, FrameReader, WireFrame};
@@ -10,8 +10,11 @@ use super::quic::StreamKind;
 /// Most bytes taken from a stream at once.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Pieces of a raw body joined at once. A piece is what one packet carried, and a disk wants more.
+/// Pieces of a raw body taken from a stream at once. A piece is what one packet carried.
 const PIECES: usize = 64;
+
+/// Pieces smaller than this on average are joined: copying costs less than handling each.
+const PIECE_BYTES_MIN: usize = 4 * 1024;
 
 /// Frames of one kind from a stream.
 #[derive(Debug)]
@@ -67,7 +70,7 @@ impl<F: WireFrame> FrameStream<F> {
 
     /// What follows the frames read so far, as raw bytes.
     pub fn into_raw(self) -> RawStream {
-        RawStream { rest: self.reader.into_rest(), stream: self.stream }
+        RawStream { ready: VecDeque::from([self.reader.into_rest()]), stream: self.stream }
     }
 }
 
@@ -85,7 +88,7 @@ pub enum Incoming<F> {
 /// Raw bytes from a stream.
 #[derive(Debug)]
 pub struct RawStream {
-    rest: Bytes,
+    ready: VecDeque<Bytes>,
     stream: quinn::RecvStream,
 }
 
@@ -95,20 +98,27 @@ impl RawStream {
     /// # Errors
     /// When the stream broke, or nothing came within `limit`.
     pub async fn chunk(&mut self, limit: Duration) -> Result<Option<Bytes>, FramedError> {
-        if !self.rest.is_empty() {
-            return Ok(Some(std::mem::take(&mut self.rest)));
+        if let Some(piece) = self.ready.pop_front().filter(|piece| !piece.is_empty()) {
+            return Ok(Some(piece));
         }
         let mut pieces = [const { Bytes::new() }; PIECES];
         let taken = within(limit, async { Ok(self.stream.read_chunks(&mut pieces).await?) }).await?;
-        Ok(taken.map(|taken| join(&pieces[..taken])))
+        let Some(taken) = taken else { return Ok(None) };
+        let pieces = &mut pieces[..taken];
+        let bytes: usize = pieces.iter().map(Bytes::len).sum();
+        if bytes < taken * PIECE_BYTES_MIN {
+            return Ok(Some(join(pieces, bytes)));
+        }
+        self.ready.extend(pieces.iter_mut().map(mem::take));
+        Ok(self.ready.pop_front())
     }
 }
 
-fn join(pieces: &[Bytes]) -> Bytes {
+fn join(pieces: &[Bytes], bytes: usize) -> Bytes {
     if let [piece] = pieces {
         return piece.clone();
     }
-    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    let mut joined = BytesMut::with_capacity(bytes);
     for piece in pieces {
         joined.extend_from_slice(piece);
     }

@@ -27,6 +27,18 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1000);
 /// `wmem_max`.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
+/// The largest UDP payload in bytes that Ethernet carries over IPv4.
+const ETHERNET_DATAGRAM_BYTES: u16 = 1472;
+
+/// The largest UDP payload in bytes that is looked for on a path for blobs: fewer, larger packets
+/// halve the primary's work where jumbo frames or loopback carry them. quinn hands ten to the kernel at
+/// once, which takes at most 64 KiB.
+const JUMBO_DATAGRAM_BYTES: u16 = 6400;
+
+/// Packets a peer may receive before it acknowledges them; it waits no longer than a round trip or
+/// 25 ms. With every second one acknowledged, a fast link spends much of its time on that.
+const PACKETS_PER_ACK: u32 = 10;
+
 /// Why a peer closed a connection: the application error codes of `outport/1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCode {
@@ -106,12 +118,19 @@ pub struct TransportOptions {
     pub streams_max: u32,
     /// How fast to send.
     pub congestion: Congestion,
+    /// Largest UDP payload in bytes to look for on the path, and to receive.
+    pub datagram_bytes_max: u16,
 }
 
 impl TransportOptions {
     /// For a secondary's connection that carries the log and short requests.
     pub fn log() -> Self {
-        Self { stream_receive_window_bytes: 4 << 20, receive_window_bytes: 8 << 20, ..Self::bulk() }
+        Self {
+            stream_receive_window_bytes: 4 << 20,
+            receive_window_bytes: 8 << 20,
+            datagram_bytes_max: ETHERNET_DATAGRAM_BYTES,
+            ..Self::bulk()
+        }
     }
 
     /// For a secondary's connection that carries blobs.
@@ -123,6 +142,7 @@ impl TransportOptions {
             idle_timeout_ms: 3000,
             streams_max: 0,
             congestion: Congestion::Cubic,
+            datagram_bytes_max: JUMBO_DATAGRAM_BYTES,
         }
     }
 
@@ -148,6 +168,11 @@ impl TransportOptions {
             .datagram_receive_buffer_size(None)
             .keep_alive_interval(Some(KEEP_ALIVE))
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(self.idle_timeout_ms))));
+        let mut mtu = quinn::MtuDiscoveryConfig::default();
+        mtu.upper_bound(self.datagram_bytes_max);
+        let mut acknowledgements = quinn::AckFrequencyConfig::default();
+        acknowledgements.ack_eliciting_threshold(VarInt::from_u32(PACKETS_PER_ACK));
+        transport.mtu_discovery_config(Some(mtu)).ack_frequency_config(Some(acknowledgements));
         if self.congestion == Congestion::Bbr {
             transport.congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default()));
         }
@@ -198,20 +223,25 @@ pub fn client_config(
 /// # Errors
 /// When the address cannot be bound.
 pub fn listen(address: SocketAddr, config: quinn::ServerConfig) -> Result<quinn::Endpoint, QuicError> {
-    endpoint(address, Some(config))
+    endpoint(address, Some(config), ETHERNET_DATAGRAM_BYTES)
 }
 
-/// An endpoint that only connects, to peers of the same address family as `peer`.
+/// An endpoint that only connects, to peers of the same address family as `peer`, and receives
+/// what `options` allow.
 ///
 /// # Errors
 /// When no socket can be opened.
-pub fn dialer(peer: SocketAddr) -> Result<quinn::Endpoint, QuicError> {
+pub fn dialer(peer: SocketAddr, options: &TransportOptions) -> Result<quinn::Endpoint, QuicError> {
     let any: IpAddr =
         if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    endpoint(SocketAddr::new(any, 0), None)
+    endpoint(SocketAddr::new(any, 0), None, options.datagram_bytes_max)
 }
 
-fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, QuicError> {
+fn endpoint(
+    address: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    datagram_bytes_max: u16,
+) -> Result<quinn::Endpoint, QuicError> {
     let bind = |source| QuicError::Bind { address, source };
     let socket = UdpSocket::bind(address).map_err(bind)?;
     for set in
@@ -220,7 +250,10 @@ fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<
         set(&socket, SOCKET_BUFFER_BYTES).map_err(|error| bind(error.into()))?;
     }
     let runtime = Arc::new(quinn::TokioRuntime);
-    quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, runtime).map_err(bind)
+    let mut config = quinn::EndpointConfig::default();
+    // Refused only below 1200, which every path carries.
+    let _ = config.max_udp_payload_size(datagram_bytes_max);
+    quinn::Endpoint::new(config, server, socket, runtime).map_err(bind)
 }
 
 /// Reads a connection's verified client or server certificates, the peer's own first.

@@ -69,5 +69,9 @@ pub(crate) async fn connected(
     site: &str,
 ) -> Result<quinn::Connection, quinn::ConnectionError> {
     let config = quic::client_config(&authority.client(site), &TransportOptions::bulk()).unwrap();
-    quic::dialer(address).unwrap().connect_with(config, address, "primary").unwrap().await
+    quic::dialer(address, &TransportOptions::bulk())
+        .unwrap()
+        .connect_with(config, address, "primary")
+        .unwrap()
+        .await
 }

@@ -1,8 +1,8 @@
 //! Answers what sites ask: one request a stream.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{os::unix::fs::FileExt as _, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Offset, Reference, RepoName,
     frame::{Request, Response},
@@ -17,14 +17,11 @@ use crate::{
     },
     index::IndexError,
     registry::journal::{Journal, SnapshotPiece},
-    store::{Blob, Store, StoreError},
+    store::{Blob, FileReader, Store, StoreError},
 };
 
 /// A request must arrive whole within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Bytes of a blob read and sent at once.
-const PIECE_BYTES: usize = 256 * 1024;
 
 /// Answers requests from the primary's journal and store. Cloning gives another handle.
 #[derive(Clone, Debug)]
@@ -65,7 +62,7 @@ impl Answerer {
             .flatten();
         let sent = match answer {
             Ok(Answer::Frame(response)) => sink.send(&response).await,
-            Ok(Answer::Blob { blob, offset }) => send_blob(&mut sink, &blob, offset).await,
+            Ok(Answer::Blob { blob, offset }) => send_blob(&mut sink, blob, offset).await,
             Ok(Answer::Manifest { bytes, offset }) => {
                 let size = bytes.len() as u64;
                 sink.send(&Response::Body { size }).await?;
@@ -179,33 +176,22 @@ impl Answerer {
 }
 
 /// Sends a blob from `offset` on, reading the next piece while the last one is sent.
-async fn send_blob(sink: &mut FrameSink, blob: &Blob, offset: u64) -> Result<(), FramedError> {
+async fn send_blob(sink: &mut FrameSink, blob: Blob, offset: u64) -> Result<(), FramedError> {
     sink.send(&Response::Body { size: blob.size }).await?;
-    let mut at = offset.min(blob.size);
-    let mut piece = read_piece(blob, at).await?;
-    while !piece.is_empty() {
-        at += piece.len() as u64;
-        let mut sending = [piece];
-        let (sent, next) = tokio::join!(sink.write(&mut sending), read_piece(blob, at));
+    let mut reader = FileReader::new(blob.file, offset.min(blob.size)..blob.size);
+    let mut piece = read_piece(&mut reader).await?;
+    while let Some(bytes) = piece {
+        let mut sending = [bytes];
+        let (sent, next) = tokio::join!(sink.write(&mut sending), read_piece(&mut reader));
         sent?;
         piece = next?;
     }
     Ok(())
 }
 
-async fn read_piece(blob: &Blob, at: u64) -> Result<Bytes, FramedError> {
-    let left = blob.size.saturating_sub(at);
-    if left == 0 {
-        return Ok(Bytes::new());
-    }
-    let (file, len) = (Arc::clone(&blob.file), usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES));
-    let read = spawn_blocking(move || {
-        let mut piece = BytesMut::zeroed(len);
-        file.read_exact_at(&mut piece, at).map(|()| piece.freeze())
-    });
-    let read = read.await.map_err(std::io::Error::other).flatten();
-    read.map_err(|error| {
-        tracing::warn!(%error, at, "cannot read a blob");
+async fn read_piece(reader: &mut FileReader) -> Result<Option<Bytes>, FramedError> {
+    reader.chunk().await.map_err(|error| {
+        tracing::warn!(%error, "cannot read a blob");
         FramedError::Broken(error.to_string())
     })
 }

@@ -18,8 +18,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connects to a primary. The log and the bulk connection have a socket each.
 #[derive(Debug)]
 pub struct Dialer {
-    log: quinn::ClientConfig,
-    bulk: quinn::ClientConfig,
+    log: (quinn::ClientConfig, TransportOptions),
+    bulk: (quinn::ClientConfig, TransportOptions),
 }
 
 impl Dialer {
@@ -32,7 +32,10 @@ impl Dialer {
         log: &TransportOptions,
         bulk: &TransportOptions,
     ) -> Result<Self, QuicError> {
-        Ok(Self { log: quic::client_config(tls, log)?, bulk: quic::client_config(tls, bulk)? })
+        let with_config = |options: &TransportOptions| {
+            Ok::<_, QuicError>((quic::client_config(tls, options)?, options.clone()))
+        };
+        Ok(Self { log: with_config(log)?, bulk: with_config(bulk)? })
     }
 
     /// Opens both connections at once to the primary at `host:port` (UDP). The name is looked up
@@ -50,9 +53,7 @@ impl Dialer {
         let lookup = |source| DialError::Lookup { address: primary.to_owned(), source };
         let mut last = lookup(std::io::ErrorKind::NotFound.into());
         for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
-            let both =
-                tokio::try_join!(connect(self.log.clone(), address), connect(self.bulk.clone(), address),);
-            match both {
+            match tokio::try_join!(connect(&self.log, address), connect(&self.bulk, address)) {
                 Ok((log, bulk)) => return Ok(Connections { log, bulk }),
                 Err(error) => last = error,
             }
@@ -61,12 +62,16 @@ impl Dialer {
     }
 }
 
-async fn connect(config: quinn::ClientConfig, address: SocketAddr) -> Result<quinn::Connection, DialError> {
+async fn connect(
+    (config, options): &(quinn::ClientConfig, TransportOptions),
+    address: SocketAddr,
+) -> Result<quinn::Connection, DialError> {
     let failed = |reason: String| DialError::Handshake { address, reason };
     // The connection keeps the endpoint and its socket alive for as long as it lives.
-    let endpoint = quic::dialer(address)?;
-    let connecting =
-        endpoint.connect_with(config, address, PRIMARY_NAME).map_err(|error| failed(error.to_string()))?;
+    let endpoint = quic::dialer(address, options)?;
+    let connecting = endpoint
+        .connect_with(config.clone(), address, PRIMARY_NAME)
+        .map_err(|error| failed(error.to_string()))?;
     connecting.await.map_err(|error| failed(error.to_string()))
 }
 

@@ -52,18 +52,33 @@ pub fn warm_manifest() -> Vec<Figure> {
             load::get(&peer.address, "/v2/peer/image/manifests/1", None),
         ));
     }
+    let pids = [
+        Some(cluster.sites[0].pid()),
+        nginx.as_ref().map(|peer| peer.pid),
+        registry.as_ref().map(|peer| peer.pid),
+    ];
+    let pids: Vec<u32> = pids.into_iter().flatten().collect();
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); targets.len()];
+    let mut rates_of_cpu = rates.clone();
     for _ in 0..ROUNDS {
-        for ((_, address, request), rates) in targets.iter().zip(&mut rates) {
-            rates.push(load::requests_per_second(address, request, CONNECTIONS, ROUND));
+        for (number, (_, address, request)) in targets.iter().enumerate() {
+            let before = load::cpu_seconds(pids[number]);
+            let rate = load::requests_per_second(address, request, CONNECTIONS, ROUND);
+            let cpu = load::cpu_seconds(pids[number]) - before;
+            rates[number].push(rate);
+            rates_of_cpu[number].push(rate * ROUND.as_secs_f64() / cpu);
         }
     }
-    against_peers(
-        "warm manifest by tag, requests/s",
+    let must_reach = "1.0 of nginx, 8 of docker-registry";
+    let mut figures = against_peers("warm manifest by tag, requests/s", &targets, &mut rates, must_reach);
+    // What others do on the machine shows in the first figure more than in this one.
+    figures.extend(against_peers(
+        "warm manifest by tag, requests for each CPU-second",
         &targets,
-        &mut rates,
-        "1.0 of nginx, 8 of docker-registry",
-    )
+        &mut rates_of_cpu,
+        must_reach,
+    ));
+    figures
 }
 
 /// Warm blob of 256 MiB: bytes for each CPU-second of the server.
@@ -147,23 +162,39 @@ pub fn cold_pull() -> Vec<Figure> {
     const ROUNDS: u64 = 7;
     let cluster = one_site(None, LAZY);
     let (primary, site) = (cluster.primary.registry(), cluster.sites[0].registry());
+    let pids = [cluster.primary.pid(), cluster.sites[0].pid()];
     let (mut straight, mut through) = (Vec::new(), Vec::new());
+    let mut cpu = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
         let digest = push_blob(&cluster, &noise(256 * MIB, 100 + round));
         let pull = pull_token(&cluster);
-        for (address, seconds) in [(&primary, &mut straight), (&site, &mut through)] {
+        let timed = |address: &str| {
             let request = load::get(address, &format!("/v2/{REPO}/blobs/{digest}"), Some(&pull));
             let began = Instant::now();
             load::download(address, &request);
-            seconds.push(began.elapsed().as_secs_f64());
+            began.elapsed().as_secs_f64()
+        };
+        straight.push(timed(&primary));
+        let before = pids.map(load::cpu_seconds);
+        through.push(timed(&site));
+        for (side, cpu) in cpu.iter_mut().enumerate() {
+            cpu.push((load::cpu_seconds(pids[side]) - before[side]) * 4.0);
         }
     }
     let (straight, through) = (median(&mut straight), median(&mut through));
-    vec![Figure {
-        what: "cold pull of 256 MiB through a secondary / straight from the primary",
-        measured: format!("{:.2} ({through:.3} s / {straight:.3} s)", through / straight),
-        must_reach: "at most 1.1",
-    }]
+    let [primary, site] = cpu.map(|mut cpu| median(&mut cpu));
+    vec![
+        Figure {
+            what: "cold pull of 256 MiB through a secondary / straight from the primary",
+            measured: format!("{:.2} ({through:.3} s / {straight:.3} s)", through / straight),
+            must_reach: "at most 1.1",
+        },
+        Figure {
+            what: "CPU-seconds for each GiB pulled cold through a secondary",
+            measured: format!("primary {primary:.2}, secondary {site:.2}"),
+            must_reach: "",
+        },
+    ]
 }
 
 /// From the primary's acknowledgement of a moved tag to the site's answer showing it.

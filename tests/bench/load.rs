@@ -23,10 +23,11 @@ pub fn pin() {
     sched_setaffinity(None, &cores).expect("pin the load generator");
 }
 
-/// A GET request as bytes.
+/// A GET request as bytes, as a client sends it that knows OCI manifests.
 pub fn get(address: &str, target: &str, token: Option<&str>) -> Vec<u8> {
     let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n{authorization}\r\n").into_bytes()
+    let accept = "Accept: application/vnd.oci.image.manifest.v1+json\r\n";
+    format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n{accept}{authorization}\r\n").into_bytes()
 }
 
 /// Sends `request` over `connections` for `duration`; returns requests a second. Every answer
@@ -119,12 +120,15 @@ pub fn download(address: &str, request: &[u8]) -> u64 {
     received
 }
 
-/// CPU seconds a process has used, user and system.
+/// CPU seconds that the threads of a process have used, user and system, to the nanosecond.
+/// Threads that ended are not in it.
 pub fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / rustix::param::clock_ticks_per_second() as f64
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("schedstat")).ok())
+        .filter_map(|stat| stat.split_whitespace().next()?.parse::<f64>().ok())
+        .sum::<f64>()
+        / 1e9
 }
 
 /// A line of `/proc/PID/status` in MiB: `VmRSS`, `VmHWM`.

@@ -65,9 +65,11 @@ pub async fn until_stopped(shutdown: &Shutdown) {
     }
 }
 
-/// Tells a node's tasks to stop and waits for them.
-async fn stop(shutdown: &Shutdown, role: &str) -> Result<(), StartError> {
-    if shutdown.finish(GRACE).await {
+/// Tells a node's tasks to stop and waits for them. The journal stops behind all others: requests
+/// in flight still write to it.
+async fn stop(shutdown: &Shutdown, journal: &Shutdown, role: &str) -> Result<(), StartError> {
+    let tasks_ended = shutdown.finish(GRACE).await;
+    if journal.finish(GRACE).await && tasks_ended {
         tracing::info!(role, "stopped");
         Ok(())
     } else {

@@ -54,6 +54,7 @@ pub struct Running {
     push: PushService,
     replication: SocketAddr,
     shutdown: Shutdown,
+    journal_shutdown: Shutdown,
     _data_dir: DataDir,
 }
 
@@ -78,7 +79,7 @@ impl Running {
     /// # Errors
     /// When that takes too long.
     pub async fn stop(self) -> Result<(), StartError> {
-        super::stop(&self.shutdown, "primary").await
+        super::stop(&self.shutdown, &self.journal_shutdown, "primary").await
     }
 }
 
@@ -87,7 +88,7 @@ impl Running {
 /// # Errors
 /// What could not be opened or bound.
 pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Running, StartError> {
-    let shutdown = parent.child();
+    let (shutdown, journal_shutdown) = (parent.child(), parent.child());
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let data_dir = DataDir::open(&config.data_dir)?;
@@ -110,9 +111,10 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
     keys.keep_sites(&config.replication.sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir).await?;
-    let journal = Journal::open(&config.data_dir, JournalOptions::default(), Arc::clone(&clock), &shutdown)
-        .await
-        .map_err(|error| StartError::new("open the journal", error))?;
+    let journal =
+        Journal::open(&config.data_dir, JournalOptions::default(), Arc::clone(&clock), &journal_shutdown)
+            .await
+            .map_err(|error| StartError::new("open the journal", error))?;
     let pull = PullService::primary(Site {
         index: journal.index().clone(),
         store: store.clone(),
@@ -184,7 +186,7 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
         registry = %config.registry.listen, admin = %config.admin.listen, %replication, %public_url,
         head = %journal.log().head(), "primary started"
     );
-    Ok(Running { journal, push, replication, shutdown, _data_dir: data_dir })
+    Ok(Running { journal, push, replication, shutdown, journal_shutdown, _data_dir: data_dir })
 }
 
 fn push_service(

@@ -49,6 +49,7 @@ const INTENTS_MAX: usize = 100_000;
 pub struct Running {
     journal: Journal,
     shutdown: Shutdown,
+    journal_shutdown: Shutdown,
     _data_dir: DataDir,
 }
 
@@ -65,7 +66,7 @@ impl Running {
     /// # Errors
     /// When that takes too long.
     pub async fn stop(self) -> Result<(), StartError> {
-        super::stop(&self.shutdown, "secondary").await
+        super::stop(&self.shutdown, &self.journal_shutdown, "secondary").await
     }
 }
 
@@ -74,7 +75,7 @@ impl Running {
 /// # Errors
 /// What could not be opened or bound.
 pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Running, StartError> {
-    let shutdown = parent.child();
+    let (shutdown, journal_shutdown) = (parent.child(), parent.child());
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let data_dir = DataDir::open(&config.data_dir)?;
@@ -88,7 +89,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         &config.data_dir,
         JournalOptions { origin: Origin::Followed, ..JournalOptions::default() },
         Arc::clone(&clock),
-        &shutdown,
+        &journal_shutdown,
     )
     .await
     .map_err(|error| StartError::new("open the journal", error))?;
@@ -183,7 +184,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         site = %config.site, registry = %config.registry.listen, admin = %config.admin.listen,
         primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
     );
-    Ok(Running { journal, shutdown, _data_dir: data_dir })
+    Ok(Running { journal, shutdown, journal_shutdown, _data_dir: data_dir })
 }
 
 /// What the primary tells a site about itself, and who has to know.

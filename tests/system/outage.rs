@@ -6,8 +6,10 @@ use crate::{
     status::Halted,
     support::{
         Cluster, Options,
-        session::{Session, bytes},
-        wait_for,
+        http::Client,
+        listens,
+        session::{Session, absolute, bytes, finish},
+        signal, wait_for,
     },
 };
 
@@ -84,6 +86,29 @@ fn pulls_go_on_without_the_primary() {
         assert_eq!(fresh.header("warning"), None);
         assert_eq!(puller.get(&format!("/v2/{REPO}/manifests/unknown")).status, 404);
     }
+}
+
+#[test]
+fn a_push_in_flight_when_the_primary_is_told_to_stop_is_taken() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let content = bytes(1000, 5);
+    let location = Session::user(&cluster, &cluster.primary, &[REPO]).begin_upload(REPO);
+    let target = finish(&location, &outport_proto::Digest::sha256(&content));
+    let target = absolute(&target).map_or(target, |(_, path)| path);
+    let address = cluster.primary.registry();
+    let mut connection = Client::plain().connect(&address).unwrap();
+    let head =
+        format!("PUT {target} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", content.len());
+    connection.raw(head.as_bytes()).unwrap();
+    connection.raw(&content[..500]).unwrap();
+    // Answered behind the request, so the primary has that too.
+    assert_eq!(Client::plain().get(&address, "/v2/", &[]).status, 401);
+
+    signal(cluster.primary.pid(), "TERM");
+    wait_for("the primary to stop listening", || (!listens(address.parse().unwrap())).then_some(()));
+    connection.raw(&content[500..]).unwrap();
+    let response = connection.receive(false).unwrap();
+    assert_eq!(response.status, 201, "{}", response.text());
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub struct PumpOptions {
 impl Default for PumpOptions {
     fn default() -> Self {
         Self {
-            in_flight_bytes_max: 2 * 1024 * 1024,
+            in_flight_bytes_max: 4 * 1024 * 1024,
             batch_bytes_min: 256 * 1024,
             gather_time_max: Duration::from_millis(10),
         }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
 /// What `/v1/status` answers, by role.
@@ -114,6 +113,3 @@ pub enum SiteState {
 
 /// Computes a status when asked; `app` wires one in.
 pub type StatusSource = Arc<dyn Fn() -> Status + Send + Sync>;
-
-/// A value that one task replaces and many read without a lock.
-pub type Shared<T> = Arc<ArcSwap<T>>;

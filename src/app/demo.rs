@@ -9,6 +9,7 @@ use std::{
 
 use outport_proto::{Digest, Reference, RepoName, SiteName, oci::media_type};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use super::{GRACE, StartError, durable_write, primary, sample, secondary};
 use crate::{
@@ -165,15 +166,17 @@ async fn start_all(options: &DemoOptions, shutdown: &Shutdown) -> Result<Running
 }
 
 impl Running {
-    /// Stops the sites, then the primary.
+    /// Stops all nodes at once.
     ///
     /// # Errors
     /// When something could not be made durable.
     pub async fn stop(self) -> Result<(), StartError> {
+        let mut stopping = JoinSet::new();
         for site in self.running_sites {
-            site.stop().await?;
+            stopping.spawn(site.stop());
         }
-        self.running_primary.stop().await
+        stopping.spawn(self.running_primary.stop());
+        stopping.join_all().await.into_iter().collect()
     }
 }
 

@@ -7,7 +7,13 @@ pub mod primary;
 mod sample;
 pub mod secondary;
 
-use std::{fmt, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
+use std::{
+    fmt,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustls_pki_types::CertificateDer;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,8 +27,10 @@ use crate::{
     store::Store,
 };
 
-/// How long a node may take to stop: requests in flight, then the disk.
+/// How long a node may take to stop.
 const GRACE: Duration = Duration::from_secs(5);
+/// The part of it that is left to requests in flight; the rest is for the disk.
+const REQUESTS_GRACE: Duration = Duration::from_secs(4);
 
 /// Why a node does not start, or does not stop well: what was being done, and what went wrong.
 #[derive(Debug)]
@@ -68,8 +76,9 @@ pub async fn until_stopped(shutdown: &Shutdown) {
 /// Tells a node's tasks to stop and waits for them. The journal stops behind all others: requests
 /// in flight still write to it.
 async fn stop(shutdown: &Shutdown, journal: &Shutdown, role: &str) -> Result<(), StartError> {
-    let tasks_ended = shutdown.finish(GRACE).await;
-    if journal.finish(GRACE).await && tasks_ended {
+    let told = Instant::now();
+    let tasks_ended = shutdown.finish(REQUESTS_GRACE).await;
+    if journal.finish(GRACE.saturating_sub(told.elapsed())).await && tasks_ended {
         tracing::info!(role, "stopped");
         Ok(())
     } else {

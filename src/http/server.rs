@@ -36,6 +36,9 @@ const H2_SEND_BYTES_MAX: usize = 512 * 1024;
 /// Pause after the system refused a connection for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long connections take to end once their requests are given up.
+const ABORT_GRACE: Duration = Duration::from_millis(500);
+
 /// How a listener treats its clients.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -61,7 +64,7 @@ impl Default for ServerOptions {
                 request_stall: Duration::from_secs(600),
                 progress_bytes_min: 64 * 1024,
             },
-            drain_grace: Duration::from_secs(4),
+            drain_grace: Duration::from_secs(3),
         }
     }
 }
@@ -152,7 +155,7 @@ where
             }
         }
         drop(listener);
-        self.connections.finish(self.options.drain_grace + Duration::from_secs(1)).await;
+        self.connections.finish(self.options.drain_grace + ABORT_GRACE).await;
     }
 
     /// The right to one more connection; `None` when it is time to stop.

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     // Blocking threads may sit in a read of a slow disk: what matters is already waited for.
     runtime.shutdown_background();
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&format!("{error:#}")),
     }
 }

@@ -1,7 +1,9 @@
-//! The admin listener: health, readiness, metrics and status. It only reads.
+//! The admin listener: health, readiness, metrics, status, and where images are. It only reads.
 //!
-//! [`Admin::respond`] is a plain function from request to response; `app` puts it behind a listener.
+//! [`Admin::respond`] leads from request to response; `app` puts it behind a listener. Only
+//! `/v1/wait` takes its time.
 
+mod ask;
 mod metrics;
 
 use std::sync::Arc;
@@ -11,10 +13,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
+pub use ask::{TIMEOUT_MAX, WAITS_MAX};
 pub use metrics::StatusCollector;
 
 use crate::{
+    registry::whereabouts::Whereabouts,
+    shutdown::Shutdown,
     status::{Status, StatusSource},
     telemetry::Metrics,
 };
@@ -32,11 +38,17 @@ pub struct Admin {
     pub metrics: Metrics,
     /// The token that requests must carry, when one is configured. Health and readiness never need it.
     pub token: Option<String>,
+    /// Where images are.
+    pub whereabouts: Arc<dyn Whereabouts>,
+    /// A permit for each wait under way: [`WAITS_MAX`] of them.
+    pub waits: Semaphore,
+    /// Ends the waits.
+    pub shutdown: Shutdown,
 }
 
 impl Admin {
-    /// Answers one request.
-    pub fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    /// Answers one request. Dropping it ends a wait.
+    pub async fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
@@ -62,6 +74,8 @@ impl Admin {
                 Status::Primary(primary) => json(StatusCode::OK, &primary.sites),
                 Status::Secondary(site) => json(StatusCode::OK, &[site]),
             },
+            "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
+            "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
             _ => error(StatusCode::NOT_FOUND, "no such page"),
         }
     }
@@ -112,8 +126,30 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
 mod tests {
     use http_body_util::BodyExt as _;
 
+    use outport_proto::SiteName;
+
     use super::*;
-    use crate::status::{PrimaryStatus, SiteStatus};
+    use crate::{
+        fetch::BoxFuture,
+        registry::whereabouts::{
+            AskError, ImageRef, WaitFor,
+            answer::{Waited, Why},
+        },
+        status::{PrimaryStatus, SiteStatus},
+    };
+
+    /// Nobody ever gets to see anything.
+    struct Nowhere;
+
+    impl Whereabouts for Nowhere {
+        fn wait(&self, _: WaitFor) -> BoxFuture<'_, Result<Waited, AskError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn why(&self, _: ImageRef, _: Option<SiteName>) -> BoxFuture<'_, Result<Why, AskError>> {
+            Box::pin(async { Err(AskError::WhichSite) })
+        }
+    }
 
     fn admin(token: Option<&str>, ready: bool) -> Admin {
         let site = SiteStatus { site: "mumbai".into(), ..SiteStatus::default() };
@@ -123,6 +159,9 @@ mod tests {
             readiness: Arc::new(move || if ready { Ok(()) } else { Err("too stale".to_owned()) }),
             metrics: Metrics::default(),
             token: token.map(str::to_owned),
+            whereabouts: Arc::new(Nowhere),
+            waits: Semaphore::new(1),
+            shutdown: Shutdown::new(),
         }
     }
 
@@ -131,7 +170,7 @@ mod tests {
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let response = admin.respond(&request.body(()).unwrap());
+        let response = admin.respond(&request.body(()).unwrap()).await;
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -153,7 +192,27 @@ mod tests {
         assert!(sites.starts_with(r#"[{"site":"mumbai""#), "{sites}");
         assert_eq!(get(&admin, "/etc/passwd", None).await.0, StatusCode::NOT_FOUND);
         let post = Request::post("/v1/status").body(()).unwrap();
-        assert_eq!(admin.respond(&post).status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(admin.respond(&post).await.status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+
+    #[tokio::test]
+    async fn waits_are_counted_and_end_with_their_client_or_the_node() {
+        let admin = admin(None, true);
+        let mut first = Box::pin(get(&admin, "/v1/wait?ref=app:1", None));
+        let second = tokio::select! {
+            biased;
+            _ = first.as_mut() => panic!("there is nothing to see"),
+            second = get(&admin, "/v1/wait?ref=app:1", None) => second,
+        };
+        assert_eq!(second.0, StatusCode::SERVICE_UNAVAILABLE, "{}", second.1);
+        assert_eq!(get(&admin, "/v1/wait?ref=app", None).await.0, StatusCode::BAD_REQUEST);
+        assert_eq!(get(&admin, "/v1/why?ref=app:1", None).await.0, StatusCode::BAD_REQUEST);
+        drop(first);
+        let wait = get(&admin, "/v1/wait?ref=app:1", None);
+        let stop = async { admin.shutdown.request() };
+        let (stopped, ()) = tokio::join!(wait, stop);
+        assert_eq!(stopped.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(stopped.1.contains("shutting down"), "{}", stopped.1);
     }
 
     #[tokio::test]
@@ -164,6 +223,8 @@ mod tests {
             ("/readyz", None, StatusCode::OK),
             ("/metrics", None, StatusCode::UNAUTHORIZED),
             ("/v1/status", Some("wrong"), StatusCode::UNAUTHORIZED),
+            ("/v1/wait?ref=app:1", None, StatusCode::UNAUTHORIZED),
+            ("/v1/why?ref=app:1", None, StatusCode::UNAUTHORIZED),
             ("/v1/status", Some("secret"), StatusCode::OK),
         ] {
             assert_eq!(get(&admin, path, token).await.0, expected, "{path}");

@@ -1,16 +1,16 @@
 //! The two listeners every node has: the registry's and the admin's.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
 use super::StartError;
 use crate::{
-    admin::Admin,
+    admin::{Admin, TIMEOUT_MAX},
     auth::{Identity, tls},
     config,
-    http::{Api, ServerOptions, TlsConfig, serve},
+    http::{Api, Connection, Patience, ServerOptions, TlsConfig, serve},
     shutdown::Shutdown,
 };
 
@@ -66,10 +66,17 @@ const ADMIN_CONNECTIONS_MAX: usize = 256;
 /// Answers admin requests until shutdown.
 pub(super) fn serve_admin(listener: TcpListener, admin: Admin, shutdown: &Shutdown) {
     let admin = Arc::new(admin);
-    let answer = move |request, _| {
-        let admin = Arc::clone(&admin);
-        async move { admin.respond(&request) }
+    let answer = move |request, connection: Arc<Connection>| {
+        let (admin, in_flight) = (Arc::clone(&admin), connection.begin_request());
+        async move {
+            let response = admin.respond(&request).await;
+            drop(in_flight);
+            response
+        }
     };
-    let options = ServerOptions { connections_max: ADMIN_CONNECTIONS_MAX, ..ServerOptions::default() };
+    let options = ServerOptions::default();
+    // A wait moves no bytes for as long as it lasts.
+    let patience = Patience { request_stall: TIMEOUT_MAX + Duration::from_secs(60), ..options.patience };
+    let options = ServerOptions { connections_max: ADMIN_CONNECTIONS_MAX, patience, ..options };
     shutdown.spawn(serve(listener, None, options, answer, shutdown.clone()));
 }

@@ -7,7 +7,7 @@ use outport_proto::{
     Offset, SiteName,
     frame::{ALPN, Keys},
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::{
     StartError,
@@ -16,7 +16,7 @@ use super::{
     open_store, store_status,
 };
 use crate::{
-    admin::{Admin, StatusCollector},
+    admin::{Admin, StatusCollector, WAITS_MAX},
     auth::{
         AccessRules, Identity, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier,
         authority::load_certificates, random_text, site_of, tls,
@@ -31,6 +31,7 @@ use crate::{
         log_stream::{KeysOf, LogPublisher, PrimaryIdentity},
         publisher::{Admit, Publisher},
         requests::Answerer,
+        whereabouts::FleetWhereabouts,
     },
     registry::{
         Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, journal::JournalOptions,
@@ -171,6 +172,8 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
     shutdown.spawn(sweep_uploads(store.clone(), upload_age_max, Arc::clone(&clock), shutdown.clone()));
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
+    let whereabouts =
+        FleetWhereabouts { journal: journal.clone(), fleet: fleet.clone(), clock: Arc::clone(&clock) };
     let status = status(cluster, &journal, &store, fleet, &clock);
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let admin = Admin {
@@ -178,6 +181,9 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
         readiness: Arc::new(|| Ok(())),
         metrics,
         token: admin_token(config.admin.token_file.as_deref())?,
+        whereabouts: Arc::new(whereabouts),
+        waits: Semaphore::new(WAITS_MAX),
+        shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);
     let tls = config.registry.tls.as_ref().map(https).transpose()?;

@@ -6,7 +6,7 @@ use outport_proto::{
     Offset,
     frame::{ALPN, Welcome},
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::{
     StartError,
@@ -15,12 +15,12 @@ use super::{
     open_store, store_status,
 };
 use crate::{
-    admin::{Admin, Readiness, StatusCollector},
+    admin::{Admin, Readiness, StatusCollector, WAITS_MAX},
     auth::{AccessRules, Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
     clock::{SharedClock, SystemClock},
     config,
     fetch::{
-        FlightMetrics, FlightOptions, Flights,
+        FlightMetrics, FlightOptions, Flights, Upstream,
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::TransportOptions,
     },
@@ -35,6 +35,7 @@ use crate::{
         prefetch::{Keeps, Prefetch, PrefetchOptions, Progress},
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
+        whereabouts::OwnWhereabouts,
     },
     shutdown::Shutdown,
     status::{SiteState, Status, StatusSource},
@@ -111,8 +112,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         rules: rules(&config.read),
         metrics: metrics.register(PullMetrics::new),
     };
+    let upstream: Arc<dyn Upstream> = Arc::new(upstream);
     let edge = Edge {
-        upstream: Arc::new(upstream),
+        upstream: Arc::clone(&upstream),
         flights: flights.clone(),
         session: session.clone(),
         intents: intents.clone(),
@@ -125,7 +127,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         sealer: Arc::new(TicketSealer::new(config.site.clone())),
         addresses: Arc::default(),
     };
-    let (prefetch, progress) = copying_ahead(config, &journal, &store, flights);
+    let keeps = keeps(config);
+    let (prefetch, progress) = copying_ahead(config, &journal, &store, &keeps, flights);
     pull.follow(&journal, &shutdown);
     let on_identity = trust.clone();
     let (subscription, view) = Subscription::new(
@@ -141,12 +144,24 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             store: store.clone(),
             memory,
             clock: Arc::clone(&clock),
-            progress,
+            progress: progress.clone(),
             link,
             session: session_feed,
             on_identity: Arc::new(move |welcome| on_identity.learn(welcome)),
         },
     );
+
+    let whereabouts = OwnWhereabouts {
+        site: config.site.clone(),
+        journal: journal.clone(),
+        store: store.clone(),
+        keeps,
+        progress,
+        upstream,
+        session: session.clone(),
+        view: view.clone(),
+        clock: Arc::clone(&clock),
+    };
 
     let api = Api {
         pull,
@@ -176,6 +191,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         readiness: readiness(view),
         metrics,
         token: admin_token(config.admin.token_file.as_deref())?,
+        whereabouts: Arc::new(whereabouts),
+        waits: Semaphore::new(WAITS_MAX),
+        shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);
     let tls = config.registry.tls.as_ref().map(https).transpose()?;
@@ -229,19 +247,23 @@ fn rules(config: &config::Read) -> PullRules {
     }
 }
 
+fn keeps(config: &config::Secondary) -> Keeps {
+    let eager = config.keep.eager.clone();
+    Arc::new(move |repo| eager.as_ref().is_none_or(|globs| globs.matches(repo)))
+}
+
 fn copying_ahead(
     config: &config::Secondary,
     journal: &Journal,
     store: &Store,
+    keeps: &Keeps,
     flights: Flights,
 ) -> (Prefetch, watch::Receiver<Progress>) {
-    let eager = config.keep.eager.clone();
-    let keeps: Keeps = Arc::new(move |repo| eager.as_ref().is_none_or(|globs| globs.matches(repo)));
     Prefetch::new(
         &config.data_dir,
         journal.clone(),
         store.clone(),
-        keeps,
+        Arc::clone(keeps),
         flights,
         PrefetchOptions::default(),
     )

@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod admin;
 mod cert;
 mod config;
 mod demo;
@@ -7,8 +8,10 @@ mod primary;
 mod secondary;
 mod status;
 mod user;
+mod wait;
+mod why;
 
-use std::io::Write as _;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -30,6 +33,10 @@ enum Command {
     Secondary(secondary::Secondary),
     /// Show roles, offsets and lag
     Status(status::Status),
+    /// Wait until sites show an image, or hold all of it
+    Wait(wait::Wait),
+    /// Say why a site shows an image, or does not
+    Why(why::Why),
     /// Make the cluster authority and the certificates of its nodes
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -42,24 +49,40 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command to its end.
+    /// Runs the command to its end; returns the exit code, which is 0 but for commands that tell
+    /// scripts more.
     ///
     /// # Errors
     /// What `main` should say before it exits with a failure.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
+            Command::Wait(wait) => return wait.run().await,
             Command::Demo(demo) => demo.run().await,
             Command::Primary(primary) => primary.run().await,
             Command::Secondary(secondary) => secondary.run().await,
             Command::Status(status) => status.run().await,
+            Command::Why(why) => why.run().await,
             Command::Cert(cert) => cert.run(),
             Command::User(user) => user.run(),
             Command::Config(config) => config.run(),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Prints a line. A reader that went away (`outport status | head`) is no error.
 fn say(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// A size for people.
+fn bytes(value: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = value as f64;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{value} B") } else { format!("{scaled:.1} {}", UNITS[unit]) }
 }

@@ -1,21 +1,14 @@
 //! `outport status`.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use comfy_table::{Table, presets};
-use http::{Request, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use super::say;
+use super::{admin::AdminAddress, bytes, say};
 use crate::status::{SiteStatus, Status as NodeStatus};
 
-/// Largest status page in bytes: thousands of sites fit.
-const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// An admin listener that does not answer within this is treated as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,12 +18,8 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 /// Show roles, offsets and lag.
 #[derive(Debug, Args)]
 pub(super) struct Status {
-    /// Admin address of any node
-    #[arg(long, env = "OUTPORT_ADMIN", default_value = "127.0.0.1:9000")]
-    admin: String,
-    /// File with the admin token, where one is configured
-    #[arg(long, env = "OUTPORT_ADMIN_TOKEN_FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminAddress,
     /// Print the page as JSON
     #[arg(long)]
     json: bool,
@@ -61,38 +50,12 @@ impl Status {
     }
 
     async fn fetch(&self) -> anyhow::Result<String> {
-        let token = match &self.token_file {
-            Some(file) => {
-                Some(std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?)
-            }
-            None => None,
-        };
-        tokio::time::timeout(ANSWER_TIMEOUT, get_status(&self.admin, token.as_deref().map(str::trim)))
-            .await
-            .with_context(|| format!("ask {}: no answer within {ANSWER_TIMEOUT:?}", self.admin))?
-            .with_context(|| format!("ask {}", self.admin))
+        let (status, text) = self.admin.get("/v1/status", ANSWER_TIMEOUT).await?;
+        if !status.is_success() {
+            bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
+        }
+        Ok(text)
     }
-}
-
-async fn get_status(admin: &str, token: Option<&str>) -> anyhow::Result<String> {
-    let stream = TcpStream::connect(admin).await.context("connect")?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("open connection")?;
-    let connection = tokio::spawn(connection);
-    let mut request = Request::get("/v1/status").header(header::HOST, admin);
-    if let Some(token) = token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-    }
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await.context("send request")?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
-    connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!(error)).context("read answer")?.to_bytes();
-    let text = String::from_utf8(body.to_vec()).context("read answer")?;
-    if !status.is_success() {
-        bail!("{status}: {}", text.trim());
-    }
-    Ok(text)
 }
 
 fn render(page: &str) -> anyhow::Result<String> {
@@ -163,17 +126,6 @@ fn seconds(value: Option<f64>) -> String {
         Some(value) if value < 1.0 => format!("{:.1} ms", value * 1000.0),
         Some(value) => format!("{value:.1} s"),
     }
-}
-
-fn bytes(value: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut scaled = value as f64;
-    let mut unit = 0;
-    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
-        scaled /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{value} B") } else { format!("{scaled:.1} {}", UNITS[unit]) }
 }
 
 #[cfg(test)]

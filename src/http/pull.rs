@@ -59,7 +59,7 @@ pub(super) async fn blob(
     let options = pull_options(headers, want)?;
     let answer = pull.blob(caller, repo, digest, options).await.map_err(ApiError::Pull)?;
     let (digest_value, etag) = digest_and_etag(digest);
-    let offset = answer.offset;
+    let (offset, staleness) = (answer.offset, answer.staleness);
     let mut response = if none_match(headers, &etag) {
         response(StatusCode::NOT_MODIFIED, Body::empty())
     } else {
@@ -69,7 +69,7 @@ pub(super) async fn blob(
     headers.insert(header::ACCEPT_RANGES, BYTES);
     headers.insert(DOCKER_CONTENT_DIGEST, digest_value);
     headers.insert(header::ETAG, etag);
-    insert_freshness(headers, offset, None);
+    insert_freshness(headers, offset, staleness);
     Ok(response)
 }
 

@@ -17,6 +17,7 @@ mod memory;
 mod open;
 mod row;
 mod sled;
+mod standing;
 mod tx;
 mod view;
 
@@ -41,6 +42,7 @@ use kv::Kv;
 use memory::MemoryKv;
 use open::OpenIndex;
 use row::State;
+pub use standing::Placed;
 use tx::Tx;
 
 /// Rows removed at once when everything is.

@@ -20,7 +20,8 @@ pub(super) fn body_pieces(size: u64) -> u16 {
     u16::try_from(size.div_ceil(BODY_PIECE_BYTES as u64)).unwrap_or(u16::MAX)
 }
 
-fn get(kv: &dyn Kv, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
+/// The fields of the row under `key`.
+pub(super) fn get(kv: &dyn Kv, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
     kv.get(key)?.map(|value| row::unseal(key, &value)).transpose()
 }
 

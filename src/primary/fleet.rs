@@ -10,6 +10,7 @@ use outport_proto::{
     Offset, SiteName, Timestamp,
     frame::{Ack, LAG_UNKNOWN_MICROS},
 };
+use tokio::sync::watch;
 
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 
@@ -25,6 +26,16 @@ struct Row {
     program: String,
     session: Option<Session>,
     last: Option<(Ack, Instant)>,
+    reached: watch::Sender<Reached>,
+}
+
+/// How far a site said it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Its index shows everything up to here.
+    pub applied: Offset,
+    /// It holds every blob that it keeps up to here.
+    pub complete: Offset,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +79,8 @@ impl Fleet {
         let Some(row) = rows.get_mut(site) else { return };
         if let Some(session) = row.session.as_mut().filter(|session| session.id == id) {
             session.rtt = rtt;
+            let reached = Reached { applied: ack.applied, complete: ack.complete };
+            row.reached.send_if_modified(|last| std::mem::replace(last, reached) != reached);
             row.last = Some((ack, Instant::now()));
         }
     }
@@ -87,6 +100,27 @@ impl Fleet {
         // Acknowledgements must not wait for the disk.
         let rows = self.rows_mut().clone();
         rows.iter().map(|(site, row)| row.status(site, head, &time_after)).collect()
+    }
+
+    /// The status of one site; `None` when there is no such site.
+    pub fn status(
+        &self,
+        site: &SiteName,
+        head: &Head,
+        time_after: impl Fn(Offset) -> Option<Timestamp>,
+    ) -> Option<SiteStatus> {
+        let row = self.rows_mut().get(site).cloned();
+        row.map(|row| row.status(site, head, &time_after))
+    }
+
+    /// The sites, by name.
+    pub fn sites(&self) -> Vec<SiteName> {
+        self.rows_mut().keys().cloned().collect()
+    }
+
+    /// Follows how far a site is; `None` when there is no such site.
+    pub fn follow(&self, site: &SiteName) -> Option<watch::Receiver<Reached>> {
+        self.rows_mut().get(site).map(|row| row.reached.subscribe())
     }
 
     fn rows_mut(&self) -> MutexGuard<'_, BTreeMap<SiteName, Row>> {
@@ -219,6 +253,20 @@ mod tests {
         fleet.acknowledged(&site, 1, behind, Duration::ZERO);
         let lag = fleet.statuses(&head(10), |_| None)[0].lag_seconds;
         assert_eq!((lag.applied, lag.complete), (None, Some(2.0)));
+    }
+
+    #[test]
+    fn who_follows_a_site_hears_of_what_it_reached_and_nothing_else() {
+        let site: SiteName = "mumbai".parse().unwrap();
+        let fleet = Fleet::new([site.clone()]);
+        let mut followed = fleet.follow(&site).unwrap();
+        assert!(fleet.follow(&"nowhere".parse().unwrap()).is_none());
+        fleet.connected(&site, 1, "0.1.0", false);
+        fleet.acknowledged(&site, 1, ack(7), Duration::ZERO);
+        assert!(followed.has_changed().unwrap());
+        assert_eq!(followed.borrow_and_update().applied, Offset::new(1, 7));
+        fleet.acknowledged(&site, 1, ack(7), Duration::from_millis(1));
+        assert!(!followed.has_changed().unwrap(), "the same again is no news");
     }
 
     #[test]

@@ -4,3 +4,4 @@ pub mod fleet;
 pub mod log_stream;
 pub mod publisher;
 pub mod requests;
+pub mod whereabouts;

@@ -11,6 +11,7 @@ mod remembered;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod whereabouts;
 
 pub use intents::Intents;
 pub use journal::{Journal, JournalError};

@@ -53,6 +53,11 @@ impl SessionView {
         *self.receiver.borrow()
     }
 
+    /// Follows the readings.
+    pub fn watch(&self) -> watch::Receiver<Session> {
+        self.receiver.clone()
+    }
+
     /// Resolves once closed time has reached `target`; pends for ever when the feeder is gone.
     pub async fn closed_time_reaches(&self, target: Timestamp) {
         let mut receiver = self.receiver.clone();

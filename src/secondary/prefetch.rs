@@ -20,7 +20,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::complete::{Want, Window, needs};
+use super::{
+    complete::{Want, Window, needs},
+    rate::Rate,
+};
 use crate::{
     fetch::{FillError, Flights, Linked},
     index::IndexError,
@@ -71,6 +74,8 @@ pub struct Progress {
     pub complete: Offset,
     /// Blobs known to be missing.
     pub missing_blobs: u64,
+    /// How fast blobs were copied lately, in bytes a second; `None` when none were.
+    pub fill_rate: Option<u64>,
 }
 
 /// The copier of a site.
@@ -106,7 +111,7 @@ impl Prefetch {
         let path = dir.join(FILE);
         let complete = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
         let complete = complete.filter(|complete| *complete <= journal.applied()).unwrap_or_default();
-        let (progress, receiver) = watch::channel(Progress { complete, missing_blobs: 0 });
+        let (progress, receiver) = watch::channel(Progress { complete, ..Progress::default() });
         let source = Source { journal, store, keeps };
         (Self { source, flights, options, path, progress }, receiver)
     }
@@ -116,6 +121,7 @@ impl Prefetch {
         let mut run = Run {
             window: Window::after(self.progress.borrow().complete),
             copies: JoinSet::new(),
+            rate: Rate::default(),
             walk: None,
             failures: BTreeMap::new(),
             retries: BTreeMap::new(),
@@ -130,7 +136,7 @@ impl Prefetch {
                 run.look_at = Instant::now() + RETRY_MAX;
             }
             self.start_copies(&mut run);
-            self.publish(&run.window);
+            self.publish(&run);
             let room = run.window.missing() < self.options.missing_max;
             let wake_at = run.wake_at();
             let Run { copies, walk, .. } = &mut run;
@@ -193,6 +199,7 @@ impl Prefetch {
             && let Some(want) = run.window.take()
         {
             let flights = self.flights.clone();
+            run.rate.begin(Instant::now());
             run.copies.spawn(async move {
                 let linked = Linked { size: Some(want.size) };
                 match flights.ensure(&want.repo, &want.digest, linked).await {
@@ -204,8 +211,12 @@ impl Prefetch {
         }
     }
 
-    fn publish(&self, window: &Window) {
-        let now = Progress { complete: window.complete(), missing_blobs: window.missing() as u64 };
+    fn publish(&self, run: &Run) {
+        let now = Progress {
+            complete: run.window.complete(),
+            missing_blobs: run.window.missing() as u64,
+            fill_rate: run.rate.bytes_per_second(),
+        };
         self.progress.send_if_modified(|last| std::mem::replace(last, now) != now);
     }
 
@@ -225,6 +236,7 @@ impl Prefetch {
 struct Run {
     window: Window,
     copies: JoinSet<(Want, Result<(), FillError>)>,
+    rate: Rate,
     walk: Option<mpsc::Receiver<Found>>,
     /// How often the copy of a missing blob failed.
     failures: BTreeMap<Digest, u32>,
@@ -276,6 +288,7 @@ impl Run {
     fn copied(&mut self, copied: Result<(Want, Result<(), FillError>), JoinError>) {
         match copied {
             Ok((want, Ok(()))) => {
+                self.rate.copied(want.size, self.copies.is_empty(), Instant::now());
                 self.failures.remove(&want.digest);
                 self.window.settled(&want.digest);
             }

@@ -58,6 +58,8 @@ pub struct BlobAnswer {
     pub size: u64,
     /// Where in the log the answer holds: `Outport-Offset`.
     pub offset: Offset,
+    /// `None` when fresh; content never is otherwise, that it is still there may be.
+    pub staleness: Option<Staleness>,
     /// Where its bytes come from; `None` when only headers were wanted.
     pub content: Option<BlobContent>,
 }

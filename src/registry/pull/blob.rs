@@ -42,7 +42,9 @@ impl Shared {
             let ruling = self.rule(ask, kind, &view, found, &tried);
             match (ruling.decision, link) {
                 (Decision::Serve, Some(size)) => {
-                    return Ok((here(digest, size, blob, view.applied), ruling.result()));
+                    let staleness = ruling.staleness();
+                    let answer = BlobAnswer { staleness, ..here(digest, size, blob, view.applied) };
+                    return Ok((answer, ruling.result()));
                 }
                 (Decision::WaitThenServe { until }, _) => self.wait(until, &mut tried).await,
                 (Decision::Fill, Some(link)) => match self.filling(ask, digest, link, view.applied).await {
@@ -94,7 +96,8 @@ impl Shared {
         match self.fill(ask.repo, digest, link).await {
             Ok((filling, size, result)) => {
                 let content = Some(BlobContent::Filling(filling));
-                Ok(Some((BlobAnswer { digest: *digest, size, offset, content }, result)))
+                let answer = BlobAnswer { digest: *digest, size, offset, staleness: None, content };
+                Ok(Some((answer, result)))
             }
             Err(FillError::NotLinked) => Ok(None),
             Err(error) => Err(error),
@@ -104,5 +107,6 @@ impl Shared {
 
 fn here(digest: &Digest, size: u64, blob: Option<Blob>, offset: Offset) -> BlobAnswer {
     let size = blob.as_ref().map_or(size, |blob| blob.size);
-    BlobAnswer { digest: *digest, size, offset, content: blob.map(BlobContent::Local) }
+    let content = blob.map(BlobContent::Local);
+    BlobAnswer { digest: *digest, size, offset, staleness: None, content }
 }

@@ -22,3 +22,4 @@ mod redirect;
 mod status;
 #[path = "../support/mod.rs"]
 mod support;
+mod whereabouts;

@@ -156,6 +156,13 @@ async fn cut_off_a_site_says_how_old_its_answer_is() {
     assert_eq!(stale.header("age"), "90");
     assert_eq!(stale.header("outport-staleness"), "90.500");
     assert!(stale.header("warning").starts_with("110 "));
+    let tags = site.ask(ask("GET", "/v2/team/app/tags/list").by(&pull)).await.is(200);
+    assert_eq!((tags.header("age"), tags.header("outport-staleness")), ("90", "90.500"));
+    let pushing = site.ask(world.blob("HEAD")).await.is(200);
+    assert_eq!((pushing.header("age"), pushing.has("outport-offset")), ("90", true));
+    let blob = format!("/v2/team/app/blobs/{}", world.digest);
+    let content = site.ask(ask("HEAD", blob).by(&pull)).await.is(200);
+    assert!(!content.has("age") && content.has("outport-offset"), "what a digest names has no age");
     let unknown = site.ask(ask("GET", "/v2/team/app/manifests/two").by(&pull)).await;
     unknown.refused(503, "UNAVAILABLE");
     assert!(unknown.has("retry-after"));

@@ -54,10 +54,12 @@
 //!
 //! ```text
 //! data_dir/
-//!   log/      segments; the only thing that must never be lost
-//!   blobs     the content-addressed store, uploads in progress, temporary files
-//!   index/    rebuilt from snapshot and log whenever it is in doubt
-//!   keys      a primary's own secrets, or what a secondary was told by its primary
+//!   log/        segments; the only thing that must never be lost
+//!   store/      blobs by digest, uploads in progress, temporary files
+//!   snapshots/  of the index, so that a rebuild need not begin at the first event
+//!   index/      rebuilt from snapshot and log whenever it is in doubt
+//!   keys/       a primary's own secrets
+//!   session     what a secondary was told by its primary
 //! ```
 
 pub mod clock;

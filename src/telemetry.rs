@@ -25,11 +25,12 @@ pub enum LogFormat {
 /// # Errors
 /// When the filter does not parse, or a log is already set up.
 pub fn init_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(text),
-        _ => EnvFilter::try_new(filter),
-    }
-    .map_err(|error| LogError(error.to_string()))?;
+    let (source, filter) = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => ("RUST_LOG", text),
+        _ => ("telemetry.log_filter", filter.to_owned()),
+    };
+    let filter =
+        EnvFilter::try_new(&filter).map_err(|error| LogError(format!("{source} = {filter:?}: {error}")))?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Human => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -30,7 +30,7 @@ pub(super) enum Cert {
     },
     /// Issue a node's certificate for replication: NAME.crt and NAME.key
     Issue {
-        /// `primary`, or the name of a site
+        /// `primary`, or the name of a site; with --https, any name for the two files
         name: SiteName,
         /// Where the authority is, and where to write
         #[arg(long, default_value = ".")]

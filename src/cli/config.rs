@@ -10,9 +10,9 @@ use crate::app;
 /// Work with configuration files.
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
-    /// Say whether a file would be accepted, without starting anything
+    /// Say whether a file and the paths in it would be accepted, without starting anything
     Check {
-        /// The file.
+        /// The file
         file: PathBuf,
     },
 }

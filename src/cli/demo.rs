@@ -71,6 +71,8 @@ fn print(running: &Running) -> anyhow::Result<()> {
     let far = running.sites.last().map_or(&running.primary, |site| &site.node).local_name();
     let (user, password) = (&running.user, &running.password);
     let sample = &running.sample;
+    // Run by cargo, the program is on nobody's PATH.
+    let program = std::env::args().next().unwrap_or_else(|| "outport".to_owned());
     say(format_args!(
         "\
 {table}
@@ -97,7 +99,7 @@ Push through one site, pull through the other at once:
   skopeo inspect --tls-verify=false docker://{far}/team/app:3
 
 Watch the lag:
-  outport status --watch --admin {admin}
+  {program} status --watch --admin {admin}
 ",
         file = running.file.display(),
         admin = running.primary.admin,

@@ -1,6 +1,6 @@
 //! `outport status`.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -30,23 +30,36 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        // Before a first answer the address is more likely wrong than the node down.
+        let mut shown = self.show(&self.fetch().await?)?;
         loop {
-            let page = self.fetch().await?;
             if self.watch && !self.json {
-                say(format_args!("{CLEAR}{}", render(&page)?));
-            } else if self.json {
-                say(&page);
+                say(format_args!("{CLEAR}{shown}"));
             } else {
-                say(render(&page)?);
+                say(&shown);
             }
             if !self.watch {
                 return Ok(());
             }
-            tokio::select! {
-                () = tokio::time::sleep(WATCH_INTERVAL) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(()),
-            }
+            shown = loop {
+                tokio::select! {
+                    () = tokio::time::sleep(WATCH_INTERVAL) => {}
+                    _ = tokio::signal::ctrl_c() => return Ok(()),
+                }
+                match self.fetch().await {
+                    Ok(page) => break self.show(&page)?,
+                    // A node that restarts is what one watches for.
+                    Err(error) if self.json => {
+                        let _ = writeln!(std::io::stderr().lock(), "outport: {error:#}");
+                    }
+                    Err(error) => break format!("{error:#}"),
+                }
+            };
         }
+    }
+
+    fn show(&self, page: &str) -> anyhow::Result<String> {
+        if self.json { Ok(page.to_owned()) } else { render(page) }
     }
 
     async fn fetch(&self) -> anyhow::Result<String> {

@@ -100,6 +100,10 @@ pub struct Subscription {
 impl Subscription {
     /// A subscription that goes on where log and index stand, and where its status shows.
     pub fn new(options: SubscriptionOptions, parts: SubscriptionParts) -> (Self, SiteView) {
+        // Before anything is served: a restarted site knows whom to believe from its first answer on.
+        if let Some(remembered) = parts.memory.last() {
+            (parts.on_identity)(remembered);
+        }
         let config = SubscriberConfig {
             site: options.site.clone(),
             node: options.node.clone(),
@@ -132,9 +136,6 @@ impl Subscription {
 
     /// Follows until shutdown.
     pub async fn run(mut self, shutdown: Shutdown) {
-        if let Some(remembered) = self.parts.memory.last() {
-            (self.parts.on_identity)(remembered);
-        }
         self.replay().await;
         let mut backoff = Backoff::default();
         for primary in self.options.primaries.clone().iter().cycle() {

@@ -74,6 +74,12 @@ pub struct SiteStatus {
     pub store: StoreStatus,
     /// What the site is doing.
     pub state: SiteState,
+    /// Why site and primary do not follow one history, when a person has to decide; `null` otherwise.
+    #[serde(default)]
+    pub alarm: Option<String>,
+    /// Sessions refused because the histories of site and primary forked, since the start.
+    #[serde(default)]
+    pub forks_refused: u64,
 }
 
 /// Lag by stage in seconds of the primary's clock; `null` when unknown.

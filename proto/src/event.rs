@@ -25,7 +25,7 @@ pub struct Event {
     pub change: Change,
 }
 
-/// What happened to a repository.
+/// What happened, to a repository or to the log itself.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Change {
     /// A blob upload was committed: the repository links the blob. Sent before any manifest
@@ -77,19 +77,26 @@ pub enum Change {
         /// The repository.
         repo: RepoName,
     },
+    /// The log's history forked: this event is the first of a new epoch.
+    EpochBegan {
+        /// The newest event that both histories have, which is the event before this one. What any
+        /// older epoch holds behind it never happened.
+        fork: Offset,
+    },
 }
 
 impl Change {
-    /// The repository it happened to.
-    pub fn repo(&self) -> &RepoName {
+    /// The repository it happened to; `None` when it happened to the log.
+    pub fn repo(&self) -> Option<&RepoName> {
         match self {
             Self::BlobCommitted { repo, .. }
             | Self::BlobMounted { repo, .. }
             | Self::TagDeleted { repo, .. }
             | Self::ManifestDeleted { repo, .. }
             | Self::BlobDeleted { repo, .. }
-            | Self::RepositoryDeleted { repo } => repo,
-            Self::ManifestPut(put) => &put.repo,
+            | Self::RepositoryDeleted { repo } => Some(repo),
+            Self::ManifestPut(put) => Some(&put.repo),
+            Self::EpochBegan { .. } => None,
         }
     }
 }

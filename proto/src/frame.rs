@@ -56,6 +56,11 @@ pub struct Hello {
     pub program: String,
     /// The newest event it has on disk; `None` when it has nothing.
     pub have: Option<Offset>,
+    /// SHA-256 of that event's encoded form, so that another history with the same offsets shows;
+    /// `None` when it has the state there and not the event.
+    pub have_digest: Option<Digest>,
+    /// The newest epoch it has heard of; 0 before its first session.
+    pub epoch: u64,
     /// The cluster it belongs to; `None` before its first session.
     pub cluster: Option<String>,
 }
@@ -91,6 +96,12 @@ pub enum Resume {
     /// The secondary must take a snapshot (a `Snapshot` request) first; events after the
     /// snapshot's offset follow once it says `Hello` again.
     Snapshot,
+    /// As [`Resume::Snapshot`], because what the secondary has behind `fork` is of an epoch that
+    /// the log's history left there: it never happened.
+    Rewind {
+        /// The newest event of the secondary's epoch that is part of the history.
+        fork: Offset,
+    },
 }
 
 /// Why a session is refused.
@@ -108,6 +119,21 @@ pub enum Refusal {
     /// The first frame was not `Hello`, or a frame came out of place.
     #[error("protocol violation: {0}")]
     Violation(String),
+    /// What the secondary has is no part of the primary's history, and the primary's epoch is not
+    /// a newer one: the primary was restored from an older copy, or there are two of them.
+    #[error(
+        "the site is at {have} and knows epoch {epoch}, the primary's log is another or ends earlier, \
+         at {head}: if this primary was restored from a backup, start it with --restored once; \
+         otherwise another primary of this cluster is running"
+    )]
+    Fork {
+        /// The newest event of the secondary; epoch and seq 0 when it has none.
+        have: Offset,
+        /// The newest epoch that the secondary knows.
+        epoch: u64,
+        /// The newest event of the primary.
+        head: Offset,
+    },
 }
 
 /// What every heartbeat says.

@@ -38,6 +38,11 @@ impl Offset {
         Self { epoch, seq }
     }
 
+    /// Whether this is the place one event after `before`, in its epoch or a newer one.
+    pub const fn follows(self, before: Self) -> bool {
+        self.seq == before.seq + 1 && self.epoch >= before.epoch
+    }
+
     /// The place one event further in the same epoch.
     pub const fn next(self) -> Self {
         Self { epoch: self.epoch, seq: self.seq + 1 }

@@ -178,9 +178,9 @@ impl World {
     /// The primary says that a write is done.
     pub(crate) fn acknowledge(&mut self, number: u64, offset: Offset) {
         let Some(write) = self.writes.get(&number) else { return };
-        let repo = write.change.repo().clone();
-        let through = write.through.zip(write.reference.clone());
-        let mut through = through.map(|((site, life), reference)| {
+        let named = write.change.repo().cloned().zip(write.reference.clone());
+        let through = write.through.zip(named);
+        let mut through = through.map(|((site, life), (repo, reference))| {
             // To be strict is not to accept a restart of the site as an excuse.
             ((site, if self.is_strict { 0 } else { life }), repo, reference)
         });
@@ -274,7 +274,7 @@ impl World {
 
 /// Whether a site takes `change` for what it was told of `reference`.
 fn ends_intent(change: &Change, in_repo: &RepoName, reference: &Reference) -> bool {
-    in_repo == change.repo()
+    Some(in_repo) == change.repo()
         && match (change, reference) {
             (Change::ManifestPut(put), Reference::Tag(tag)) => put.tags.contains(tag),
             (Change::ManifestPut(put), Reference::Digest(digest)) => put.digest == *digest,

@@ -119,6 +119,7 @@ impl Oracle {
                 gone.for_each(|(_, is_linked)| *is_linked = false);
                 self.untag(seq, repo, |_| true);
             }
+            Change::EpochBegan { .. } => {}
         }
         self.records.push((Arc::clone(event), record.encoded.clone()));
     }

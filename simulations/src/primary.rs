@@ -274,6 +274,12 @@ impl World {
         let mut frames = Vec::new();
         loop {
             let state = process.state(&self.primary.clock);
+            if let Some((have, digest)) = serving.publisher.to_place() {
+                let place = process.log.place(have, digest);
+                serving
+                    .publisher
+                    .handle_placed(place.map_err(|error| Broken(format!("read the log: {error}")))?);
+            }
             if let Some((after, bytes_max)) = serving.publisher.wanted(&state) {
                 let records = process.log.read(after, bytes_max);
                 let records = records.map_err(|error| Broken(format!("read for a site: {error}")))?;

@@ -116,6 +116,7 @@ impl World {
             node: String::new(),
             program: "simulation".to_owned(),
             cluster: (log.head() > Offset::ZERO).then(|| CLUSTER.to_owned()),
+            epoch: log.head().epoch,
         };
         let (head, log_bytes) = (log.head(), log.bytes());
         let progress =
@@ -186,6 +187,8 @@ impl World {
         let there = link.up.arrival(now, &mut self.random) - now;
         process.rtt = there + (link.down.arrival(now, &mut self.random) - now);
         process.connection = Some(Open { session, reader: FrameReader::new(), heard_at: now, heartbeats: 0 });
+        let have = process.log.digest_at(process.subscriber.progress().durable);
+        process.subscriber.handle_have(have.map_err(|error| Broken(format!("read the log: {error}")))?);
         process.subscriber.handle_connected(now);
         process.loses_next = bug == Some(Bug::LoseEventAtReconnect) && process.index.applied().seq > 0;
         self.drive_site(number)

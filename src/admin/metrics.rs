@@ -3,7 +3,7 @@
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
-    metrics::{MetricType, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
 
@@ -83,12 +83,26 @@ impl Collector for StatusCollector {
             ("store", "Size of the blob store", Some(Unit::Bytes), vec![(Vec::new(), bytes as f64)]),
             ("store_blobs", "Blobs in the store", None, vec![(Vec::new(), blobs as f64)]),
         ];
+        let forks = each(&|site| one(site.forks_refused as f64));
+        let help = "Sessions refused because the histories of site and primary forked";
+        encode_counters(encoder.encode_descriptor("fork_refused", help, None, MetricType::Counter)?, &forks)?;
         for (name, help, unit, series) in families {
             let family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
             encode_series(family, &series)?;
         }
         Ok(())
     }
+}
+
+fn encode_counters(mut family: MetricEncoder<'_>, series: &[(Labels, f64)]) -> Result<(), std::fmt::Error> {
+    for (labels, value) in series {
+        let counter = ConstCounter::new(*value);
+        match labels.is_empty() {
+            true => return counter.encode(family),
+            false => counter.encode(family.encode_family(labels)?)?,
+        }
+    }
+    Ok(())
 }
 
 fn encode_series(mut family: MetricEncoder<'_>, series: &[(Labels, f64)]) -> Result<(), std::fmt::Error> {
@@ -130,6 +144,7 @@ mod tests {
         assert!(text.contains("outport_lag_seconds{stage=\"applied\"} NaN"), "{text}");
         assert!(text.contains("outport_heartbeat_age_seconds NaN"), "{text}");
         assert!(text.contains("outport_log_seq{stage=\"complete\"} 0"), "{text}");
+        assert!(text.contains("outport_fork_refused_total 0"), "{text}");
     }
 
     #[test]

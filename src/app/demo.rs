@@ -16,7 +16,7 @@ use crate::{
     auth::{Access, AccessRule, Authority, Caller, NodeIdentity, password, random_text},
     clock::{Clock as _, SystemClock},
     config,
-    registry::NewManifest,
+    registry::{NewManifest, journal::History},
     shutdown::Shutdown,
 };
 
@@ -130,7 +130,7 @@ async fn start_all(options: &DemoOptions, shutdown: &Shutdown) -> Result<Running
     let pki = Pki::prepare(dir, &options.sites)?;
 
     let config = primary_config(dir, primary_node, &users, &pki, &options.sites)?;
-    let running_primary = primary::start(&config, shutdown).await?;
+    let running_primary = primary::start(&config, History::Continues, shutdown).await?;
     let replication = running_primary.replication_address();
     let mut running_sites = Vec::new();
     for site in &sites {

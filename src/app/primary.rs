@@ -34,7 +34,8 @@ use crate::{
         whereabouts::FleetWhereabouts,
     },
     registry::{
-        Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, journal::JournalOptions,
+        Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site,
+        journal::{History, JournalOptions},
     },
     shutdown::Shutdown,
     status::{PrimaryStatus, Status, StatusSource},
@@ -84,11 +85,15 @@ impl Running {
     }
 }
 
-/// Starts a primary.
+/// Starts a primary whose data has this `history`.
 ///
 /// # Errors
 /// What could not be opened or bound.
-pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Running, StartError> {
+pub async fn start(
+    config: &config::Primary,
+    history: History,
+    parent: &Shutdown,
+) -> Result<Running, StartError> {
     let (shutdown, journal_shutdown) = (parent.child(), parent.child());
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
@@ -112,10 +117,10 @@ pub async fn start(config: &config::Primary, parent: &Shutdown) -> Result<Runnin
     keys.keep_sites(&config.replication.sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir).await?;
-    let journal =
-        Journal::open(&config.data_dir, JournalOptions::default(), Arc::clone(&clock), &journal_shutdown)
-            .await
-            .map_err(|error| StartError::new("open the journal", error))?;
+    let options = JournalOptions { history, ..JournalOptions::default() };
+    let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
+        .await
+        .map_err(|error| StartError::new("open the journal", error))?;
     let pull = PullService::primary(Site {
         index: journal.index().clone(),
         store: store.clone(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::{app, config, shutdown::Shutdown, telemetry};
+use crate::{app, config, registry::journal::History, shutdown::Shutdown, telemetry};
 
 /// Run a primary.
 #[derive(Debug, Args)]
@@ -12,6 +12,10 @@ pub(super) struct Primary {
     /// Configuration file
     #[arg(long, env = "OUTPORT_CONFIG")]
     config: PathBuf,
+    /// The data directory was restored from a backup: begin a new epoch of the log. Say it once, at
+    /// the first start after the restore
+    #[arg(long)]
+    restored: bool,
 }
 
 impl Primary {
@@ -20,7 +24,8 @@ impl Primary {
         telemetry::init_log(config.telemetry.log_format, &config.telemetry.log_filter)?;
         let shutdown = Shutdown::new();
         config.check(&self.config)?;
-        let running = app::primary::start(&config, &shutdown).await?;
+        let history = if self.restored { History::Restored } else { History::Continues };
+        let running = app::primary::start(&config, history, &shutdown).await?;
         app::until_stopped(&shutdown).await;
         Ok(running.stop().await?)
     }

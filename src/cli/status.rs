@@ -112,7 +112,9 @@ fn render(page: &str) -> anyhow::Result<String> {
     for site in sites {
         table.add_row(row(site)?);
     }
-    Ok(format!("{title}\n{table}"))
+    let alarms = sites.iter().filter_map(|site| Some((&site.site, site.alarm.as_ref()?)));
+    let alarms: String = alarms.map(|(site, alarm)| format!("\nALARM {site}: {alarm}")).collect();
+    Ok(format!("{title}\n{table}{alarms}"))
 }
 
 fn row(site: &SiteStatus) -> anyhow::Result<[String; 12]> {

@@ -40,6 +40,7 @@ impl Tx<'_> {
             Change::ManifestDeleted { repo, digest } => self.delete_manifest(repo, digest, offset)?,
             Change::BlobDeleted { repo, digest } => self.delete_link(repo, digest, offset)?,
             Change::RepositoryDeleted { repo } => self.delete_repository(repo, offset)?,
+            Change::EpochBegan { .. } => {}
         }
         self.applied = self.applied.max(offset);
         Ok(())

@@ -28,7 +28,7 @@ mod writer;
 use std::{io, path::Path, sync::Arc, thread};
 
 use bytes::Bytes;
-use outport_proto::{Change, Event, Offset};
+use outport_proto::{Change, Digest, Event, Offset, session::Place};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::stepped::Stepper;
@@ -160,6 +160,16 @@ impl Log {
         self.ask(|done| Request::Replicated { records: events, done }).await
     }
 
+    /// Begins a new epoch at the head, because the log's history may have gone on elsewhere;
+    /// resolves once its first event is durable, with that event's offset. A crash before leaves
+    /// the epoch that was.
+    ///
+    /// # Errors
+    /// Those of [`Log::append`].
+    pub async fn begin_epoch(&self, actor: &str) -> Result<Offset, LogError> {
+        self.ask(|done| Request::BeginEpoch { actor: actor.to_owned(), done }).await
+    }
+
     /// Forgets everything and begins anew after `to`, as a site does that took a snapshot there.
     /// `log_bytes` is what [`Log::bytes`] of the log it follows was there; 0 if unknown. A crash
     /// leaves the old log or the new one.
@@ -202,6 +212,49 @@ impl Log {
     /// ahead of the head, and in the epoch this log has there.
     pub fn contains(&self, offset: Offset) -> bool {
         self.handle.shared.state().contains(offset)
+    }
+
+    /// SHA-256 of the encoded event at `offset`; `None` when there is none, because the log begins
+    /// there. May block on the disk.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn digest_at(&self, offset: Offset) -> Result<Option<Digest>, LogError> {
+        let shared = &self.handle.shared;
+        let (segment, recent) = {
+            let state = shared.state();
+            if offset.seq <= state.floor.seq || !state.contains(offset) {
+                return Ok(None);
+            }
+            (state.segment_of(offset.seq).cloned(), state.recent.read(offset.seq, 1))
+        };
+        let records = match (recent, segment) {
+            (Some(records), _) => records,
+            (None, Some(segment)) => segment.read(&*shared.disk, offset.seq, 1)?,
+            (None, None) => return Ok(None),
+        };
+        Ok(records.first().map(|record| Digest::sha256(&record.encoded)))
+    }
+
+    /// Where `have`, the newest event of a log that follows this one, lies in it; `digest` is that
+    /// event's [`Log::digest_at`] over there. May block on the disk.
+    ///
+    /// # Errors
+    /// When the record to compare with cannot be read.
+    pub fn place(&self, have: Offset, digest: Option<Digest>) -> Result<Place, LogError> {
+        let (place, head) = {
+            let state = self.handle.shared.state();
+            (state.place(have), state.head)
+        };
+        if place != Place::Within || digest.is_none() {
+            return Ok(place);
+        }
+        let own = self.digest_at(have)?;
+        Ok(match own {
+            Some(_) if own != digest && have.epoch < head.epoch => Place::Behind,
+            Some(_) if own != digest => Place::Foreign,
+            _ => place,
+        })
     }
 
     /// Why the log takes nothing more, if it stopped.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outport_proto::Offset;
+use outport_proto::{Offset, session::Place};
 
 use super::{LogError, recent::Recent, segment::Segment};
 
@@ -36,6 +36,27 @@ impl State {
             || (offset.seq > self.floor.seq
                 && offset.seq <= self.head.seq
                 && self.segment_of(offset.seq).is_some_and(|segment| segment.header.epoch == offset.epoch))
+    }
+
+    /// Where `have`, the newest event of a log that follows this one, lies.
+    pub(super) fn place(&self, have: Offset) -> Place {
+        if self.contains(have) {
+            return Place::Within;
+        }
+        if have.epoch > self.head.epoch || have > self.head {
+            return Place::Foreign;
+        }
+        let oldest = self.segments.first().map_or(self.head, |segment| segment.header.before);
+        let newer = self.segments.iter().find(|segment| segment.header.epoch > have.epoch);
+        match newer.map(|segment| segment.header.before) {
+            // The history was in the epoch once, if at all, before the log's floor.
+            Some(fork) if fork == oldest && fork.epoch > have.epoch => Place::Behind,
+            Some(fork) if fork.epoch < have.epoch || have.seq > fork.seq => Place::Beyond { fork },
+            Some(_) => Place::Behind,
+            // Of the newest epoch: below the floor, unless the epoch began later than that.
+            None if oldest.epoch == have.epoch && have.seq <= oldest.seq => Place::Behind,
+            None => Place::Foreign,
+        }
     }
 
     /// Refuses what [`State::contains`] does not, and says which way it lies.

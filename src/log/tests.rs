@@ -17,6 +17,7 @@ use super::{
 };
 use crate::clock::ManualClock;
 
+mod epochs;
 mod power;
 
 fn runtime() -> Runtime {

@@ -49,13 +49,17 @@ pub(super) type Done = oneshot::Sender<Result<Offset, LogError>>;
 pub(super) enum Request {
     Append { actor: String, changes: Vec<Change>, done: Done },
     Replicated { records: Vec<Record>, done: Done },
+    BeginEpoch { actor: String, done: Done },
     Reset { to: Offset, log_bytes: u64, done: Done },
 }
 
 impl Request {
     fn done(self) -> Done {
         match self {
-            Self::Append { done, .. } | Self::Replicated { done, .. } | Self::Reset { done, .. } => done,
+            Self::Append { done, .. }
+            | Self::Replicated { done, .. }
+            | Self::BeginEpoch { done, .. }
+            | Self::Reset { done, .. } => done,
         }
     }
 }
@@ -121,12 +125,19 @@ impl Writer {
         clock: SharedClock,
     ) -> Result<(Self, Option<TornTail>), LogError> {
         reset::finish(&disk, &clock)?;
-        let (segments, mut torn) = joints::open_segments(&disk)?;
+        let (mut segments, mut torn) = joints::open_segments(&disk)?;
         let floor = segments.first().map_or(Offset::ZERO, |segment| segment.header.before);
         let mut tip = Tip::beginning_after(Offset::ZERO, 0);
         let mut active = None;
-        if let Some(newest) = segments.last() {
+        while let Some(newest) = segments.last() {
             let whole = newest.recover(&*disk)?;
+            if is_unbegun(newest) {
+                remove_segment(&disk, newest).map_err(LogError::io("remove segment without events"))?;
+                let bytes = whole.torn_bytes + torn.map_or(0, |torn| torn.bytes);
+                torn = (bytes > 0).then_some(TornTail { after: whole.head, bytes });
+                segments.pop();
+                continue;
+            }
             let mut file = disk.open(&newest.name).map_err(LogError::io("open segment"))?;
             if whole.torn_bytes > 0 {
                 file.truncate(whole.end).map_err(LogError::io("cut torn record"))?;
@@ -138,6 +149,7 @@ impl Writer {
             let bytes = whole.torn_bytes + torn.map_or(0, |torn| torn.bytes);
             torn = (bytes > 0).then_some(TornTail { after: tip.head, bytes });
             active = Some(Active { segment: Arc::clone(newest), file });
+            break;
         }
         let state = State {
             segments,
@@ -180,6 +192,12 @@ impl Writer {
                     let staged = self.stage_replicated(&mut group, records);
                     self.await_group(&mut group, staged, done);
                 }
+                Request::BeginEpoch { actor, done } => {
+                    let fork = group.tip.head;
+                    let first = Offset::new(fork.epoch.max(1) + 1, fork.seq + 1);
+                    let staged = self.stage_own(&mut group, &actor, first, vec![Change::EpochBegan { fork }]);
+                    self.await_group(&mut group, staged, done);
+                }
                 Request::Reset { to, log_bytes, done } => {
                     let _ = self.flush(&mut group);
                     let _ = done.send(self.reset(to, log_bytes));
@@ -211,12 +229,21 @@ impl Writer {
         actor: &str,
         changes: Vec<Change>,
     ) -> Result<(), LogError> {
-        let mut offset = group.tip.head;
-        offset.epoch = offset.epoch.max(1);
+        let head = group.tip.head;
+        self.stage_own(group, actor, Offset::new(head.epoch.max(1), head.seq + 1), changes)
+    }
+
+    fn stage_own(
+        &mut self,
+        group: &mut Group,
+        actor: &str,
+        first: Offset,
+        changes: Vec<Change>,
+    ) -> Result<(), LogError> {
         let time = self.clock.now().max(group.tip.time);
         let mut records = Vec::with_capacity(changes.len());
-        for change in changes {
-            offset = offset.next();
+        for (seq, change) in (first.seq..).zip(changes) {
+            let offset = Offset::new(first.epoch, seq);
             let event = Event { offset, time, actor: actor.to_owned(), change };
             let encoded =
                 codec::encode_event(&event).map_err(|error| LogError::Unfit { reason: error.to_string() })?;
@@ -288,6 +315,12 @@ impl Writer {
             && (active.segment.end() < bytes_max || active.segment.end() == HEADER_BYTES as u64)
         {
             return Ok(());
+        }
+        if let Some(active) = self.active.take_if(|active| is_unbegun(&active.segment)) {
+            // An epoch that was to begin there did not.
+            self.shared.state().segments.pop();
+            remove_segment(&self.shared.disk, &active.segment)
+                .map_err(|error| self.failed(Failure::Final("remove segment", error)))?;
         }
         let header = new_header(epoch, &self.tip, &self.clock);
         let active = create_segment(&self.shared.disk, header).map_err(|error| self.failed(error))?;
@@ -383,6 +416,16 @@ pub(super) enum Failure {
 
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a segment was made for an epoch that has no event yet. Nobody was told of that epoch.
+fn is_unbegun(segment: &Segment) -> bool {
+    segment.end() == HEADER_BYTES as u64 && segment.header.epoch != segment.header.before.epoch
+}
+
+fn remove_segment(disk: &SharedDisk, segment: &Segment) -> io::Result<()> {
+    disk.remove(&segment.name)?;
+    disk.sync_dir()
 }
 
 pub(super) fn new_header(epoch: u64, tip: &Tip, clock: &SharedClock) -> Header {

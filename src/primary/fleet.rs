@@ -27,6 +27,9 @@ struct Row {
     session: Option<Session>,
     last: Option<(Ack, Instant)>,
     reached: watch::Sender<Reached>,
+    /// Why the site was last refused because of a fork; ends with the next session.
+    alarm: Option<String>,
+    forks_refused: u64,
 }
 
 /// How far a site said it is.
@@ -71,6 +74,15 @@ impl Fleet {
         let row = rows.entry(site.clone()).or_default();
         program.clone_into(&mut row.program);
         row.session = Some(Session { id, rtt: Duration::ZERO, snapshot });
+        row.alarm = None;
+    }
+
+    /// A site was refused because its history is not the log's; `why` is for people.
+    pub fn fork_refused(&self, site: &SiteName, why: &str) {
+        let mut rows = self.rows_mut();
+        let row = rows.entry(site.clone()).or_default();
+        row.alarm = Some(why.to_owned());
+        row.forks_refused += 1;
     }
 
     /// What the site says about itself on session `id`, and the round trip now.
@@ -147,6 +159,8 @@ impl Row {
             lag_events: head.offset.seq,
             lag_bytes: head.log_bytes,
             heartbeat_age_seconds: silence.map(|silence| silence.as_secs_f64()),
+            alarm: self.alarm.clone(),
+            forks_refused: self.forks_refused,
             ..SiteStatus::default()
         };
         if let Some(session) = session {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
     Offset, SiteName,
-    frame::{FromPrimary, FromSecondary, Heartbeat, Keys, Resume},
+    frame::{FromPrimary, FromSecondary, Heartbeat, Keys, Refusal, Resume},
     session::{Closed, LogState, Publisher, PublisherConfig, PublisherNotice},
 };
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
@@ -172,6 +172,7 @@ impl LogStream<'_> {
     async fn transmit(&mut self) -> Result<(), FramedError> {
         loop {
             let state = self.publisher.state();
+            self.place().await?;
             if let Some((after, bytes_max)) = self.session.wanted(&state) {
                 self.read_events(after, bytes_max).await?;
             }
@@ -180,6 +181,21 @@ impl LogStream<'_> {
             };
             self.sink.send::<FromPrimary>(&frame).await?;
         }
+    }
+
+    /// Finds what the site has in the log.
+    async fn place(&mut self) -> Result<(), FramedError> {
+        let Some((have, digest)) = self.session.to_place() else { return Ok(()) };
+        let log = self.publisher.journal.log().clone();
+        let placed = spawn_blocking(move || log.place(have, digest)).await;
+        match placed.map_err(|error| FramedError::Broken(error.to_string()))? {
+            Ok(place) => self.session.handle_placed(place),
+            Err(error) => {
+                tracing::error!(site = %self.site, %error, "cannot read the log for a site");
+                return Err(FramedError::Broken("the log cannot be read".to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// From the ring in memory when the site keeps up; from the disk, away from the runtime's
@@ -200,7 +216,11 @@ impl LogStream<'_> {
                 self.session.handle_events(events).map_err(|error| FramedError::Broken(error.to_string()))
             }
             // The next look at the log's floor tells the session.
-            Err(LogError::BelowFloor { .. } | LogError::NotInLog { .. }) => Ok(()),
+            Err(LogError::BelowFloor { .. }) => Ok(()),
+            Err(LogError::NotInLog { .. }) => {
+                self.session.handle_forked();
+                Ok(())
+            }
             Err(error) => {
                 tracing::error!(site = %self.site, %error, "cannot read the log for a site");
                 Err(FramedError::Broken("the log cannot be read".to_owned()))
@@ -221,13 +241,18 @@ impl LogStream<'_> {
                     };
                     let peer = self.connection.remote_address();
                     tracing::info!(%site, node, program, %peer, ?have, ?resume, "site connected");
-                    self.publisher.fleet.connected(site, id, program, resume == Resume::Snapshot);
+                    self.publisher.fleet.connected(site, id, program, resume != Resume::Tail);
                 }
                 PublisherNotice::Acked => {
                     if let Some(ack) = self.session.ack() {
                         let rtt = self.connection.rtt();
                         self.publisher.fleet.acknowledged(site, id, ack.clone(), rtt);
                     }
+                }
+                PublisherNotice::Closed(Closed::Refused(why @ Refusal::Fork { .. })) => {
+                    tracing::error!(%site, %why, "site refused: the histories forked");
+                    self.publisher.fleet.fork_refused(site, &why.to_string());
+                    return true;
                 }
                 PublisherNotice::Closed(why @ Closed::Refused(_)) => {
                     tracing::warn!(%site, %why, "site refused");

@@ -107,7 +107,10 @@ impl Intents {
             Change::ManifestDeleted { repo, digest } | Change::BlobDeleted { repo, digest } => {
                 open.end(repo, &Reference::Digest(*digest));
             }
-            Change::RepositoryDeleted { .. } | Change::BlobCommitted { .. } | Change::BlobMounted { .. } => {}
+            Change::RepositoryDeleted { .. }
+            | Change::BlobCommitted { .. }
+            | Change::BlobMounted { .. }
+            | Change::EpochBegan { .. } => {}
         }
     }
 

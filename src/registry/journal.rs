@@ -74,12 +74,25 @@ pub struct JournalOptions {
     pub index: IndexOptions,
     /// Whose events these are.
     pub origin: Origin,
+    /// Whether they are all that were ever acknowledged.
+    pub history: History,
     /// Events applied after which the index is made durable.
     pub checkpoint_events: u64,
     /// Time after which it is, if anything was applied.
     pub checkpoint_interval: Duration,
     /// Bytes of log after which a new snapshot file is written.
     pub snapshot_log_bytes: u64,
+}
+
+/// Whether a journal that makes its own events has all that it ever acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum History {
+    /// It goes on where it was.
+    #[default]
+    Continues,
+    /// It comes out of a backup, and went on behind it in a way that nobody has to believe any
+    /// more: a new epoch begins, and the index is built anew from the log.
+    Restored,
 }
 
 /// Whose events a journal holds.
@@ -97,6 +110,7 @@ impl Default for JournalOptions {
             log: LogOptions::default(),
             index: IndexOptions { hot_bytes_max: 8 * 1024 * 1024, cache_bytes_max: 16 * 1024 * 1024 },
             origin: Origin::Own,
+            history: History::Continues,
             checkpoint_events: 10_000,
             checkpoint_interval: Duration::from_secs(30),
             snapshot_log_bytes: 64 * 1024 * 1024,
@@ -161,6 +175,10 @@ impl Journal {
         options: JournalOptions,
     ) -> Result<Self, JournalError> {
         let snapshots = Snapshots::open(snapshots).map_err(SnapshotError::from)?;
+        let opened = match options.history {
+            History::Continues => opened,
+            History::Restored => recover::begin_epoch(&log, &index, opened, &snapshots)?,
+        };
         let whole_at = recover::bring_up(&log, &index, opened, &snapshots, options.origin)?;
         let shared = Shared {
             log,

@@ -66,8 +66,9 @@ impl Remembered {
         if self.answers_max == 0 {
             return;
         }
+        let Some(repo) = event.change.repo() else { return self.forget_all() };
         let mut state = self.lock();
-        if let Some(answers) = state.repos.remove(event.change.repo()) {
+        if let Some(answers) = state.repos.remove(repo) {
             state.count -= answers.len();
         }
     }

@@ -31,7 +31,8 @@ pub(super) fn needs(event: &Event) -> Vec<Want> {
         Change::TagDeleted { .. }
         | Change::ManifestDeleted { .. }
         | Change::BlobDeleted { .. }
-        | Change::RepositoryDeleted { .. } => Vec::new(),
+        | Change::RepositoryDeleted { .. }
+        | Change::EpochBegan { .. } => Vec::new(),
     }
 }
 

@@ -49,6 +49,11 @@ impl Memory {
         self.last.as_deref()
     }
 
+    /// The newest epoch the primary has told of; 0 before the first session.
+    pub fn epoch(&self) -> u64 {
+        self.last().map_or(0, |welcome| welcome.head.epoch)
+    }
+
     /// The cluster this site belongs to, once it had a session.
     pub fn cluster(&self) -> Option<&str> {
         self.last().map(|welcome| welcome.cluster.as_str())
@@ -85,7 +90,14 @@ impl Memory {
 
 /// What of a `Welcome` still matters after the session.
 fn lasting(welcome: &Welcome) -> impl PartialEq + '_ {
-    (&welcome.cluster, &welcome.keys, &welcome.token_realm, &welcome.token_service, &welcome.public_url)
+    (
+        &welcome.cluster,
+        welcome.head.epoch,
+        &welcome.keys,
+        &welcome.token_realm,
+        &welcome.token_service,
+        &welcome.public_url,
+    )
 }
 
 fn replace(path: &Path, frame: FromPrimary) -> io::Result<()> {

@@ -337,7 +337,8 @@ impl Source {
         };
         let mut events = Vec::with_capacity(records.len());
         for record in records.iter().take_while(|record| record.event.offset <= applied) {
-            let wanted = if (self.keeps)(record.event.change.repo()) { needs(&record.event) } else { vec![] };
+            let kept = record.event.change.repo().is_some_and(|repo| (self.keeps)(repo));
+            let wanted = if kept { needs(&record.event) } else { vec![] };
             events.push((record.event.offset, self.absent(wanted)?));
         }
         Ok(Some(events))

@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
-    Offset, SiteName,
-    frame::{FromPrimary, FromSecondary, Resume, SiteReport, Welcome},
+    Digest, Offset, SiteName,
+    frame::{FromPrimary, FromSecondary, Refusal, Resume, SiteReport, Welcome},
     session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
 use tokio::{sync::watch, task::spawn_blocking, time::Instant};
@@ -95,6 +95,9 @@ pub struct Subscription {
     heard: bool,
     /// Whether the last check found the index in another state than the primary's.
     differs: bool,
+    /// Why site and primary do not follow one history; ends with the next session.
+    alarm: Option<String>,
+    forks_refused: u64,
 }
 
 impl Subscription {
@@ -109,6 +112,7 @@ impl Subscription {
             node: options.node.clone(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: parts.memory.cluster().map(str::to_owned),
+            epoch: parts.memory.epoch(),
         };
         let progress = outport_proto::session::Progress {
             received: parts.journal.log().head(),
@@ -126,6 +130,8 @@ impl Subscription {
             begun: Instant::now(),
             heard: false,
             differs: false,
+            alarm: None,
+            forks_refused: 0,
             options,
             parts,
         };
@@ -186,6 +192,12 @@ impl Subscription {
         connections.log.close(code.into(), reason.as_bytes());
         connections.bulk.close(code.into(), reason.as_bytes());
         match (ended, refusal(why_closed)) {
+            (End::Session(why @ (Ended::Refused(Refusal::Fork { .. }) | Ended::Fork { .. })), _) => {
+                tracing::error!(primary, %why, "histories forked: this site does not follow the primary, and serves what it has");
+                self.alarm = Some(why.to_string());
+                self.forks_refused += 1;
+                self.show(None);
+            }
             (End::Session(why @ (Ended::Refused(_) | Ended::ForeignCluster(_))), _) => {
                 tracing::error!(primary, %why, "the primary does not take this site");
             }
@@ -209,6 +221,7 @@ impl Subscription {
         let (send, receive) = connections.log.open_bi().await.map_err(FramedError::from)?;
         let mut stream = Stream { sink: FrameSink::new(send, STALL_TIMEOUT), is_open: false };
         let mut frames = FrameStream::<FromPrimary>::new(receive);
+        self.subscriber.handle_have(self.have_digest().await?);
         self.subscriber.handle_connected(self.begun.elapsed());
         let mut heard_at = Instant::now();
         let mut progress = self.parts.progress.clone();
@@ -255,6 +268,14 @@ impl Subscription {
         }
     }
 
+    /// What the newest durable event is, so that the primary can tell whether it has the same.
+    async fn have_digest(&self) -> Result<Option<Digest>, End> {
+        let (log, at) = (self.parts.journal.log().clone(), self.subscriber.progress().durable);
+        let read = spawn_blocking(move || log.digest_at(at)).await;
+        read.map_err(|error| JournalError::Panicked(error.to_string()))?
+            .map_err(|error| End::Journal(error.into()))
+    }
+
     /// The index is emptied and loaded anew while a snapshot replaces it: what it shows then is
     /// no place in the log.
     fn handle_applied(&mut self, offset: Offset) {
@@ -275,7 +296,13 @@ impl Subscription {
                 tracing::info!(%peer, cluster = %welcome.cluster, head = %welcome.head, resume = ?welcome.resume,
                     "session with the primary is open");
                 self.parts.link.send_replace(Link::Up(connections.clone()));
-                if welcome.resume == Resume::Snapshot {
+                self.alarm = None;
+                if let Resume::Rewind { fork } = welcome.resume {
+                    let have = self.subscriber.progress().durable;
+                    tracing::warn!(%fork, %have, epoch = welcome.head.epoch,
+                        "the primary's history forked: what this site has behind the fork goes");
+                }
+                if welcome.resume != Resume::Tail {
                     let log_bytes = self.subscriber.heartbeat().map_or(0, |heartbeat| heartbeat.log_bytes);
                     taking.begin(take(self.parts.journal.clone(), connections.bulk.clone(), log_bytes));
                 }
@@ -406,6 +433,8 @@ impl Subscription {
                 SubscriberState::Streaming => SiteState::CatchingUp,
                 SubscriberState::Disconnected | SubscriberState::Greeting => SiteState::Disconnected,
             },
+            alarm: self.alarm.clone(),
+            forks_refused: self.forks_refused,
             ..SiteStatus::default()
         }
     }

@@ -31,6 +31,8 @@ fn hello() -> Bytes {
         node: String::new(),
         program: String::new(),
         have: None,
+        have_digest: None,
+        epoch: 0,
         cluster: None,
     };
     encode_frame(&FromSecondary::Hello(hello)).unwrap()

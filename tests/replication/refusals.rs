@@ -2,17 +2,21 @@
 
 use std::sync::Arc;
 
-use outport::auth::authority::{Authority, Identity, NodeIdentity};
+use outport::{
+    auth::authority::{Authority, Identity, NodeIdentity},
+    registry::journal::JournalOptions,
+};
 use outport_proto::Timestamp;
 
 use crate::{
     logs::{logged, read_along},
-    world::{Disk, Primary, PrimaryConfig, Site, SiteConfig, World, now, site},
+    world::{Disk, Primary, PrimaryConfig, Site, SiteConfig, World, followed, now, site},
 };
 
 async fn start(disk: &Disk, name: &str, identity: &Identity, trusts: &Authority, primary: &Primary) -> Site {
     let keeps: outport::secondary::prefetch::Keeps = Arc::new(|_| true);
-    Site::start(disk, SiteConfig { name, identity, trusts, primary: primary.address, keeps }).await
+    let (primary, journal) = (primary.address, followed());
+    Site::start(disk, SiteConfig { name, identity, trusts, primary, keeps, journal }).await
 }
 
 #[tokio::test]
@@ -70,6 +74,7 @@ async fn a_primary_of_another_cluster_is_not_followed() {
         cluster: "c2",
         sites: &["mumbai"],
         address,
+        journal: JournalOptions::default(),
     };
     let other = Primary::start(&disk, &config).await;
     let after = world.site(&other).await;

@@ -23,7 +23,7 @@ use outport::{
     },
     registry::{
         Session, SessionView,
-        journal::{Journal, JournalOptions, Origin},
+        journal::{History, Journal, JournalOptions, Origin},
     },
     secondary::{
         dial::Dialer,
@@ -81,11 +81,30 @@ impl Disk {
         self.0.path()
     }
 
-    async fn open(&self, origin: Origin, shutdown: &Shutdown) -> (Journal, Store) {
-        let options = JournalOptions { origin, ..JournalOptions::default() };
+    /// Everything in it, as a backup would copy it.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        copy_dir(self.path(), copy.path());
+        copy
+    }
+
+    async fn open(&self, options: JournalOptions, shutdown: &Shutdown) -> (Journal, Store) {
         let journal = Journal::open(self.path(), options, Arc::new(SystemClock), shutdown).await.unwrap();
         let (store, _) = Store::open(&self.path().join("store")).unwrap();
         (journal, store)
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&to).unwrap();
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
@@ -105,12 +124,13 @@ pub(crate) struct PrimaryConfig<'a> {
     pub(crate) cluster: &'a str,
     pub(crate) sites: &'static [&'static str],
     pub(crate) address: SocketAddr,
+    pub(crate) journal: JournalOptions,
 }
 
 impl Primary {
     pub(crate) async fn start(disk: &Disk, config: &PrimaryConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
-        let (journal, store) = disk.open(Origin::Own, &shutdown).await;
+        let (journal, store) = disk.open(config.journal.clone(), &shutdown).await;
         let fleet = Fleet::new(config.sites.iter().map(|name| site(name)));
         let (keys, keys_changed) = watch::channel(1);
         let generation = keys_changed.clone();
@@ -192,19 +212,20 @@ pub(crate) struct SiteConfig<'a> {
     pub(crate) trusts: &'a Authority,
     pub(crate) primary: SocketAddr,
     pub(crate) keeps: Keeps,
+    pub(crate) journal: JournalOptions,
 }
 
 impl Site {
     pub(crate) async fn start(disk: &Disk, config: SiteConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
-        let (journal, store) = disk.open(Origin::Followed, &shutdown).await;
+        let (journal, store) = disk.open(config.journal.clone(), &shutdown).await;
         Self::start_on(disk, journal, store, config, shutdown)
     }
 
     /// With everything but its log on `disk`.
     async fn start_logging_to(log: &FaultyDisk, disk: &Disk, config: SiteConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
-        let options = JournalOptions { origin: Origin::Followed, ..JournalOptions::default() };
+        let options = config.journal.clone();
         let (log, _) =
             Log::open_on(Arc::new(log.clone()), options.log.clone(), Arc::new(SystemClock)).unwrap();
         let index = (Index::in_memory(options.index.clone()), Opened::Empty("new".to_owned()));
@@ -301,14 +322,29 @@ impl World {
     }
 
     pub(crate) async fn primary_at(&self, address: SocketAddr) -> Primary {
+        self.primary_on(&self.primary_disk, History::Continues, address).await
+    }
+
+    /// The primary with what is on another disk.
+    pub(crate) async fn primary_on(&self, disk: &Disk, history: History, address: SocketAddr) -> Primary {
+        self.primary_with(disk, JournalOptions { history, ..JournalOptions::default() }, address).await
+    }
+
+    pub(crate) async fn primary_with(
+        &self,
+        disk: &Disk,
+        journal: JournalOptions,
+        address: SocketAddr,
+    ) -> Primary {
         let config = PrimaryConfig {
             identity: &self.primary_identity,
             trusts: &self.authority,
             cluster: "c1",
             sites: &["frankfurt", "mumbai"],
             address,
+            journal,
         };
-        Primary::start(&self.primary_disk, &config).await
+        Primary::start(disk, &config).await
     }
 
     pub(crate) fn issue(&self, name: &str) -> Identity {
@@ -321,8 +357,18 @@ impl World {
     }
 
     pub(crate) async fn site_at(&self, primary: SocketAddr) -> Site {
+        self.site_on(&self.site_disk, primary).await
+    }
+
+    /// Mumbai with what is on another disk.
+    pub(crate) async fn site_on(&self, disk: &Disk, primary: SocketAddr) -> Site {
+        self.site_with(disk, primary, followed()).await
+    }
+
+    pub(crate) async fn site_with(&self, disk: &Disk, primary: SocketAddr, journal: JournalOptions) -> Site {
         let identity = self.issue("mumbai");
-        Site::start(&self.site_disk, self.site_config(&identity, primary)).await
+        let config = SiteConfig { journal, ..self.site_config(&identity, primary) };
+        Site::start(disk, config).await
     }
 
     /// Mumbai, with its log on a disk that has faults.
@@ -333,8 +379,14 @@ impl World {
 
     fn site_config<'a>(&'a self, identity: &'a Identity, primary: SocketAddr) -> SiteConfig<'a> {
         let keeps: Keeps = Arc::new(|repo| !repo.as_str().starts_with("lazy/"));
-        SiteConfig { name: "mumbai", identity, trusts: &self.authority, primary, keeps }
+        let journal = followed();
+        SiteConfig { name: "mumbai", identity, trusts: &self.authority, primary, keeps, journal }
     }
+}
+
+/// How a site keeps its journal.
+pub(crate) fn followed() -> JournalOptions {
+    JournalOptions { origin: Origin::Followed, ..JournalOptions::default() }
 }
 
 pub(crate) fn committed(repo_name: &str, content: &[u8]) -> Change {

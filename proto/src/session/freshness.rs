@@ -100,6 +100,12 @@ impl Freshness {
         self.level_at = None;
     }
 
+    /// What earlier heartbeats closed was closed in a history that may have ended.
+    pub(super) fn forget_closed_time(&mut self) {
+        self.closing.clear();
+        self.closed_time = None;
+    }
+
     pub(super) fn heartbeat(&self) -> Option<&Heartbeat> {
         self.last.as_ref().map(|(heartbeat, _)| heartbeat)
     }

@@ -39,6 +39,22 @@ pub const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// Events are put into one `Append` up to this size in bytes; a larger event travels alone.
 pub const APPEND_BYTES_MAX: usize = 256 * 1024;
 
+/// Where the newest event that a secondary has lies, seen from the primary's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the log: what follows can be read.
+    Within,
+    /// In its history as far as can be known, but what follows cannot be read any more.
+    Behind,
+    /// In an older epoch, past the place where the log's history left it.
+    Beyond {
+        /// The newest event of that epoch, or of an older one, that the log's history has.
+        fork: Offset,
+    },
+    /// Ahead of the log, or another event of its newest epoch than the log has there.
+    Foreign,
+}
+
 /// Where the primary's log is, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogState {

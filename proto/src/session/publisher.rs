@@ -4,9 +4,9 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 
-use super::{APPEND_BYTES_MAX, HEARTBEAT_INTERVAL, IDLE_MAX, LogState, WINDOW_BYTES};
+use super::{APPEND_BYTES_MAX, HEARTBEAT_INTERVAL, IDLE_MAX, LogState, Place, WINDOW_BYTES};
 use crate::{
-    Offset, SiteName,
+    Digest, Offset, SiteName,
     frame::{Ack, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, VERSION, Welcome},
 };
 
@@ -47,8 +47,8 @@ impl PublisherConfig {
 
 /// Answers `Hello`, then sends every event after what the secondary has, heartbeats and keys.
 ///
-/// A driver, whenever anything happened: `handle_*`; then, while [`Publisher::wanted`] asks for
-/// events, reads them and gives them to [`Publisher::handle_events`]; then sends all that
+/// A driver, whenever anything happened: `handle_*`; then looks up what [`Publisher::to_place`]
+/// asks for and tells [`Publisher::handle_placed`]; then, while [`Publisher::wanted`] asks for events, reads them and gives them to [`Publisher::handle_events`]; then sends all that
 /// [`Publisher::poll_transmit`] gives; then acts on [`Publisher::poll_notice`].
 #[derive(Debug)]
 pub struct Publisher {
@@ -68,6 +68,8 @@ pub struct Publisher {
     in_flight: VecDeque<(Offset, usize)>,
     in_flight_bytes: usize,
     hello: Option<Hello>,
+    /// Where that which `hello` has lies in the log, once the driver has looked.
+    place: Option<Place>,
     ack: Option<Ack>,
     notices: VecDeque<PublisherNotice>,
 }
@@ -129,6 +131,7 @@ impl Publisher {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             hello: None,
+            place: None,
             ack: None,
             notices: VecDeque::new(),
         }
@@ -161,6 +164,7 @@ impl Publisher {
             (State::Closed | State::Refusing(_), _) => {}
             (State::AwaitingHello | State::Snapshot, FromSecondary::Hello(hello)) => {
                 self.hello = Some(hello);
+                self.place = None;
                 self.state = State::Greeted;
             }
             (State::AwaitingHello, FromSecondary::Ack(_)) => self.violated("the first frame is not Hello"),
@@ -197,6 +201,25 @@ impl Publisher {
         }
     }
 
+    /// What a secondary has that said `Hello`, with the digest of the event if it has it: the driver
+    /// must look where that lies in its log and call [`Publisher::handle_placed`]. `Hello` is not
+    /// answered before.
+    pub fn to_place(&self) -> Option<(Offset, Option<Digest>)> {
+        let hello = self.hello.as_ref().filter(|_| self.state == State::Greeted && self.place.is_none())?;
+        Some((hello.have?, hello.have_digest))
+    }
+
+    /// Where it lies.
+    pub const fn handle_placed(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
+    /// What [`Publisher::wanted`] asks for is no longer in the log, though its floor is not above
+    /// it: another history took its place.
+    pub fn handle_forked(&mut self) {
+        self.close(Closed::Forked);
+    }
+
     /// Which events the driver should read and hand to [`Publisher::handle_events`]: those after
     /// an offset, up to about so many bytes. `None` while the secondary has enough on its way.
     pub fn wanted(&mut self, log: &LogState) -> Option<(Offset, usize)> {
@@ -205,7 +228,7 @@ impl Publisher {
         }
         let head = log.heartbeat.head;
         self.head = head;
-        if head.epoch != self.cursor.epoch {
+        if head < self.cursor {
             self.close(Closed::Forked);
             return None;
         }
@@ -226,7 +249,7 @@ impl Publisher {
         events: impl IntoIterator<Item = (Offset, Bytes)>,
     ) -> Result<(), Misplaced> {
         for (offset, encoded) in events {
-            if self.state != State::Streaming || offset != self.cursor.next() {
+            if self.state != State::Streaming || !offset.follows(self.cursor) {
                 return Err(Misplaced { after: self.cursor, offset });
             }
             self.cursor = offset;
@@ -246,6 +269,7 @@ impl Publisher {
                 self.close(Closed::Refused(refusal.clone()));
                 return Some(FromPrimary::Refused(refusal));
             }
+            State::Greeted if self.to_place().is_some() => return None,
             State::Greeted => return Some(self.answer(now, log)),
             State::Streaming | State::Snapshot => {}
         }
@@ -291,7 +315,7 @@ impl Publisher {
         };
         self.state = match resume {
             Resume::Tail => State::Streaming,
-            Resume::Snapshot => State::Snapshot,
+            Resume::Snapshot | Resume::Rewind { .. } => State::Snapshot,
         };
         let have = self.hello.as_ref().and_then(|hello| hello.have);
         self.cursor = have.unwrap_or(log.floor);
@@ -325,17 +349,19 @@ impl Publisher {
             return Err(Refusal::Cluster(self.config.cluster.clone()));
         }
         let head = log.heartbeat.head;
-        match hello.have {
+        // Only durable events are ever sent, so what is not in this history is in another one.
+        // Going on would overwrite what the secondary has with what may be the wrong primary's.
+        let fork = Refusal::Fork { have: hello.have.unwrap_or_default(), epoch: hello.epoch, head };
+        if hello.epoch > head.epoch {
+            return Err(fork);
+        }
+        match (hello.have, self.place) {
             // The log has this one's whole history only if nothing was cut off its beginning.
-            None if log.floor.seq == 0 && log.floor.epoch == head.epoch => Ok(Resume::Tail),
-            None => Ok(Resume::Snapshot),
-            // Only durable events are ever sent, so the histories are not one. Going on would
-            // overwrite what the secondary has with what may be the wrong primary's.
-            Some(have) if have > head => {
-                Err(Refusal::Violation(format!("{have} lies ahead of the log, whose head is {head}")))
-            }
-            Some(have) if have.epoch == head.epoch && have >= log.floor => Ok(Resume::Tail),
-            Some(_) => Ok(Resume::Snapshot),
+            (None, _) if log.floor.seq == 0 => Ok(Resume::Tail),
+            (None, _) | (Some(_), Some(Place::Behind) | None) => Ok(Resume::Snapshot),
+            (Some(_), Some(Place::Within)) => Ok(Resume::Tail),
+            (Some(_), Some(Place::Beyond { fork })) => Ok(Resume::Rewind { fork }),
+            (Some(_), Some(Place::Foreign)) => Err(fork),
         }
     }
 

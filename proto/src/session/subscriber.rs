@@ -9,7 +9,7 @@ use bytes::Bytes;
 pub use self::notice::{Ended, Received, SubscriberNotice};
 use super::{ACK_INTERVAL_MAX, IDLE_MAX, Lag, freshness::Freshness};
 use crate::{
-    Offset, SiteName, Timestamp,
+    Digest, Offset, SiteName, Timestamp,
     codec::decode_event,
     frame::{
         Ack, FromPrimary, FromSecondary, Heartbeat, Hello, LAG_UNKNOWN_MICROS, Resume, SiteReport, VERSION,
@@ -28,6 +28,8 @@ pub struct SubscriberConfig {
     pub program: String,
     /// The cluster it belongs to; `None` before its first session.
     pub cluster: Option<String>,
+    /// The newest epoch it has heard of; 0 before its first session.
+    pub epoch: u64,
 }
 
 /// How far a secondary is. An offset with `seq` 0 stands before the first event.
@@ -57,6 +59,8 @@ pub struct Subscriber {
     /// `Welcome` came on this stream.
     welcomed: bool,
     progress: Progress,
+    /// SHA-256 of the newest durable event, while that is known.
+    have_digest: Option<Digest>,
     report: SiteReport,
     fresh: Freshness,
     last_heard: Duration,
@@ -88,6 +92,7 @@ impl Subscriber {
             state: SubscriberState::Disconnected,
             welcomed: false,
             progress: Progress { received: progress.durable, ..progress },
+            have_digest: None,
             report: SiteReport::default(),
             fresh: Freshness::new(progress.durable),
             last_heard: Duration::ZERO,
@@ -111,6 +116,11 @@ impl Subscriber {
     /// The cluster it belongs to, once known.
     pub fn cluster(&self) -> Option<&str> {
         self.config.cluster.as_deref()
+    }
+
+    /// The newest epoch it has heard of.
+    pub fn epoch(&self) -> u64 {
+        self.config.epoch.max(self.progress.durable.epoch)
     }
 
     /// Whether the primary's word is recent: connected, and a heartbeat younger than [`super::LIVE_MAX`].
@@ -159,6 +169,12 @@ impl Subscriber {
             applied: self.fresh.lag(now, received, applied),
             complete: self.fresh.lag(now, received, complete),
         }
+    }
+
+    /// SHA-256 of the encoded form of the newest durable event, to be told before a stream opens;
+    /// `None` when the log begins there.
+    pub const fn handle_have(&mut self, digest: Option<Digest>) {
+        self.have_digest = digest;
     }
 
     /// A stream to the primary is open. What was received before and is not durable yet is sent
@@ -211,8 +227,11 @@ impl Subscriber {
 
     /// Events up to `offset` are on disk.
     pub fn handle_durable(&mut self, offset: Offset) {
-        self.ack_due |= offset > self.progress.durable;
-        self.progress.durable = self.progress.durable.max(offset);
+        if offset > self.progress.durable {
+            self.ack_due = true;
+            self.progress.durable = offset;
+            self.have_digest = None;
+        }
     }
 
     /// The index shows events up to `offset`.
@@ -245,6 +264,7 @@ impl Subscriber {
         self.progress.applied = from;
         self.progress.complete = complete.min(from);
         self.fresh.begin_after(from);
+        self.have_digest = None;
         self.fresh.handle_applied(from);
         if self.state == SubscriberState::Snapshot {
             self.state = SubscriberState::Greeting;
@@ -307,6 +327,8 @@ impl Subscriber {
             node: self.config.node.clone(),
             program: self.config.program.clone(),
             have: (have.seq > 0).then_some(have),
+            have_digest: self.have_digest,
+            epoch: self.epoch(),
             cluster: self.config.cluster.clone(),
         })
     }
@@ -335,18 +357,26 @@ impl Subscriber {
             return self.end(Ended::ForeignCluster(welcome.cluster));
         }
         let (head, received) = (welcome.head, self.progress.received);
+        if head.epoch < self.epoch() || head < received {
+            return self.end(Ended::Fork { have: received, epoch: self.epoch(), head });
+        }
         match welcome.resume {
-            Resume::Snapshot => self.state = SubscriberState::Snapshot,
+            Resume::Snapshot | Resume::Rewind { .. } => {
+                self.state = SubscriberState::Snapshot;
+                if received.epoch != head.epoch {
+                    // It tells of a history that may have ended since.
+                    self.fresh.forget_closed_time();
+                }
+            }
             Resume::Tail => {
                 if received.seq == 0 {
                     self.begin_at(welcome.floor);
-                } else if received.epoch != head.epoch {
-                    return self.end(Ended::ForeignEpoch { epoch: head.epoch, offset: received });
                 }
                 self.state = SubscriberState::Streaming;
             }
         }
         self.welcomed = true;
+        self.config.epoch = head.epoch;
         self.config.cluster = Some(welcome.cluster.clone());
         self.ack_due = true;
         self.notices.push_back(SubscriberNotice::Welcome(welcome));
@@ -399,13 +429,13 @@ impl Subscriber {
     fn take_in(&mut self, encoded: Bytes) -> Result<Option<Received>, Ended> {
         let event = decode_event(&encoded).map_err(Ended::Malformed)?;
         let (offset, after) = (event.offset, self.progress.received);
-        if offset.epoch != after.epoch {
-            return Err(Ended::ForeignEpoch { epoch: after.epoch, offset });
-        }
-        if offset <= after {
+        if offset.seq <= after.seq && offset.epoch <= after.epoch {
             return Ok(None);
         }
-        if offset != after.next() {
+        if offset.epoch < after.epoch || offset.epoch > self.config.epoch {
+            return Err(Ended::ForeignEpoch { epoch: self.config.epoch, offset });
+        }
+        if !offset.follows(after) {
             return Err(Ended::Gap { after, offset });
         }
         self.progress.received = offset;

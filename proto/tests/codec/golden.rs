@@ -106,6 +106,7 @@ fn events() {
         ("event-manifest-deleted", Change::ManifestDeleted { repo: repo(), digest }),
         ("event-blob-deleted", Change::BlobDeleted { repo: repo(), digest }),
         ("event-repository-deleted", Change::RepositoryDeleted { repo: repo() }),
+        ("event-epoch-began", Change::EpochBegan { fork: Offset::new(1, 4710) }),
     ] {
         check(name, &event_with(change), encode_event, decode_event);
     }
@@ -157,9 +158,11 @@ fn frames_from_a_secondary() {
         node: "node-a".to_owned(),
         program: "outport 0.1.0".to_owned(),
         have: Some(Offset::new(1, 4711)),
+        have_digest: Some(Digest::sha256(b"event")),
+        epoch: 1,
         cluster: Some("c1".to_owned()),
     };
-    let first = Hello { have: None, cluster: None, ..hello.clone() };
+    let first = Hello { have: None, have_digest: None, epoch: 0, cluster: None, ..hello.clone() };
     frame("hello", FromSecondary::Hello(hello));
     frame("hello-first", FromSecondary::Hello(first));
     frame(
@@ -200,10 +203,13 @@ fn frames_from_the_primary() {
     };
     frame("welcome-tail", welcome(Resume::Tail));
     frame("welcome-snapshot", welcome(Resume::Snapshot));
+    frame("welcome-rewind", welcome(Resume::Rewind { fork: Offset::new(1, 7) }));
     frame("refused-version", FromPrimary::Refused(Refusal::Version(vec![1, 2])));
     frame("refused-site", FromPrimary::Refused(Refusal::Site("mumbai".to_owned())));
     frame("refused-cluster", FromPrimary::Refused(Refusal::Cluster("c1".to_owned())));
     frame("refused-violation", FromPrimary::Refused(Refusal::Violation("first frame".to_owned())));
+    let fork = Refusal::Fork { have: Offset::new(1, 12), epoch: 2, head: Offset::new(1, 9) };
+    frame("refused-fork", FromPrimary::Refused(fork));
     let event = event_with(Change::RepositoryDeleted { repo: "a".parse().unwrap() });
     let encoded = encode_event(&event).unwrap();
     frame("append", FromPrimary::Append(vec![encoded.clone(), encoded]));

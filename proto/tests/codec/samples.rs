@@ -90,6 +90,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         (repo(), digest()).prop_map(|(repo, digest)| Change::ManifestDeleted { repo, digest }),
         (repo(), digest()).prop_map(|(repo, digest)| Change::BlobDeleted { repo, digest }),
         repo().prop_map(|repo| Change::RepositoryDeleted { repo }),
+        offset().prop_map(|fork| Change::EpochBegan { fork }),
     ]
 }
 
@@ -138,11 +139,12 @@ fn keys() -> impl Strategy<Value = Keys> {
 }
 
 pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
-    let hello =
-        (vec(any::<u16>(), 0..4), site(), ".{0,8}", ".{0,8}", option::of(offset()), option::of(".{0,8}"))
-            .prop_map(|(versions, site, node, program, have, cluster)| {
-                FromSecondary::Hello(Hello { versions, site, node, program, have, cluster })
-            });
+    let has = (option::of(offset()), option::of(digest()), any::<u64>());
+    let hello = (vec(any::<u16>(), 0..4), site(), ".{0,8}", ".{0,8}", has, option::of(".{0,8}")).prop_map(
+        |(versions, site, node, program, (have, have_digest, epoch), cluster)| {
+            FromSecondary::Hello(Hello { versions, site, node, program, have, have_digest, epoch, cluster })
+        },
+    );
     let ack = (offset(), offset(), offset(), offset(), any::<[u64; 7]>(), any::<bool>()).prop_map(
         |(received, durable, applied, complete, n, limited)| {
             let report = SiteReport {
@@ -162,7 +164,11 @@ pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
 }
 
 pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
-    let resume = prop_oneof![Just(Resume::Tail), Just(Resume::Snapshot)];
+    let resume = prop_oneof![
+        Just(Resume::Tail),
+        Just(Resume::Snapshot),
+        offset().prop_map(|fork| Resume::Rewind { fork }),
+    ];
     let welcome =
         ((any::<u16>(), ".{0,8}", offset(), offset(), resume), keys(), (".{0,8}", ".{0,8}", ".{0,8}"))
             .prop_map(
@@ -189,6 +195,11 @@ pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
         ".{0,8}".prop_map(Refusal::Site),
         ".{0,8}".prop_map(Refusal::Cluster),
         ".{0,8}".prop_map(Refusal::Violation),
+        (offset(), any::<u64>(), offset()).prop_map(|(have, epoch, head)| Refusal::Fork {
+            have,
+            epoch,
+            head
+        }),
     ];
     let heartbeat = (offset(), time(), time(), any::<u64>(), any::<[u8; 32]>(), offset()).prop_map(
         |(head, closed_time, now, log_bytes, state_hash, state_at)| {

@@ -193,11 +193,11 @@ fn who_does_not_fit_is_refused() {
         (|pair| pair.subscriber = subscriber_with(at(0), Some("c2")), Refusal::Cluster("c1".to_owned())),
         (
             |pair| pair.subscriber = subscriber_with(at(8), None),
-            Refusal::Violation("1.8 lies ahead of the log, whose head is 1.7".to_owned()),
+            Refusal::Fork { have: at(8), epoch: 1, head: at(7) },
         ),
         (
             |pair| pair.subscriber = subscriber_with(Offset::new(2, 3), None),
-            Refusal::Violation("2.3 lies ahead of the log, whose head is 1.7".to_owned()),
+            Refusal::Fork { have: Offset::new(2, 3), epoch: 2, head: at(7) },
         ),
         (
             |pair| {
@@ -274,17 +274,109 @@ fn a_site_behind_the_floor_takes_a_snapshot_first() {
 }
 
 #[test]
-fn another_epoch_means_a_snapshot_and_a_fork_ends_the_session() {
+fn a_site_past_the_fork_rewinds_and_one_before_it_goes_on() {
+    for (had, resume) in [(10, Resume::Rewind { fork: at(6) }), (6, Resume::Tail), (3, Resume::Tail)] {
+        let mut pair = Pair::new();
+        pair.append(had);
+        pair.connect();
+        pair.run(Duration::from_secs(1));
+        assert!(pair.subscriber.closed_time().is_some());
+        pair.append(10 - had);
+        pair.cut();
+        pair.restore(6, true);
+        pair.connect();
+        let opened = PublisherNotice::Opened(resume);
+        pair.run_until(|pair| pair.at_primary.contains(&opened));
+        if had == 10 {
+            pair.run(Duration::from_secs(1));
+            assert_eq!(pair.subscriber.state(), SubscriberState::Snapshot);
+            assert_eq!(pair.subscriber.closed_time(), None, "it was the other history's");
+            assert_eq!(pair.delivered, everything_up_to(10));
+            pair.subscriber.handle_snapshot_loaded(Offset::new(2, 7), at(10));
+        }
+        pair.append(2);
+        pair.run_until(|pair| pair.subscriber.progress().applied == Offset::new(2, 9));
+        pair.run(Duration::from_secs(1));
+        assert!(pair.subscriber.live(pair.now) && pair.subscriber.closed_time().is_some());
+        assert_eq!(pair.subscriber.lag(pair.now).applied, Some(Duration::ZERO));
+        assert_eq!((pair.subscriber.epoch(), ended(&pair)), (2, None));
+    }
+}
+
+#[test]
+fn an_older_copy_of_the_primary_is_refused_until_it_says_that_it_is_one() {
+    // Shorter than what the site has; or longer again, with other events.
+    for pushed_since in [0, 6] {
+        let mut pair = Pair::new();
+        pair.append(10);
+        pair.connect();
+        pair.run(Duration::from_secs(1));
+        pair.restore(6, false);
+        pair.append(pushed_since);
+        pair.connect();
+        pair.run(Duration::from_secs(1));
+        let refusal = Refusal::Fork { have: at(10), epoch: 1, head: pair.head() };
+        assert!(refusal.to_string().contains("--restored"));
+        assert_eq!(ended(&pair), Some(&Ended::Refused(refusal)));
+        assert_eq!(pair.subscriber.progress().applied, at(10), "what it has stays");
+
+        pair.restore(6 + pushed_since as u64, true);
+        pair.connect();
+        let fork = at(6 + pushed_since as u64);
+        pair.run_until(|pair| pair.at_primary.contains(&PublisherNotice::Opened(Resume::Rewind { fork })));
+    }
+}
+
+#[test]
+fn of_two_primaries_the_one_of_the_older_epoch_is_left() {
     let mut pair = Pair::new();
     pair.append(10);
     pair.connect();
     pair.run(Duration::from_secs(1));
-    (pair.epoch, pair.floor) = (2, Offset::new(2, 0));
-    pair.run(Duration::from_secs(1));
-    assert!(pair.at_primary.contains(&PublisherNotice::Closed(Closed::Forked)));
+    let old = pair.log.clone();
+    pair.restore(10, true);
+    pair.connect();
+    pair.run_until(|pair| pair.subscriber.progress().applied == Offset::new(2, 11));
+
+    pair.cut();
+    (pair.log, pair.epoch) = (old, 1);
+    pair.append(5);
     pair.connect();
     pair.run(Duration::from_secs(1));
-    assert_eq!(pair.subscriber.state(), SubscriberState::Snapshot);
+    let refusal = Refusal::Fork { have: Offset::new(2, 11), epoch: 2, head: at(15) };
+    assert_eq!(ended(&pair), Some(&Ended::Refused(refusal)));
+
+    // One that lost its log but remembers the epoch is not misled, whoever answers.
+    pair.at_secondary.clear();
+    let mut config_of_two = subscriber_with(at(0), Some("c1"));
+    config_of_two.handle_connected(pair.now);
+    let Some(FromSecondary::Hello(hello)) = config_of_two.poll_transmit(pair.now) else { panic!("no Hello") };
+    let mut publisher = Publisher::new(pair.now, pair.config.clone(), keys(1));
+    publisher.handle_frame(pair.now, FromSecondary::Hello(hello.clone()));
+    let Some(FromPrimary::Welcome(welcome)) = publisher.poll_transmit(pair.now, &pair.log_state()) else {
+        panic!("no Welcome")
+    };
+    let mut publisher = Publisher::new(pair.now, pair.config.clone(), keys(1));
+    let knows_two = outport_proto::frame::Hello { epoch: 2, ..hello };
+    publisher.handle_frame(pair.now, FromSecondary::Hello(knows_two));
+    let refused = publisher.poll_transmit(pair.now, &pair.log_state());
+    assert!(matches!(refused, Some(FromPrimary::Refused(Refusal::Fork { epoch: 2, .. }))), "{refused:?}");
+    let mut ahead = subscriber_with(Offset::new(2, 11), Some("c1"));
+    ahead.handle_connected(pair.now);
+    ahead.handle_frame(pair.now, FromPrimary::Welcome(welcome));
+    let why = Ended::Fork { have: Offset::new(2, 11), epoch: 2, head: at(15) };
+    assert_eq!(ahead.poll_notice(), Some(SubscriberNotice::Ended(why)));
+}
+
+#[test]
+fn a_log_that_became_another_ends_the_session() {
+    let mut pair = Pair::new();
+    pair.append(10);
+    pair.connect();
+    pair.run(Duration::from_secs(1));
+    pair.log.truncate(5);
+    pair.run(Duration::from_secs(1));
+    assert!(pair.at_primary.contains(&PublisherNotice::Closed(Closed::Forked)));
 }
 
 #[test]

@@ -6,11 +6,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{
-    Change, Event, Offset, Timestamp,
-    codec::{FrameReader, encode_event, encode_frame},
+    Change, Digest, Event, Offset, Timestamp,
+    codec::{FrameReader, decode_event, encode_event, encode_frame},
     frame::{FromPrimary, FromSecondary, Heartbeat, Keys},
     session::{
-        LogState, Progress, Publisher, PublisherConfig, PublisherNotice, Subscriber, SubscriberConfig,
+        LogState, Place, Progress, Publisher, PublisherConfig, PublisherNotice, Subscriber, SubscriberConfig,
         SubscriberNotice,
     },
 };
@@ -42,6 +42,8 @@ pub(crate) struct Pair {
     pub(crate) subscriber: Subscriber,
     /// What the subscriber's driver was given, in order.
     pub(crate) delivered: Vec<Offset>,
+    /// What is in the subscriber's log.
+    kept: Vec<(Offset, Digest)>,
     pub(crate) at_primary: Vec<PublisherNotice>,
     pub(crate) at_secondary: Vec<SubscriberNotice>,
     /// Events become durable, applied and complete as they are delivered.
@@ -73,6 +75,7 @@ pub(crate) fn subscriber_with(durable: Offset, cluster: Option<&str>) -> Subscri
         node: "a".to_owned(),
         program: "test".to_owned(),
         cluster: cluster.map(str::to_owned),
+        epoch: 0,
     };
     let progress = Progress { durable, applied: durable, complete: durable, ..Progress::default() };
     Subscriber::new(config, progress)
@@ -90,6 +93,7 @@ impl Pair {
             publisher: None,
             subscriber: subscriber_with(Offset::default(), None),
             delivered: Vec::new(),
+            kept: Vec::new(),
             at_primary: Vec::new(),
             at_secondary: Vec::new(),
             stages_pass: true,
@@ -104,7 +108,38 @@ impl Pair {
     }
 
     pub(crate) fn head(&self) -> Offset {
-        Offset::new(self.epoch, self.log.len() as u64)
+        self.log.last().map_or(Offset::new(self.epoch, 0), |last| decode_event(last).unwrap().offset)
+    }
+
+    /// The primary comes back from a copy of its log up to `seq`, as another history or, when
+    /// it was not told so, as the same one.
+    pub(crate) fn restore(&mut self, seq: u64, restored: bool) {
+        self.cut();
+        self.log.truncate(seq as usize);
+        if restored {
+            self.epoch += 1;
+            self.append_change(Change::EpochBegan { fork: self.head() });
+        }
+    }
+
+    /// Where what a secondary has lies in the log.
+    fn place(&self, (have, digest): (Offset, Option<Digest>)) -> Place {
+        let head = self.head();
+        let event = (have.seq as usize).checked_sub(1).and_then(|index| self.log.get(index));
+        let same = event.is_some_and(|event| {
+            decode_event(event).unwrap().offset == have
+                && digest.is_none_or(|digest| digest == Digest::sha256(event))
+        });
+        match () {
+            () if same && have >= self.floor => Place::Within,
+            () if have.epoch < head.epoch && !same => {
+                let of_epoch = self.log.iter().map(|event| decode_event(event).unwrap().offset);
+                let fork = of_epoch.filter(|offset| offset.epoch <= have.epoch).last();
+                Place::Beyond { fork: fork.unwrap_or_default() }
+            }
+            () if same => Place::Behind,
+            () => Place::Foreign,
+        }
     }
 
     /// The primary's wall clock.
@@ -114,14 +149,14 @@ impl Pair {
 
     pub(crate) fn append(&mut self, events: usize) {
         for _ in 0..events {
-            let event = Event {
-                offset: self.head().next(),
-                time: self.wall(),
-                actor: String::new(),
-                change: Change::RepositoryDeleted { repo: "team/app".parse().unwrap() },
-            };
-            self.log.push(encode_event(&event).unwrap());
+            self.append_change(Change::RepositoryDeleted { repo: "team/app".parse().unwrap() });
         }
+    }
+
+    fn append_change(&mut self, change: Change) {
+        let offset = Offset::new(self.epoch, self.head().seq + 1);
+        let event = Event { offset, time: self.wall(), actor: String::new(), change };
+        self.log.push(encode_event(&event).unwrap());
     }
 
     pub(crate) fn log_state(&self) -> LogState {
@@ -138,6 +173,9 @@ impl Pair {
 
     pub(crate) fn connect(&mut self) {
         self.publisher = Some(Publisher::new(self.now, self.config.clone(), self.keys.clone()));
+        let durable = self.subscriber.progress().durable;
+        let newest = self.kept.iter().rfind(|(offset, _)| *offset == durable);
+        self.subscriber.handle_have(newest.map(|(_, digest)| *digest));
         self.subscriber.handle_connected(self.now);
         (self.down, self.up) = Default::default();
         (self.down_reader, self.up_reader) = Default::default();
@@ -215,6 +253,7 @@ impl Pair {
                 for event in events {
                     assert_eq!(event.encoded, self.log[event.offset.seq as usize - 1]);
                     self.delivered.push(event.offset);
+                    self.kept.push((event.offset, Digest::sha256(&event.encoded)));
                 }
                 if self.stages_pass {
                     self.pass_stages();
@@ -242,6 +281,9 @@ impl Pair {
         }
         let mut closed = false;
         loop {
+            if let Some(have) = publisher.to_place() {
+                publisher.handle_placed(self.place(have));
+            }
             while let Some((after, bytes_max)) = publisher.wanted(&log) {
                 let events = self.read(after, bytes_max);
                 publisher.handle_events(events).unwrap();
@@ -265,10 +307,8 @@ impl Pair {
     fn read(&self, after: Offset, bytes_max: usize) -> Vec<(Offset, Bytes)> {
         let mut bytes = 0;
         let first = after.seq as usize;
-        let records = self.log[first..].iter().enumerate().map(|(index, event)| {
-            let offset = Offset::new(self.epoch, (first + index + 1) as u64);
-            (offset, event.clone())
-        });
+        let records =
+            self.log[first..].iter().map(|event| (decode_event(event).unwrap().offset, event.clone()));
         records
             .take_while(|(_, event)| {
                 let fits = bytes == 0 || bytes + event.len() <= bytes_max;

@@ -71,6 +71,7 @@ impl Model {
                 self.manifests.retain(|(repo, _)| *repo != gone);
                 self.links.retain(|(repo, _)| *repo != gone);
             }
+            Change::EpochBegan { .. } => {}
         }
     }
 

@@ -44,6 +44,34 @@ pub(super) fn bring_up(
     Ok(whole_at)
 }
 
+/// Begins a new epoch in a log that comes out of a backup. Its index was perhaps copied while it
+/// was written to, so it is not used if there is another way.
+pub(super) fn begin_epoch(
+    log: &Log,
+    index: &Index,
+    opened: Opened,
+    snapshots: &Snapshots,
+) -> Result<Opened, JournalError> {
+    let fork = log.head();
+    let first = Handle::current().block_on(log.begin_epoch(""))?;
+    tracing::warn!(%fork, epoch = first.epoch, "a new epoch begins: sites drop what they have behind the fork");
+    match opened {
+        Opened::Ready(_) if can_rebuild(log, snapshots)? => {
+            index.clear()?;
+            Ok(Opened::Empty("the log was restored".to_owned()))
+        }
+        opened => Ok(opened),
+    }
+}
+
+fn can_rebuild(log: &Log, snapshots: &Snapshots) -> Result<bool, JournalError> {
+    if log.floor() == Offset::ZERO {
+        return Ok(true);
+    }
+    let found = snapshots.list().map_err(SnapshotError::from)?;
+    Ok(found.iter().any(|(from, name)| log.contains(*from) && snapshots.verify(name).is_ok()))
+}
+
 /// A site that was killed soon after it took a snapshot may not have caught up with it yet.
 fn newest_until(snapshots: &Snapshots, log: &Log, applied: Offset) -> Offset {
     let Ok(found) = snapshots.list() else { return applied };

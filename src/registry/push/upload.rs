@@ -180,7 +180,11 @@ impl PushService {
     ) -> Result<BlobPut, PushError> {
         // Read before the link is looked up, so that a link found is no younger than this says.
         let applied = self.journal.applied();
-        let offset = match self.link(change.repo(), &digest)? {
+        let linked = match change.repo() {
+            Some(repo) => self.link(repo, &digest)?,
+            None => None,
+        };
+        let offset = match linked {
             Some(_) => applied,
             None => self.commit(actor, change).await?,
         };

@@ -11,7 +11,8 @@ use crate::{
 /// What the driver should know about.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SubscriberNotice {
-    /// The session is open. Remember the cluster; take the keys. With [`crate::frame::Resume::Snapshot`], take one.
+    /// The session is open. Remember the cluster; take the keys. With any
+    /// [`crate::frame::Resume`] but `Tail`, take a snapshot.
     Welcome(Box<Welcome>),
     /// Consecutive new events to append and apply.
     Events(Vec<Received>),
@@ -44,6 +45,18 @@ pub enum Ended {
         epoch: u64,
         /// What came.
         offset: Offset,
+    },
+    /// The primary's history is older than, or another than, the one this site follows.
+    #[error(
+        "this site is at {have} and knows epoch {epoch}, the primary's log is another or ends earlier, at {head}"
+    )]
+    Fork {
+        /// The newest event here.
+        have: Offset,
+        /// The newest epoch known here.
+        epoch: u64,
+        /// The newest event of the primary.
+        head: Offset,
     },
     /// The primary belongs to another cluster.
     #[error("the primary is of cluster {0}")]

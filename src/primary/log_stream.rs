@@ -118,7 +118,7 @@ struct LogStream<'a> {
 
 /// What the driver waited for.
 enum Happened {
-    Frame(FromSecondary),
+    Frame(Box<FromSecondary>),
     Activity,
     Appended,
     KeysChanged,
@@ -134,7 +134,7 @@ impl LogStream<'_> {
             let wake_at = self.session.poll_timeout().map(|at| self.begun + at);
             let happened = tokio::select! {
                 incoming = frames.incoming() => match incoming? {
-                    Incoming::Frame(frame) => Happened::Frame(frame),
+                    Incoming::Frame(frame) => Happened::Frame(Box::new(frame)),
                     Incoming::Bytes => Happened::Activity,
                     Incoming::End => Happened::Left,
                 },
@@ -144,7 +144,7 @@ impl LogStream<'_> {
             };
             let now = self.begun.elapsed();
             match happened {
-                Happened::Frame(frame) => self.session.handle_frame(now, frame),
+                Happened::Frame(frame) => self.session.handle_frame(now, *frame),
                 Happened::Activity => self.session.handle_activity(now),
                 Happened::Time => self.session.handle_timeout(now),
                 Happened::Appended => {}

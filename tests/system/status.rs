@@ -11,7 +11,9 @@ use crate::support::{
     signal, wait_for,
 };
 
-const SITE_FIELDS: [&str; 19] = [
+const SITE_FIELDS: [&str; 21] = [
+    "alarm",
+    "forks_refused",
     "site",
     "cluster",
     "version",

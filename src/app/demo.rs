@@ -275,6 +275,7 @@ fn primary_config(
             catalog: Some(vec!["anonymous".to_owned()]),
             ..config::Auth::new("localhost", users.to_owned())
         },
+        log: config::Log::default(),
         replication: config::PrimaryReplication {
             listen: loopback(0),
             tls: pki.mutual_tls("primary"),
@@ -302,6 +303,7 @@ fn site_config(
             https_authorities: None,
         },
         read: config::Read::default(),
+        log: config::Log::default(),
         keep: config::Keep::default(),
         push: config::Push::default(),
         admin: config::Admin { listen: parse_address(&site.node.admin)?, ..config::Admin::default() },

@@ -117,7 +117,7 @@ pub async fn start(
     keys.keep_sites(&config.replication.sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir).await?;
-    let options = JournalOptions { history, ..JournalOptions::default() };
+    let options = JournalOptions { history, retention: config.log.retention(), ..JournalOptions::default() };
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await
         .map_err(|error| StartError::new("open the journal", error))?;

@@ -88,7 +88,11 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let store = open_store(&data_dir).await?;
     let journal = Journal::open(
         &config.data_dir,
-        JournalOptions { origin: Origin::Followed, ..JournalOptions::default() },
+        JournalOptions {
+            origin: Origin::Followed,
+            retention: config.log.retention(),
+            ..JournalOptions::default()
+        },
         Arc::clone(&clock),
         &journal_shutdown,
     )

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use super::{Admin, ConfigError, Primary, Secondary, Tls};
+use super::{Admin, ConfigError, Log, Primary, Secondary, Tls};
 
 impl Primary {
     /// Checks what the parts of the configuration demand of each other, and that the files it
@@ -13,6 +13,7 @@ impl Primary {
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
         check_admin(path, &self.admin)?;
+        check_log(path, &self.log)?;
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         check_files(path, "auth.users_file", &[&self.auth.users_file])?;
@@ -29,6 +30,7 @@ impl Secondary {
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
         check_admin(path, &self.admin)?;
+        check_log(path, &self.log)?;
         let tls = &self.primary.tls;
         check_files(path, "primary.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         if let Some(file) = &self.primary.https_authorities {
@@ -73,6 +75,20 @@ fn check_admin(path: &Path, admin: &Admin) -> Result<(), ConfigError> {
         )),
     }
 }
+
+/// A log that keeps less would send every site that blinks to a snapshot.
+fn check_log(path: &Path, log: &Log) -> Result<(), ConfigError> {
+    if log.retain_bytes < RETAIN_BYTES_MIN {
+        let reason = format!("must be at least {RETAIN_BYTES_MIN}, one segment");
+        return Err(ConfigError::of_key(path, "log.retain_bytes", reason));
+    }
+    if log.retain_hours == 0 {
+        return Err(ConfigError::of_key(path, "log.retain_hours", "must be at least 1"));
+    }
+    Ok(())
+}
+
+const RETAIN_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 fn check_files(path: &Path, key: &str, files: &[&std::path::PathBuf]) -> Result<(), ConfigError> {
     for file in files {

@@ -8,7 +8,7 @@ mod check;
 mod load;
 mod value;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use outport_proto::SiteName;
 use serde::Deserialize;
@@ -16,7 +16,10 @@ use serde::Deserialize;
 pub use load::{ConfigError, load, load_with_environment};
 pub use value::{HostPort, PublicUrl, RepoGlobs};
 
-use crate::auth::{AccessRule, AccessRules, RuleError};
+use crate::{
+    auth::{AccessRule, AccessRules, RuleError},
+    log::Retention,
+};
 
 /// Configuration of a primary.
 #[derive(Clone, Debug, Deserialize)]
@@ -28,6 +31,9 @@ pub struct Primary {
     pub registry: PrimaryRegistry,
     /// Tokens, users and rules.
     pub auth: Auth,
+    /// How much of the replication log is kept.
+    #[serde(default)]
+    pub log: Log,
     /// The log's way to the secondaries.
     pub replication: PrimaryReplication,
     /// The admin listener.
@@ -59,6 +65,9 @@ pub struct Secondary {
     /// How pushes reach the primary.
     #[serde(default)]
     pub push: Push,
+    /// How much of the replication log is kept.
+    #[serde(default)]
+    pub log: Log,
     /// The admin listener.
     #[serde(default)]
     pub admin: Admin,
@@ -179,6 +188,23 @@ pub struct Upstream {
     pub https_authorities: Option<PathBuf>,
 }
 
+/// How much of the replication log is kept on disk. Whoever is further behind takes a snapshot.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Old segments go once newer ones hold this much, in bytes.
+    pub retain_bytes: u64,
+    /// Old segments go once their newest event is older than this, in hours.
+    pub retain_hours: u32,
+}
+
+impl Log {
+    /// What the log is asked.
+    pub fn retention(&self) -> Retention {
+        Retention { bytes: self.retain_bytes, age: Duration::from_secs(u64::from(self.retain_hours) * 3600) }
+    }
+}
+
 /// How reads are decided at a secondary.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -294,6 +320,12 @@ impl Auth {
 impl Default for Read {
     fn default() -> Self {
         Self { staleness_bound_ms: 1000, wait_ms: 150, stale_max_seconds: None, ignore_token_age: false }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { retain_bytes: 4 * 1024 * 1024 * 1024, retain_hours: 14 * 24 }
     }
 }
 

@@ -25,7 +25,7 @@ mod stepped;
 mod tests;
 mod writer;
 
-use std::{io, path::Path, sync::Arc, thread};
+use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{Change, Digest, Event, Offset, session::Place};
@@ -88,6 +88,20 @@ impl Default for LogOptions {
     fn default() -> Self {
         Self { segment_bytes_max: 64 * 1024 * 1024, recent_bytes_max: 8 * 1024 * 1024 }
     }
+}
+
+/// How much of a log is kept: a segment goes once it is past either limit, whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// A segment goes once the newer ones hold this many bytes of records.
+    pub bytes: u64,
+    /// A segment goes once its newest event is older than this.
+    pub age: Duration,
+}
+
+impl Retention {
+    /// Everything is kept for ever.
+    pub const UNLIMITED: Self = Self { bytes: u64::MAX, age: Duration::MAX };
 }
 
 /// A record that was cut off by a crash while it was written: it was never acknowledged.
@@ -170,6 +184,22 @@ impl Log {
         self.ask(|done| Request::BeginEpoch { actor: actor.to_owned(), done }).await
     }
 
+    /// The newest place that could become the floor: everything up to it is past `retention`, and a
+    /// segment ends there.
+    pub fn expired(&self, retention: &Retention) -> Option<Offset> {
+        let shared = &self.handle.shared;
+        shared.state().expired(retention, shared.clock.now())
+    }
+
+    /// Removes the segments up to `to`, where one must end: it becomes the floor. Resolves with the
+    /// floor once the removal is durable. A crash leaves a floor between the old one and `to`.
+    ///
+    /// # Errors
+    /// When files cannot be removed; the log goes on all the same.
+    pub async fn cut(&self, to: Offset) -> Result<Offset, LogError> {
+        self.ask(|done| Request::Cut { to, done }).await
+    }
+
     /// Forgets everything and begins anew after `to`, as a site does that took a snapshot there.
     /// `log_bytes` is what [`Log::bytes`] of the log it follows was there; 0 if unknown. A crash
     /// leaves the old log or the new one.
@@ -230,7 +260,11 @@ impl Log {
         };
         let records = match (recent, segment) {
             (Some(records), _) => records,
-            (None, Some(segment)) => segment.read(&*shared.disk, offset.seq, 1)?,
+            (None, Some(segment)) => match segment.read(&*shared.disk, offset.seq, 1) {
+                // It may have been removed meanwhile.
+                Err(_) if !self.contains(offset) => return Ok(None),
+                read => read?,
+            },
             (None, None) => return Ok(None),
         };
         Ok(records.first().map(|record| Digest::sha256(&record.encoded)))
@@ -296,7 +330,7 @@ impl Log {
         };
         let Some(segment) = segment else { return Ok(Vec::new()) };
         segment.read(&*shared.disk, after.seq + 1, bytes_max).or_else(|error| {
-            // A reset may have removed the segment meanwhile.
+            // It may have been removed meanwhile.
             shared.state().check(after)?;
             Err(error)
         })

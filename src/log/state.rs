@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use outport_proto::{Offset, session::Place};
+use outport_proto::{Offset, Timestamp, session::Place};
 
-use super::{LogError, recent::Recent, segment::Segment};
+use super::{LogError, Retention, recent::Recent, segment::Segment};
 
 /// Where the durable log begins and ends, and where its records are.
 #[derive(Debug)]
@@ -36,6 +36,16 @@ impl State {
             || (offset.seq > self.floor.seq
                 && offset.seq <= self.head.seq
                 && self.segment_of(offset.seq).is_some_and(|segment| segment.header.epoch == offset.epoch))
+    }
+
+    /// The newest joint of segments that everything before is past `retention`.
+    pub(super) fn expired(&self, retention: &Retention, now: Timestamp) -> Option<Offset> {
+        let joints = self.segments.iter().skip(1).map(|segment| &segment.header);
+        let past = joints.take_while(|after| {
+            self.bytes.saturating_sub(after.log_bytes) >= retention.bytes
+                || now.since(after.time) > retention.age
+        });
+        past.last().map(|after| after.before).filter(|joint| joint.seq > self.floor.seq)
     }
 
     /// Where `have`, the newest event of a log that follows this one, lies.

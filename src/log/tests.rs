@@ -19,6 +19,7 @@ use crate::clock::ManualClock;
 
 mod epochs;
 mod power;
+mod retention;
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()

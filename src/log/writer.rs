@@ -2,7 +2,7 @@
 //! shows and acknowledges them.
 
 use std::{
-    io,
+    fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -29,11 +29,17 @@ const GROUP_BYTES_MAX: usize = 4 * 1024 * 1024;
 const SEGMENT_BYTES_LIMIT: u64 = 1 << 30;
 
 /// What the writer shares with the handles.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) disk: SharedDisk,
     state: Mutex<State>,
     pub(super) head: watch::Sender<Offset>,
+    pub(super) clock: SharedClock,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("disk", &self.disk).field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -50,6 +56,7 @@ pub(super) enum Request {
     Append { actor: String, changes: Vec<Change>, done: Done },
     Replicated { records: Vec<Record>, done: Done },
     BeginEpoch { actor: String, done: Done },
+    Cut { to: Offset, done: Done },
     Reset { to: Offset, log_bytes: u64, done: Done },
 }
 
@@ -59,6 +66,7 @@ impl Request {
             Self::Append { done, .. }
             | Self::Replicated { done, .. }
             | Self::BeginEpoch { done, .. }
+            | Self::Cut { done, .. }
             | Self::Reset { done, .. } => done,
         }
     }
@@ -159,7 +167,12 @@ impl Writer {
             bytes: tip.log_bytes,
             stopped: None,
         };
-        let shared = Arc::new(Shared { disk, state: Mutex::new(state), head: watch::Sender::new(tip.head) });
+        let shared = Arc::new(Shared {
+            disk,
+            state: Mutex::new(state),
+            head: watch::Sender::new(tip.head),
+            clock: Arc::clone(&clock),
+        });
         Ok((Self { shared, options, clock, tip, active }, torn))
     }
 
@@ -197,6 +210,9 @@ impl Writer {
                     let first = Offset::new(fork.epoch.max(1) + 1, fork.seq + 1);
                     let staged = self.stage_own(&mut group, &actor, first, vec![Change::EpochBegan { fork }]);
                     self.await_group(&mut group, staged, done);
+                }
+                Request::Cut { to, done } => {
+                    let _ = done.send(self.cut(to));
                 }
                 Request::Reset { to, log_bytes, done } => {
                     let _ = self.flush(&mut group);
@@ -370,6 +386,24 @@ impl Writer {
         state.bytes = self.tip.log_bytes;
         self.shared.head.send_replace(self.tip.head);
         Ok(())
+    }
+
+    /// Readers know of the new floor before the files go. The oldest goes first, durably: after a
+    /// crash there is no hole.
+    fn cut(&self, to: Offset) -> Result<Offset, LogError> {
+        let (gone, floor) = {
+            let mut state = self.shared.state();
+            let kept = state.segments.iter().rposition(|segment| segment.header.before == to).unwrap_or(0);
+            let gone: Vec<_> = state.segments.drain(..kept).collect();
+            if !gone.is_empty() {
+                state.floor = to;
+            }
+            (gone, state.floor)
+        };
+        for segment in gone {
+            remove_segment(&self.shared.disk, &segment).map_err(LogError::io("remove segment"))?;
+        }
+        Ok(floor)
     }
 
     fn reset(&mut self, to: Offset, log_bytes: u64) -> Result<Offset, LogError> {

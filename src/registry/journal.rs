@@ -38,7 +38,7 @@ use crate::{
     clock::SharedClock,
     index::{Index, IndexError, IndexOptions, Opened},
     log::{
-        Log, LogError, LogOptions, Record,
+        Log, LogError, LogOptions, Record, Retention,
         disk::{OsDisk, SharedDisk},
     },
     shutdown::Shutdown,
@@ -80,6 +80,8 @@ pub struct JournalOptions {
     pub checkpoint_events: u64,
     /// Time after which it is, if anything was applied.
     pub checkpoint_interval: Duration,
+    /// How much of the log is kept.
+    pub retention: Retention,
     /// Bytes of log after which a new snapshot file is written.
     pub snapshot_log_bytes: u64,
 }
@@ -113,6 +115,7 @@ impl Default for JournalOptions {
             history: History::Continues,
             checkpoint_events: 10_000,
             checkpoint_interval: Duration::from_secs(30),
+            retention: Retention::UNLIMITED,
             snapshot_log_bytes: 64 * 1024 * 1024,
         }
     }

@@ -1,9 +1,14 @@
 //! A site that the log no longer reaches takes the whole state, and goes on from there.
 
-use outport::registry::journal::SnapshotPiece;
+use std::time::Duration;
+
+use outport::{
+    log::{LogOptions, Retention},
+    registry::journal::{JournalOptions, SnapshotPiece},
+};
 use outport_proto::{Change, Digest, Offset};
 
-use crate::world::{Primary, World, committed, repo, tagged};
+use crate::world::{LIMIT, Primary, World, committed, repo, tagged};
 
 /// The primary's log begins anew at its head, in `epoch`: as after a long time, or in a restored primary.
 async fn forget_the_past(primary: &Primary, epoch: u64) {
@@ -72,4 +77,52 @@ async fn what_a_restored_primary_no_longer_has_goes_from_the_site() {
     assert!(tag("3").is_some());
     assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());
     site.stop().await;
+}
+
+#[tokio::test]
+async fn a_site_that_was_away_longer_than_the_log_is_kept_takes_a_snapshot() {
+    let world = World::new();
+    let journal = JournalOptions {
+        log: LogOptions { segment_bytes_max: 4_000, ..LogOptions::default() },
+        retention: Retention { bytes: 8_000, age: Duration::MAX },
+        ..JournalOptions::default()
+    };
+    let anywhere = "127.0.0.1:0".parse().unwrap();
+    let primary = world.primary_with(&world.primary_disk, journal, anywhere).await;
+    let old = vec![
+        tagged("team/app", "1", b"{}", &[]),
+        tagged("team/app", "2", b"{ }", &[]),
+        committed("lazy/app", b"gone"),
+    ];
+    let head = primary.commit(old).await;
+    let site = world.site(&primary).await;
+    site.applied(head).await;
+    site.stop().await;
+
+    let gone = Digest::sha256(b"gone");
+    let deleted = vec![
+        Change::TagDeleted { repo: repo("team/app"), tag: "2".parse().unwrap() },
+        Change::BlobDeleted { repo: repo("lazy/app"), digest: gone },
+    ];
+    primary.commit(deleted).await;
+    for number in 0..120_u8 {
+        primary.commit(vec![committed("lazy/app", &[number])]).await;
+    }
+    let cut = async {
+        while primary.journal.log().floor() <= head {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, cut).await.unwrap();
+
+    let site = world.site(&primary).await;
+    site.applied(primary.journal.log().head()).await;
+    site.session("going live", |session| session.live).await;
+    assert!(site.journal.log().floor() > head, "by a snapshot");
+    let tag = |name: &str| site.journal.index().tag(&repo("team/app"), &name.parse().unwrap()).unwrap();
+    assert!(tag("1").is_some() && tag("2").is_none());
+    assert_eq!(site.journal.index().link(&repo("lazy/app"), &gone).unwrap(), None);
+    assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());
+    site.stop().await;
+    primary.stop().await;
 }

@@ -7,13 +7,15 @@ use std::{
 };
 
 use outport_proto::{Offset, snapshot::Entry};
-use tokio::time::MissedTickBehavior;
+use tokio::{runtime::Handle, time::MissedTickBehavior};
 
 use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined, lock};
 use crate::shutdown::Shutdown;
 
 /// How often it looks whether anything is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long it rests after the log could not be cut.
+const CUT_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Starts the journal's tasks in `shutdown`.
 pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
@@ -52,6 +54,8 @@ struct Keeper {
     checkpoint_failed: bool,
     /// Length of the log at the newest snapshot file.
     snapshot_log_bytes: u64,
+    /// When the log is looked at for what it need not keep.
+    cut_at: Instant,
 }
 
 impl Keeper {
@@ -61,6 +65,7 @@ impl Keeper {
             checkpoint: (Offset::ZERO, Instant::now()),
             checkpoint_failed: false,
             snapshot_log_bytes: newest_snapshot_log_bytes(shared),
+            cut_at: Instant::now(),
         }
     }
 
@@ -89,6 +94,21 @@ impl Keeper {
         self.snapshot_log_bytes = self.snapshot_log_bytes.min(self.shared.log.bytes());
         if self.shared.log.bytes() >= self.snapshot_log_bytes.saturating_add(options.snapshot_log_bytes) {
             self.snapshot().await;
+        }
+        if self.cut_at <= Instant::now() && shared.log.expired(&options.retention).is_some() {
+            self.cut().await;
+        }
+    }
+
+    async fn cut(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        match joined(tokio::task::spawn_blocking(move || cut_expired(&shared))).await {
+            Ok(Some(floor)) => tracing::info!(%floor, "old segments of the log removed"),
+            Ok(None) => self.cut_at = Instant::now() + CUT_RETRY_INTERVAL,
+            Err(error) => {
+                self.cut_at = Instant::now() + CUT_RETRY_INTERVAL;
+                tracing::warn!(%error, "old segments of the log are not removed");
+            }
         }
     }
 
@@ -122,6 +142,31 @@ fn newest_snapshot_log_bytes(shared: &Shared) -> u64 {
     newest.and_then(|(_, name)| shared.snapshots.peek(&name).ok()).map_or(0, |taken| taken.log_bytes)
 }
 
+/// Removes the segments that are past the retention, once a snapshot file that is whole leads to
+/// where the log begins then; writes one if there is none. Returns the new floor.
+pub(super) fn cut_expired(shared: &Shared) -> Result<Option<Offset>, JournalError> {
+    let Some(expired) = shared.log.expired(&shared.options.retention) else { return Ok(None) };
+    if !is_covered(shared, expired)? {
+        if shared.index.applied() < expired.max(*lock(&shared.whole_at)) {
+            return Ok(None);
+        }
+        write_snapshot(shared)?;
+        if !is_covered(shared, expired)? {
+            return Ok(None);
+        }
+    }
+    let floor = Handle::current().block_on(shared.log.cut(expired))?;
+    shared.snapshots.prune(|from| shared.log.contains(from))?;
+    Ok(Some(floor))
+}
+
+/// Whether a snapshot file that is good to its last byte leads to `floor` or a later place.
+fn is_covered(shared: &Shared, floor: Offset) -> Result<bool, JournalError> {
+    let found = shared.snapshots.list()?;
+    let mut usable = found.iter().filter(|(from, _)| *from >= floor && shared.log.contains(*from));
+    Ok(usable.any(|(_, name)| shared.snapshots.verify(name).is_ok()))
+}
+
 /// Writes a snapshot file of what the index shows now, and removes those it replaces.
 pub(super) fn write_snapshot(shared: &Shared) -> Result<(Offset, u64), JournalError> {
     let from = shared.index.applied();
@@ -138,7 +183,8 @@ pub(super) fn write_snapshot(shared: &Shared) -> Result<(Offset, u64), JournalEr
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let (_, until) = dumped?;
+    // While the index still catches up with a snapshot it was loaded from, so does its copy.
+    let until = dumped?.1.max(*lock(&shared.whole_at));
     // What a snapshot brought may be ahead of what is applied.
     let until = until.max(*lock(&shared.whole_at));
     if !shared.log.contains(from) {

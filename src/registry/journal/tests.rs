@@ -175,6 +175,47 @@ fn a_restart_loads_the_newest_whole_snapshot_and_the_tail() {
 }
 
 #[test]
+fn the_log_is_cut_only_behind_a_snapshot_and_the_site_comes_back() {
+    runtime().block_on(async {
+        let mut site = Site::new(Origin::Own);
+        site.options.retention = crate::log::Retention { bytes: 8_000, age: Duration::MAX };
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..60).await;
+        let state = journal.index().state_hash();
+        let waiting = async {
+            while journal.log().expired(&site.options.retention).is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(GRACE, waiting).await.unwrap();
+        let floor = journal.log().floor();
+        assert!(floor.seq > 0 && floor < journal.log().head());
+        let covered = Snapshots::open(Arc::new(site.snapshots.clone())).unwrap().list().unwrap();
+        assert!(covered.iter().any(|(from, _)| *from >= floor), "{covered:?} {floor}");
+        let journal = site.restart(journal).await.unwrap();
+        assert_eq!((journal.log().floor(), journal.index().state_hash()), (floor, state));
+
+        // Without a snapshot that can be written nothing is removed.
+        site.snapshots.set_capacity(Some(0));
+        commit(&journal, 60..120).await;
+        for name in site.snapshots.list().unwrap() {
+            site.snapshots.remove(&name).unwrap();
+        }
+        let journal_floor = journal.log().floor();
+        assert!(
+            tokio::task::spawn_blocking({
+                let shared = Arc::clone(&journal.shared);
+                move || keeper::cut_expired(&shared)
+            })
+            .await
+            .unwrap()
+            .is_err()
+        );
+        assert_eq!(journal.log().floor(), journal_floor);
+    });
+}
+
+#[test]
 fn snapshots_are_written_as_the_log_grows() {
     runtime().block_on(async {
         let mut site = Site::new(Origin::Own);

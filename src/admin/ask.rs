@@ -8,7 +8,7 @@ use http_body_util::Full;
 use outport_proto::Digest;
 
 use super::{Admin, error, json};
-use crate::registry::whereabouts::{AskError, ImageRef, Sites, Stage, WaitFor};
+use crate::registry::whereabouts::{AskError, Caller, ImageRef, Sites, Stage, WaitFor, WhyNot};
 
 /// How long a wait lasts that does not say.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -43,23 +43,13 @@ impl Admin {
         }
     }
 
-    /// `GET /v1/why?ref=..[&site=..]`.
+    /// `GET /v1/why?ref=..[&site=..][&user=..|&anonymous]`.
     pub(super) async fn why(&self, query: &str) -> Response<Full<Bytes>> {
-        let (mut image, mut site) = (None, None);
-        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-            let parsed = match &*key {
-                "ref" => parse(&key, &value).map(|value| image = Some(value)),
-                "site" => parse(&key, &value).map(|value| site = Some(value)),
-                _ => Err(unknown(&key)),
-            };
-            if let Err(reason) = parsed {
-                return error(StatusCode::BAD_REQUEST, &reason);
-            }
-        }
-        let Some(image) = image else {
-            return error(StatusCode::BAD_REQUEST, NO_REF);
+        let question = match why_not(query) {
+            Ok(question) => question,
+            Err(reason) => return error(StatusCode::BAD_REQUEST, &reason),
         };
-        match self.whereabouts.why(image, site).await {
+        match self.whereabouts.why(question).await {
             Ok(why) => json(StatusCode::OK, &why),
             Err(reason) => refused(&reason),
         }
@@ -67,6 +57,21 @@ impl Admin {
 }
 
 const NO_REF: &str = "ref is missing: repository:tag or repository@digest";
+
+fn why_not(query: &str) -> Result<WhyNot, String> {
+    let (mut image, mut site, mut caller) = (None, None, None);
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*key {
+            "ref" => image = Some(parse(&key, &value)?),
+            "site" => site = Some(parse(&key, &value)?),
+            "user" | "anonymous" if caller.is_some() => return Err("give one user, or anonymous".to_owned()),
+            "user" => caller = Some(Caller::User(value.into_owned())),
+            "anonymous" => caller = flag(&key, &value)?.then_some(Caller::Anonymous),
+            _ => return Err(unknown(&key)),
+        }
+    }
+    Ok(WhyNot { image: image.ok_or(NO_REF)?, site, caller })
+}
 
 fn wait_for(query: &str) -> Result<WaitFor, String> {
     let (mut image, mut digest): (Option<ImageRef>, Option<Digest>) = (None, None);
@@ -118,7 +123,7 @@ fn unknown(key: &str) -> String {
 fn refused(reason: &AskError) -> Response<Full<Bytes>> {
     let status = match reason {
         AskError::UnknownSite(_) => StatusCode::NOT_FOUND,
-        AskError::OtherSite(_) | AskError::WhichSite => StatusCode::BAD_REQUEST,
+        AskError::OtherSite(_) | AskError::WhichSite | AskError::WhoseRights => StatusCode::BAD_REQUEST,
         AskError::Index(_) | AskError::Store(_) | AskError::Crashed(_) => {
             tracing::error!(error = %reason, "cannot say where an image is");
             StatusCode::INTERNAL_SERVER_ERROR
@@ -143,6 +148,10 @@ mod tests {
             (Sites::Answered, TIMEOUT_DEFAULT, Stage::Visible)
         );
         assert_eq!(wait_for("ref=app:1&all_sites=true").unwrap().sites, Sites::All);
+        let why = why_not("ref=app:1&site=mumbai&user=bob").unwrap();
+        assert_eq!(why.caller, Some(Caller::User("bob".to_owned())));
+        assert_eq!(why_not("ref=app:1&anonymous").unwrap().caller, Some(Caller::Anonymous));
+        assert!(why_not("ref=app:1&anonymous&user=bob").is_err() && why_not("user=bob").is_err());
         let (one, other) = (Digest::sha256(b"1"), Digest::sha256(b"2"));
         assert!(wait_for(&format!("ref=app@{one}&digest={one}")).is_ok());
         for bad in [

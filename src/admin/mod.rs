@@ -126,13 +126,11 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
 mod tests {
     use http_body_util::BodyExt as _;
 
-    use outport_proto::SiteName;
-
     use super::*;
     use crate::{
         fetch::BoxFuture,
         registry::whereabouts::{
-            AskError, ImageRef, WaitFor,
+            AskError, WaitFor, WhyNot,
             answer::{Waited, Why},
         },
         status::{PrimaryStatus, SiteStatus},
@@ -146,7 +144,7 @@ mod tests {
             Box::pin(std::future::pending())
         }
 
-        fn why(&self, _: ImageRef, _: Option<SiteName>) -> BoxFuture<'_, Result<Why, AskError>> {
+        fn why(&self, _: WhyNot) -> BoxFuture<'_, Result<Why, AskError>> {
             Box::pin(async { Err(AskError::WhichSite) })
         }
     }

@@ -147,7 +147,7 @@ pub async fn start(
         metrics: metrics.register(HttpMetrics::new),
         role: Role::Primary(Box::new(PrimaryRole {
             push: push.clone(),
-            tokens: Arc::new(token_service(&config.auth, &keys, rules, &clock, journal.log())?),
+            tokens: Arc::new(token_service(&config.auth, &keys, rules.clone(), &clock, journal.log())?),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
         })),
@@ -178,7 +178,7 @@ pub async fn start(
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
     let whereabouts =
-        FleetWhereabouts { journal: journal.clone(), fleet: fleet.clone(), clock: Arc::clone(&clock) };
+        FleetWhereabouts { journal: journal.clone(), fleet: fleet.clone(), rules, clock: Arc::clone(&clock) };
     let status = status(cluster, &journal, &store, fleet, &clock);
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let admin = Admin {

@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Say why a site shows an image, or does not.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Codes: visible, behind, waiting_for_blobs, not_kept, cut_off, deleted, never_seen.
+Codes: visible, behind, waiting_for_blobs, not_kept, cut_off, deleted, never_seen, denied.
 The site itself knows most; the primary knows of a site what it acknowledged last, and says what it cannot know.")]
 pub(super) struct Why {
     /// `repository:tag` or `repository@digest`, without a host
@@ -28,6 +28,12 @@ pub(super) struct Why {
     /// The site; may be left out when the site itself is asked
     #[arg(long, value_name = "SITE")]
     site: Option<SiteName>,
+    /// Somebody who cannot pull it, by the name they log in with (at the primary)
+    #[arg(long, value_name = "NAME", conflicts_with = "anonymous")]
+    user: Option<String>,
+    /// The same for somebody without login
+    #[arg(long)]
+    anonymous: bool,
     #[command(flatten)]
     admin: AdminAddress,
     /// Print the answer as JSON
@@ -41,6 +47,12 @@ impl Why {
         query.append_pair("ref", &self.image.to_string());
         if let Some(site) = &self.site {
             query.append_pair("site", site.as_str());
+        }
+        if let Some(user) = &self.user {
+            query.append_pair("user", user);
+        }
+        if self.anonymous {
+            query.append_pair("anonymous", "true");
         }
         let target = format!("/v1/why?{}", query.finish());
         let (status, text) = self.admin.get(&target, ANSWER_TIMEOUT).await?;

@@ -10,13 +10,14 @@ use tokio::{
 
 use super::fleet::{Fleet, Head, Reached};
 use crate::{
+    auth::{AccessRules, Action},
     clock::SharedClock,
     fetch::BoxFuture,
     index::Placed,
     registry::{
         Journal,
         whereabouts::{
-            AskError, ImageRef, Sites, Stage, Standing, WaitFor, Whereabouts,
+            AskError, Caller, Sites, Stage, Standing, WaitFor, Whereabouts, WhyNot,
             answer::{Waited, WaitedSite, Why},
             looked_up, standing,
             why::{CutOff, Facts, Word},
@@ -32,6 +33,8 @@ pub struct FleetWhereabouts {
     pub journal: Journal,
     /// What the sites said.
     pub fleet: Fleet,
+    /// Who may do what.
+    pub rules: AccessRules,
     /// The primary's clock.
     pub clock: SharedClock,
 }
@@ -41,8 +44,8 @@ impl Whereabouts for FleetWhereabouts {
         Box::pin(self.waited(question))
     }
 
-    fn why(&self, image: ImageRef, site: Option<SiteName>) -> BoxFuture<'_, Result<Why, AskError>> {
-        Box::pin(self.reason(image, site))
+    fn why(&self, question: WhyNot) -> BoxFuture<'_, Result<Why, AskError>> {
+        Box::pin(self.reason(question))
     }
 }
 
@@ -114,13 +117,13 @@ impl FleetWhereabouts {
         }
     }
 
-    async fn reason(&self, image: ImageRef, site: Option<SiteName>) -> Result<Why, AskError> {
-        let site = site.ok_or(AskError::WhichSite)?;
+    async fn reason(&self, question: WhyNot) -> Result<Why, AskError> {
         let this = self.clone();
-        looked_up(move || this.facts(image, site).map(|facts| facts.explain())).await
+        looked_up(move || this.facts(question).map(|facts| facts.explain())).await
     }
 
-    fn facts(&self, image: ImageRef, site: SiteName) -> Result<Facts, AskError> {
+    fn facts(&self, WhyNot { image, site, caller }: WhyNot) -> Result<Facts, AskError> {
+        let site = site.ok_or(AskError::WhichSite)?;
         let reached = self.fleet.follow(&site).ok_or_else(|| AskError::UnknownSite(site.clone()))?;
         // What the site said is read before the log: then it is never ahead of what the log says.
         let reached = *reached.borrow();
@@ -135,7 +138,15 @@ impl FleetWhereabouts {
             Standing::Unknown => Word::NeverSeen,
         };
         let silence = status.heartbeat_age_seconds.map(Duration::from_secs_f64);
+        let may_pull = |caller: &Caller| {
+            let user = match caller {
+                Caller::Anonymous => None,
+                Caller::User(name) => Some(name.as_str()),
+            };
+            self.rules.allowed(user, &image.repo).contains(Action::Pull)
+        };
         Ok(Facts {
+            denied: caller.filter(|caller| !may_pull(caller)),
             image,
             site,
             primary,

@@ -18,7 +18,7 @@ use crate::{
     registry::{
         Journal, SessionView,
         whereabouts::{
-            AskError, ImageRef, Missing, Sites, Stage, Standing, WaitFor, Whereabouts,
+            AskError, ImageRef, Missing, Sites, Stage, Standing, WaitFor, Whereabouts, WhyNot,
             answer::{Waited, WaitedSite, Why},
             looked_up, missing, standing,
             why::{CutOff, Facts, Own, Word},
@@ -63,8 +63,8 @@ impl Whereabouts for OwnWhereabouts {
         Box::pin(self.waited(question))
     }
 
-    fn why(&self, image: ImageRef, site: Option<SiteName>) -> BoxFuture<'_, Result<Why, AskError>> {
-        Box::pin(self.reason(image, site))
+    fn why(&self, question: WhyNot) -> BoxFuture<'_, Result<Why, AskError>> {
+        Box::pin(self.reason(question))
     }
 }
 
@@ -166,7 +166,10 @@ impl OwnWhereabouts {
         }
     }
 
-    async fn reason(&self, image: ImageRef, site: Option<SiteName>) -> Result<Why, AskError> {
+    async fn reason(&self, WhyNot { image, site, caller }: WhyNot) -> Result<Why, AskError> {
+        if caller.is_some() {
+            return Err(AskError::WhoseRights);
+        }
         site.as_ref().map_or(Ok(()), |site| self.is_this(site))?;
         let primary = match self.upstream.resolve(&image.repo, &image.reference).await {
             Ok(At { value: Some(put), at }) => Word::Shown { digest: put.digest, offset: at },
@@ -194,6 +197,7 @@ impl OwnWhereabouts {
         let cut_off = status.state == SiteState::Disconnected;
         let keeps = (self.keeps)(&image.repo);
         Ok(Facts {
+            denied: None,
             image,
             site: self.site.clone(),
             primary,

@@ -37,6 +37,8 @@ pub struct Options {
     pub primary_toml: String,
     /// More of the primary's `[auth]` section, TOML.
     pub primary_auth_toml: String,
+    /// Glob of the repositories that anybody may pull from; [`USER`] may do everything.
+    pub public: &'static str,
     /// More of every site's configuration, TOML.
     pub site_toml: String,
     /// Run nodes on this core alone.
@@ -52,6 +54,7 @@ impl Default for Options {
             tls: false,
             primary_toml: String::new(),
             primary_auth_toml: String::new(),
+            public: "**",
             site_toml: String::new(),
             core: None,
             log_filter: "info",
@@ -142,7 +145,8 @@ impl Cluster {
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n\n\
              [auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
-             [[auth.access]]\nrepository = '**'\npull = ['anonymous']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
+             [[auth.access]]\nrepository = '{public}'\npull = ['anonymous']\n\n\
+             [[auth.access]]\nrepository = '**'\npull = ['{USER}']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
              [replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
              [replication.tls]\n{mutual}\n{admin}{more}",
             data = path(&self.primary.dir),
@@ -150,6 +154,7 @@ impl Cluster {
             url = self.public_url(),
             users = path(&users),
             auth = options.primary_auth_toml,
+            public = options.public,
             ip = self.primary.ip,
             mutual = mutual_tls(&self.primary, &pki),
             admin = admin_section(&self.primary, options.log_filter),

@@ -95,6 +95,7 @@ fn what_was_waited_for_is_there() {
 fn every_cause_has_its_name() {
     let mut cluster = Cluster::start(Options {
         sites: vec!["mumbai"],
+        public: "team/**",
         site_toml: "[keep]\neager = ['team/**']\n".to_owned(),
         ..Options::default()
     });
@@ -113,6 +114,17 @@ fn every_cause_has_its_name() {
             let never = why(asked, "team/app:never", site);
             assert_eq!(never["code"], "never_seen", "{never}");
         }
+
+        let asked_for = |who: &[&str]| {
+            let arguments = [&["lazy/app:1", "--site", &site.name], who].concat();
+            json(&run("why", primary, &arguments), Some(0))["code"].clone()
+        };
+        assert_ne!(asked_for(&["--user", "demo"]), "denied");
+        for nobody in [["--user", "stranger"].as_slice(), &["--anonymous"]] {
+            assert_eq!(asked_for(nobody), "denied");
+        }
+        let elsewhere = outport("why", site, &["lazy/app:1", "--user", "stranger"]);
+        assert_eq!(elsewhere.status.code(), Some(1), "only the primary knows who may pull");
 
         let target = format!("/v2/{REPO}/manifests/{}", pushed.digest);
         assert_eq!(pusher.send("DELETE", &target, &[], b"").status, 202);

@@ -104,13 +104,34 @@ pub struct WaitFor {
     pub timeout: Duration,
 }
 
+/// A question for a cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WhyNot {
+    /// The image.
+    pub image: ImageRef,
+    /// The site; at a site itself it may be left out.
+    pub site: Option<SiteName>,
+    /// Who cannot pull it; without a caller everybody is taken to be allowed. Only a primary knows
+    /// who may do what.
+    pub caller: Option<Caller>,
+}
+
+/// Who pulls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// Somebody without login.
+    Anonymous,
+    /// A user of the token service.
+    User(String),
+}
+
 /// Answers where images are.
 pub trait Whereabouts: Send + Sync + 'static {
     /// Resolves when the sites show or hold the image, or the time is over. Dropping it ends it.
     fn wait(&self, question: WaitFor) -> BoxFuture<'_, Result<Waited, AskError>>;
 
-    /// Why a site shows the image, or does not; at a site that site may be left out.
-    fn why(&self, image: ImageRef, site: Option<SiteName>) -> BoxFuture<'_, Result<Why, AskError>>;
+    /// Why a site shows the image, or does not.
+    fn why(&self, question: WhyNot) -> BoxFuture<'_, Result<Why, AskError>>;
 }
 
 /// Why there is no answer.
@@ -125,6 +146,9 @@ pub enum AskError {
     /// A primary has to be told which site is meant.
     #[error("say which site is meant")]
     WhichSite,
+    /// A site does not know who may do what.
+    #[error("who may pull is the primary's to say; ask it")]
+    WhoseRights,
     /// The index failed.
     #[error(transparent)]
     Index(#[from] IndexError),

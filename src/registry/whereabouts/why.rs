@@ -6,7 +6,7 @@ use outport_proto::{Digest, Offset, Reference, SiteName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Deletion, ImageRef, Missing, Standing,
+    Caller, Deletion, ImageRef, Missing, Standing,
     answer::{Shown, Why, rfc3339},
 };
 
@@ -20,6 +20,8 @@ pub struct Facts {
     pub image: ImageRef,
     /// The site.
     pub site: SiteName,
+    /// Somebody who was asked about and may not pull from the repository.
+    pub denied: Option<Caller>,
     /// What the primary shows.
     pub primary: Word,
     /// The site's line to the primary is down; `None` while it is up.
@@ -139,10 +141,22 @@ pub enum Cause {
     },
     /// The registry never had it.
     NeverSeen,
+    /// Whoever was asked about may not pull from the repository, whatever the site shows.
+    Denied {
+        /// The user; `null` for somebody without login.
+        user: Option<String>,
+    },
 }
 
 /// Finds the cause.
 pub fn cause(facts: &Facts) -> Cause {
+    if let Some(caller) = &facts.denied {
+        let user = match caller {
+            Caller::Anonymous => None,
+            Caller::User(name) => Some(name.clone()),
+        };
+        return Cause::Denied { user };
+    }
     match (&facts.primary, facts.own.as_ref().map(|own| &own.standing)) {
         (Word::Deleted(deletion), _) => deleted(deletion),
         (Word::NeverSeen, _) => Cause::NeverSeen,
@@ -286,6 +300,10 @@ impl Facts {
                 format!("{image} was deleted{by}{when}, at offset {offset}.")
             }
             Cause::NeverSeen => format!("The registry never had {image}."),
+            Cause::Denied { user } => {
+                let who = user.as_deref().unwrap_or("anybody without login");
+                format!("No access rule lets {who} pull from {}, at any site.", image.repo)
+            }
         }
     }
 }
@@ -355,6 +373,7 @@ mod tests {
         Facts {
             image: "team/app:1".parse().unwrap(),
             site: "mumbai".parse().unwrap(),
+            denied: None,
             primary: Word::Shown { digest: digest("a"), offset: at(5) },
             cut_off: None,
             applied: at(5),
@@ -402,7 +421,7 @@ mod tests {
         let unseen = || Cause::WaitingForBlobs { blobs: 4, bytes: None, digests: vec![], eta_seconds: None };
         let lazy = || Cause::NotKept { blobs: 2, bytes: 500, digests: both() };
         #[rustfmt::skip]
-        let primary: [(&str, Change, Cause); 10] = [
+        let primary: [(&str, Change, Cause); 12] = [
             ("shows and holds",            |_| {},                                                Cause::Visible),
             ("shows, copies",              |f| f.complete = at(4),                                unseen()),
             ("shows, copies, cut off",     |f| { f.complete = at(4); cut(f) },                    cut_off()),
@@ -413,6 +432,8 @@ mod tests {
             ("deleted",                    |f| f.primary = Word::Deleted(gone()),                 deleted()),
             ("deleted, cut off",           |f| { f.primary = Word::Deleted(gone()); cut(f) },     deleted()),
             ("never seen",                 |f| f.primary = Word::NeverSeen,                       Cause::NeverSeen),
+            ("may not, without login",     |f| f.denied = Some(Caller::Anonymous),                Cause::Denied { user: None }),
+            ("may not",                    |f| f.denied = Some(Caller::User("bob".to_owned())),   Cause::Denied { user: Some("bob".to_owned()) }),
         ];
         #[rustfmt::skip]
         let site: [(&str, Change, Cause); 19] = [

@@ -37,6 +37,7 @@ use crate::{
     Event, ManifestPut, RepoName, SiteName, Tag,
     frame::{FRAME_BYTES_MAX, FromPrimary, FromSecondary, Request, Response},
     name::{REPO_NAME_BYTES_MAX, SITE_NAME_BYTES_MAX, TAG_BYTES_MAX},
+    oci::{PLATFORM_BYTES_MAX, Platform},
     snapshot::Entry,
 };
 
@@ -299,6 +300,7 @@ macro_rules! text_form {
 text_form!(RepoName, REPO_NAME_BYTES_MAX);
 text_form!(Tag, TAG_BYTES_MAX);
 text_form!(SiteName, SITE_NAME_BYTES_MAX);
+text_form!(Platform, PLATFORM_BYTES_MAX);
 
 fn decode_text<'a, D: Decoder>(decoder: &mut D, space: &'a mut [u8]) -> Result<&'a str, DecodeError> {
     let bytes = usize::decode(decoder)?;
@@ -320,6 +322,7 @@ impl Encode for ManifestPut {
             tags,
             subject,
             artifact_type,
+            platform,
             annotations,
             children,
         } = self;
@@ -331,7 +334,7 @@ impl Encode for ManifestPut {
                 encoder.writer().write(bytes)?;
             }
         }
-        (tags, subject, artifact_type, annotations, children).encode(encoder)
+        (tags, subject, artifact_type, platform, annotations, children).encode(encoder)
     }
 }
 
@@ -346,6 +349,7 @@ impl<Context> Decode<Context> for ManifestPut {
             tags: Decode::decode(decoder)?,
             subject: Decode::decode(decoder)?,
             artifact_type: Decode::decode(decoder)?,
+            platform: Decode::decode(decoder)?,
             annotations: Decode::decode(decoder)?,
             children: Decode::decode(decoder)?,
         })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use crate::{
     Digest, Offset, RepoName, Tag, Timestamp,
     codec::{Decode, Encode},
-    oci::Descriptor,
+    oci::{Descriptor, Platform},
 };
 
 /// A manifest up to this size travels inside its event; a larger one is fetched like a blob.
@@ -121,6 +121,8 @@ pub struct ManifestPut {
     pub subject: Option<Digest>,
     /// The artifact type a referrers listing shows: the manifest's own, else its config's media type.
     pub artifact_type: Option<String>,
+    /// What an image runs on, as its config says; `None` when it is none or the primary could not read it.
+    pub platform: Option<Platform>,
     /// The manifest's annotations as a referrers listing shows them; empty without a subject.
     pub annotations: Vec<(String, String)>,
     /// Config, layers and child manifests, in the manifest's order.

@@ -104,6 +104,7 @@ impl World {
                     tags,
                     subject: None,
                     artifact_type: None,
+                    platform: None,
                     annotations: Vec::new(),
                     children: Vec::new(),
                 };

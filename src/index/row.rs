@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use outport_proto::{
     Algorithm, Digest, ManifestPut, Offset, RepoName, Timestamp,
-    oci::{ChildKind, Descriptor},
+    oci::{ChildKind, Descriptor, Platform},
 };
 
 use super::{IndexError, Manifest, TagEntry};
@@ -147,6 +147,7 @@ pub(super) fn encode_held(held: &Held) -> Vec<u8> {
     writer.text(&put.media_type);
     writer.optional(put.subject.as_ref(), Writer::digest);
     writer.optional(put.artifact_type.as_deref(), Writer::text);
+    writer.platform(put.platform.as_ref());
     writer.list(&put.annotations, |writer, (name, value)| {
         writer.text(name);
         writer.text(value);
@@ -159,6 +160,7 @@ pub(super) fn encode_held(held: &Held) -> Vec<u8> {
             ChildKind::Blob => 1,
             ChildKind::Foreign => 2,
         });
+        writer.platform(child.platform.as_ref());
     });
     writer.0
 }
@@ -177,6 +179,7 @@ pub(super) fn decode_held(repo: &RepoName, digest: &Digest, fields: &[u8]) -> Re
         media_type: reader.text()?.to_owned(),
         subject: reader.optional(Reader::digest)?,
         artifact_type: reader.optional(|reader| Ok(reader.text()?.to_owned()))?,
+        platform: reader.platform()?,
         annotations: reader.list(|reader| Ok((reader.text()?.to_owned(), reader.text()?.to_owned())))?,
         children: reader.list(|reader| {
             Ok(Descriptor {
@@ -188,6 +191,7 @@ pub(super) fn decode_held(repo: &RepoName, digest: &Digest, fields: &[u8]) -> Re
                     2 => ChildKind::Foreign,
                     _ => return Err(malformed()),
                 },
+                platform: reader.platform()?,
             })
         })?,
     };
@@ -236,6 +240,10 @@ impl Writer {
     fn text(&mut self, text: &str) {
         self.len(text.len());
         self.0.extend_from_slice(text.as_bytes());
+    }
+
+    fn platform(&mut self, platform: Option<&Platform>) {
+        self.optional(platform.map(Platform::as_str), Self::text);
     }
 
     fn optional<T: ?Sized>(&mut self, value: Option<&T>, write: impl FnOnce(&mut Self, &T)) {
@@ -305,6 +313,10 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.slice(len)?).map_err(|_| malformed())
     }
 
+    fn platform(&mut self) -> Result<Option<Platform>, IndexError> {
+        self.optional(|reader| reader.text()?.parse().map_err(|_| malformed()))
+    }
+
     fn optional<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, IndexError>,
@@ -339,11 +351,13 @@ mod tests {
                 tags: Vec::new(),
                 subject: Some(Digest::of(Algorithm::Sha512, b"s")),
                 artifact_type: Some("text/spdx".into()),
+                platform: Some("linux/arm64/v8".parse().unwrap()),
                 annotations: vec![("a".into(), "b".into()), (String::new(), "ü".into())],
                 children: vec![Descriptor {
                     digest: Digest::sha256(b"c"),
                     size: u64::MAX,
                     kind: ChildKind::Foreign,
+                    platform: Some("linux/amd64".parse().unwrap()),
                 }],
             },
         }

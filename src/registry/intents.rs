@@ -171,6 +171,7 @@ mod tests {
             tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
             subject: None,
             artifact_type: None,
+            platform: None,
             annotations: Vec::new(),
             children: Vec::new(),
         };

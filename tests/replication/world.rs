@@ -399,6 +399,7 @@ pub(crate) fn tagged(repo_name: &str, tag: &str, manifest: &'static [u8], blobs:
         digest: Digest::sha256(content),
         size: content.len() as u64,
         kind: ChildKind::Blob,
+        platform: None,
     };
     Change::ManifestPut(Box::new(ManifestPut {
         repo: repo(repo_name),
@@ -409,6 +410,7 @@ pub(crate) fn tagged(repo_name: &str, tag: &str, manifest: &'static [u8], blobs:
         tags: vec![tag.parse().unwrap()],
         subject: None,
         artifact_type: None,
+        platform: None,
         annotations: Vec::new(),
         children: blobs.iter().map(child).collect(),
     }))

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{ChildKind, Descriptor, media_type};
+use super::{ChildKind, Descriptor, media_type, platform::RawPlatform};
 use crate::Digest;
 
 /// Largest manifest in bytes. The specification asks for at least 4 MiB.
@@ -24,6 +24,8 @@ pub struct ManifestInfo {
     pub subject: Option<Digest>,
     /// Its artifact type, else its config's media type.
     pub artifact_type: Option<String>,
+    /// The config of an image, which tells the platform it runs on ([`super::platform_of_config`]).
+    pub config: Option<Digest>,
     /// Its annotations, by key.
     pub annotations: BTreeMap<String, String>,
 }
@@ -70,6 +72,7 @@ fn parse_unknown(bytes: &[u8]) -> ManifestInfo {
         children: Vec::new(),
         subject: raw.subject.map(|subject| subject.digest),
         artifact_type: raw.artifact_type,
+        config: None,
         annotations: raw.annotations.unwrap_or_default(),
     }
 }
@@ -112,6 +115,7 @@ struct RawDescriptor {
     digest: Digest,
     size: u64,
     urls: Option<Vec<String>>,
+    platform: Option<RawPlatform>,
 }
 
 impl RawManifest {
@@ -120,6 +124,8 @@ impl RawManifest {
             .artifact_type
             .filter(|text| !text.is_empty())
             .or_else(|| self.config.as_ref().and_then(|config| config.media_type.clone()));
+        let config = self.config.as_ref().filter(|config| config.is_image_config());
+        let config = config.map(|config| config.digest);
         let blobs = self.config.into_iter().chain(self.layers.into_iter().flatten());
         let children: Vec<Descriptor> = blobs
             .chain(self.blobs.into_iter().flatten())
@@ -136,6 +142,7 @@ impl RawManifest {
             children,
             subject: self.subject.map(|subject| subject.digest),
             artifact_type,
+            config,
             annotations: self.annotations.unwrap_or_default(),
         })
     }
@@ -152,8 +159,14 @@ impl RawDescriptor {
         elsewhere || non_distributable
     }
 
+    fn is_image_config(&self) -> bool {
+        matches!(self.media_type.as_deref(), Some(media_type::OCI_CONFIG | media_type::DOCKER_CONFIG))
+    }
+
     fn into_descriptor(self, kind: ChildKind) -> Descriptor {
-        Descriptor { digest: self.digest, size: self.size, kind }
+        let platform = self.platform.filter(|_| kind == ChildKind::Manifest);
+        let platform = platform.and_then(|platform| platform.platform());
+        Descriptor { digest: self.digest, size: self.size, kind, platform }
     }
 }
 
@@ -200,6 +213,25 @@ mod tests {
         let with_subject = image(&format!(r#","artifactType":"t","subject":{{"digest":"{BLOB}","size":3}}"#));
         let info = parse_manifest(media_type::OCI_MANIFEST, with_subject.as_bytes()).unwrap();
         assert_eq!((info.artifact_type.as_deref(), info.subject.is_some()), (Some("t"), true));
+    }
+
+    #[test]
+    fn an_index_tells_platforms_and_an_image_its_config() {
+        let child = |platform: &str| {
+            let index = format!(r#"{{"manifests":[{{"digest":"{BLOB}","size":1,"platform":{platform}}}]}}"#);
+            let info = parse_manifest(media_type::OCI_INDEX, index.as_bytes()).unwrap();
+            info.children[0].platform.as_ref().map(ToString::to_string)
+        };
+        let amd64 = r#"{"os":"linux","architecture":"amd64","os.features":["x"]}"#;
+        assert_eq!(child(amd64).as_deref(), Some("linux/amd64"));
+        for none in ["null", "{}", r#"{"os":"linux","architecture":7}"#] {
+            assert_eq!(child(none), None, "{none}");
+        }
+        let config_of =
+            |text: &str| parse_manifest(media_type::OCI_MANIFEST, text.as_bytes()).unwrap().config;
+        assert_eq!(config_of(&image("")), None, "an artifact has no platform");
+        let image = image("").replace("a/config", media_type::OCI_CONFIG);
+        assert_eq!(config_of(&image), Some(BLOB.parse().unwrap()));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The parts of the OCI specifications that both ends share: descriptors, manifests, media types.
 
 mod manifest;
+mod platform;
 
 pub use manifest::{
     InvalidManifest, MANIFEST_BYTES_MAX, MANIFEST_CHILDREN_MAX, ManifestInfo, parse_manifest,
 };
+pub use platform::{InvalidPlatform, PLATFORM_BYTES_MAX, Platform, platform_of_config};
 
 use crate::{
     Digest,
@@ -23,6 +25,10 @@ pub mod media_type {
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     /// Docker manifest list.
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+    /// OCI image config.
+    pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    /// Docker image config.
+    pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     /// Any bytes.
     pub const OCTET_STREAM: &str = "application/octet-stream";
 }
@@ -36,6 +42,8 @@ pub struct Descriptor {
     pub size: u64,
     /// Whether it is a manifest or a blob, and how registries treat it.
     pub kind: ChildKind,
+    /// What an index says that a child manifest runs on.
+    pub platform: Option<Platform>,
 }
 
 /// The role of a child.

@@ -58,11 +58,22 @@ fn manifest_put() -> ManifestPut {
         tags: vec!["1".parse().unwrap(), "latest".parse().unwrap()],
         subject: Some(Digest::sha256(b"subject")),
         artifact_type: Some("application/example".to_owned()),
+        platform: Some("linux/arm64/v8".parse().unwrap()),
         annotations: vec![("key".to_owned(), "välue".to_owned())],
         children: vec![
-            Descriptor { digest: Digest::sha256(b"child"), size: 7, kind: ChildKind::Manifest },
-            Descriptor { digest: Digest::sha256(b"layer"), size: 8, kind: ChildKind::Blob },
-            Descriptor { digest: Digest::sha256(b"foreign"), size: 9, kind: ChildKind::Foreign },
+            Descriptor {
+                digest: Digest::sha256(b"child"),
+                size: 7,
+                kind: ChildKind::Manifest,
+                platform: Some("linux/amd64".parse().unwrap()),
+            },
+            Descriptor { digest: Digest::sha256(b"layer"), size: 8, kind: ChildKind::Blob, platform: None },
+            Descriptor {
+                digest: Digest::sha256(b"foreign"),
+                size: 9,
+                kind: ChildKind::Foreign,
+                platform: None,
+            },
         ],
     }
 }
@@ -74,6 +85,7 @@ fn manifest_without_options() -> ManifestPut {
         tags: Vec::new(),
         subject: None,
         artifact_type: None,
+        platform: None,
         annotations: Vec::new(),
         children: Vec::new(),
         ..manifest_put()

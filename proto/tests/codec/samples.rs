@@ -9,7 +9,7 @@ use outport_proto::{
         Ack, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request, Response, Resume, SealKey,
         SiteReport, Welcome,
     },
-    oci::{ChildKind, Descriptor},
+    oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry},
 };
 use proptest::{collection::vec, option, prelude::*};
@@ -44,9 +44,14 @@ fn reference() -> impl Strategy<Value = Reference> {
     prop_oneof![tag().prop_map(Reference::Tag), digest().prop_map(Reference::Digest)]
 }
 
+fn platform() -> impl Strategy<Value = Platform> {
+    "[a-z]{1,8}/[a-z0-9]{1,8}(/v[0-9])?".prop_map(|text| text.parse().unwrap())
+}
+
 fn descriptor() -> impl Strategy<Value = Descriptor> {
     let kind = prop_oneof![Just(ChildKind::Manifest), Just(ChildKind::Blob), Just(ChildKind::Foreign)];
-    (digest(), any::<u64>(), kind).prop_map(|(digest, size, kind)| Descriptor { digest, size, kind })
+    (digest(), any::<u64>(), kind, option::of(platform()))
+        .prop_map(|(digest, size, kind, platform)| Descriptor { digest, size, kind, platform })
 }
 
 pub(crate) fn manifest() -> impl Strategy<Value = ManifestPut> {
@@ -54,12 +59,15 @@ pub(crate) fn manifest() -> impl Strategy<Value = ManifestPut> {
     let relations = (
         vec(tag(), 0..3),
         option::of(digest()),
-        option::of(".{0,12}"),
+        (option::of(".{0,12}"), option::of(platform())),
         vec((".{0,8}", ".{0,8}"), 0..3),
         vec(descriptor(), 0..4),
     );
     (identity, relations).prop_map(
-        |((repo, digest, media_type, size, bytes), (tags, subject, artifact_type, annotations, children))| {
+        |(
+            (repo, digest, media_type, size, bytes),
+            (tags, subject, (artifact_type, platform), annotations, children),
+        )| {
             ManifestPut {
                 repo,
                 digest,
@@ -69,6 +77,7 @@ pub(crate) fn manifest() -> impl Strategy<Value = ManifestPut> {
                 tags,
                 subject,
                 artifact_type,
+                platform,
                 annotations,
                 children,
             }

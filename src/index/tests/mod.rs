@@ -53,6 +53,7 @@ pub(super) fn put(in_repo: &str, name: &str, tags: &[&str]) -> Change {
         tags: tags.iter().map(|name| tag(name)).collect(),
         subject: None,
         artifact_type: None,
+        platform: None,
         annotations: Vec::new(),
         children: Vec::new(),
     }))

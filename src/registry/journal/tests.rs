@@ -31,6 +31,7 @@ fn put(number: u64) -> Change {
         tags: vec![format!("t{number}").parse().unwrap(), "latest".parse().unwrap()],
         subject: None,
         artifact_type: None,
+        platform: None,
         annotations: Vec::new(),
         children: Vec::new(),
     }))

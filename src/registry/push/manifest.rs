@@ -1,19 +1,26 @@
 //! Manifests: verified, parsed, checked against what the repository holds, then put in the log.
 
+use std::os::unix::fs::FileExt as _;
+
 use bytes::Bytes;
 use outport_proto::{
     Change, Digest, ManifestPut, Reference, RepoName, Tag,
     event::INLINE_MANIFEST_BYTES_MAX,
-    oci::{ChildKind, Descriptor, MANIFEST_BYTES_MAX, parse_manifest},
+    oci::{ChildKind, Descriptor, MANIFEST_BYTES_MAX, Platform, parse_manifest, platform_of_config},
 };
 
 use super::{ManifestPushed, NewManifest, PushError, PushService, allowed};
-use crate::auth::{Action, Caller};
+use crate::{
+    auth::{Action, Caller},
+    store::StoreError,
+};
 
 /// Most tags of one put. The specification asks for at least 10.
 const TAGS_MAX: usize = 100;
 /// Longest media type in bytes: two names of 127 and a slash (RFC 6838 section 4.2).
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
+/// A config is read up to this size for the platform in it; real ones are a few KiB.
+const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 impl PushService {
     /// Puts a manifest and moves tags to it (`PUT /manifests/<reference>[?tag=]`). Putting what is
@@ -28,7 +35,7 @@ impl PushService {
         manifest: NewManifest,
     ) -> Result<ManifestPushed, PushError> {
         allowed(caller, repo, Action::Push)?;
-        let put = parse(repo, &manifest)?;
+        let (mut put, config) = parse(repo, &manifest)?;
         let (service, actor) = (self.clone(), caller.subject.clone());
         let (digest, subject) = (put.digest, put.subject);
         let offset = self
@@ -38,6 +45,9 @@ impl PushService {
                 }
                 let _kept = service.locks.keep(&put.repo).await;
                 service.check_children(&put)?;
+                if let Some(config) = config {
+                    put.platform = service.platform(config).await;
+                }
                 service.commit(&actor, Change::ManifestPut(Box::new(put))).await
             })
             .await?;
@@ -57,6 +67,25 @@ impl PushService {
             ingest.commit(&digest).map(|_| ())
         })
         .await
+    }
+
+    /// What an image runs on, so that sites can tell before any index names it. An image whose config
+    /// is not here or makes no sense is one without.
+    async fn platform(&self, config: Digest) -> Option<Platform> {
+        let store = self.store.clone();
+        let read = Self::blocking(move || {
+            let Some(blob) = store.get(&config)?.filter(|blob| blob.size <= CONFIG_BYTES_MAX) else {
+                return Ok(None);
+            };
+            let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or_default()];
+            let read = blob.file.read_exact_at(&mut bytes, 0);
+            read.map_err(|source| StoreError::Io { action: "read an image's config", source })?;
+            Ok(platform_of_config(&bytes))
+        });
+        read.await.unwrap_or_else(|error| {
+            tracing::warn!(%config, ?error, "cannot tell the platform of an image");
+            None
+        })
     }
 
     fn check_children(&self, put: &ManifestPut) -> Result<(), PushError> {
@@ -82,7 +111,8 @@ impl PushService {
     }
 }
 
-fn parse(repo: &RepoName, manifest: &NewManifest) -> Result<ManifestPut, PushError> {
+/// What the event holds but for the platform, which stands in the config returned beside it.
+fn parse(repo: &RepoName, manifest: &NewManifest) -> Result<(ManifestPut, Option<Digest>), PushError> {
     let NewManifest { reference, tags, content_type, bytes } = manifest;
     if bytes.len() > MANIFEST_BYTES_MAX {
         return Err(PushError::TooLarge { bytes_max: MANIFEST_BYTES_MAX as u64 });
@@ -105,7 +135,7 @@ fn parse(repo: &RepoName, manifest: &NewManifest) -> Result<ManifestPut, PushErr
     };
     let info = parse_manifest(content_type, bytes)?;
     let annotations = info.subject.map(|_| info.annotations.into_iter().collect());
-    Ok(ManifestPut {
+    let put = ManifestPut {
         repo: repo.clone(),
         digest,
         media_type: content_type.clone(),
@@ -114,9 +144,11 @@ fn parse(repo: &RepoName, manifest: &NewManifest) -> Result<ManifestPut, PushErr
         tags: all_tags(reference, tags),
         subject: info.subject,
         artifact_type: info.artifact_type,
+        platform: None,
         annotations: annotations.unwrap_or_default(),
         children: info.children,
-    })
+    };
+    Ok((put, info.config))
 }
 
 /// Every tag that is to name the manifest, once.

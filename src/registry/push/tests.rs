@@ -116,6 +116,28 @@ async fn a_blob_pushed_again_is_no_event() {
 }
 
 #[tokio::test]
+async fn an_image_tells_its_platform_with_its_own_event() {
+    let primary = Primary::new().await;
+    let app = repo("team/app");
+    let config = primary.blob(&app, br#"{"os":"linux","architecture":"arm64","variant":"v8"}"#).await;
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"{}","digest":"{config}","size":9}},"layers":[]}}"#,
+        media_type::OCI_CONFIG
+    );
+    primary.put(&app, "1", media_type::OCI_MANIFEST, manifest).await.unwrap();
+    primary.image(&app, "2", "no config of an image").await;
+    let platforms: Vec<_> = primary
+        .events(Offset::ZERO)
+        .iter()
+        .filter_map(|event| match &event.change {
+            Change::ManifestPut(put) => Some(put.platform.as_ref().map(ToString::to_string)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(platforms, [Some("linux/arm64/v8".to_owned()), None]);
+}
+
+#[tokio::test]
 async fn mounts_honour_what_the_caller_may_pull() {
     let primary = Primary::new().await;
     let (app, base) = (repo("team/app"), repo("base/os"));

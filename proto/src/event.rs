@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use crate::{
-    Digest, Offset, RepoName, Tag, Timestamp,
+    Digest, Offset, RepoName, SiteName, Tag, Timestamp,
     codec::{Decode, Encode},
     oci::{Descriptor, Platform},
 };
@@ -21,8 +21,20 @@ pub struct Event {
     pub time: Timestamp,
     /// Who asked for it: the token's subject, or empty for an anonymous or internal actor.
     pub actor: String,
+    /// The write intent that it fulfils, when a site led the request to the primary.
+    pub intent: Option<IntentId>,
     /// What happened.
     pub change: Change,
+}
+
+/// Names one write intent of one site: the site opened it when it led a request to the primary, and
+/// ends it when it applies the event that carries this.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct IntentId {
+    /// The site that opened it.
+    pub site: SiteName,
+    /// Random, so that no two intents of a site share one.
+    pub number: u64,
 }
 
 /// What happened, to a repository or to the log itself.

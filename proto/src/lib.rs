@@ -25,6 +25,6 @@ pub mod snapshot;
 pub mod statehash;
 
 pub use digest::{Algorithm, Digest, Hasher};
-pub use event::{Change, Event, ManifestPut};
+pub use event::{Change, Event, IntentId, ManifestPut};
 pub use name::{Reference, RepoName, SiteName, Tag};
 pub use offset::{Offset, Timestamp};

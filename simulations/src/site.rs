@@ -382,7 +382,8 @@ impl World {
         let applied = process.index.applied();
         let due = process.haunting.extract_if(.., |(deleted, _)| *deleted < applied);
         for (_, change) in due.collect::<Vec<_>>() {
-            let late = Event { offset: applied, time: site.clock.now(), actor: String::new(), change };
+            let (actor, intent) = (String::new(), None);
+            let late = Event { offset: applied, time: site.clock.now(), actor, intent, change };
             apply(&process.index, &[Arc::new(late)])?;
         }
         // What was applied before may come again; it changes nothing.

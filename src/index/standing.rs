@@ -68,7 +68,7 @@ mod tests {
 
     fn event(seq: u64, change: Change) -> Arc<Event> {
         let (offset, time) = (Offset::new(1, seq), Timestamp::from_secs(seq));
-        Arc::new(Event { offset, time, actor: String::new(), change })
+        Arc::new(Event { offset, time, actor: String::new(), intent: None, change })
     }
 
     #[test]

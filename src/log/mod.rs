@@ -28,7 +28,7 @@ mod writer;
 use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
-use outport_proto::{Change, Digest, Event, Offset, session::Place};
+use outport_proto::{Change, Digest, Event, IntentId, Offset, session::Place};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::stepped::Stepper;
@@ -73,6 +73,21 @@ pub struct Record {
     pub event: Arc<Event>,
     /// `codec::encode_event` of it.
     pub encoded: Bytes,
+}
+
+/// Who caused a change, as its event says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cause {
+    /// The token's subject, or empty for an anonymous or internal actor.
+    pub actor: String,
+    /// The write intent of a site that it fulfils.
+    pub intent: Option<IntentId>,
+}
+
+impl From<&str> for Cause {
+    fn from(actor: &str) -> Self {
+        Self { actor: actor.to_owned(), intent: None }
+    }
 }
 
 /// How a log is kept.
@@ -160,8 +175,9 @@ impl Log {
     /// # Errors
     /// When it is not durable. After a failed fsync the log takes nothing more; after
     /// [`LogError::DiskFull`] it may.
-    pub async fn append(&self, actor: &str, changes: Vec<Change>) -> Result<Offset, LogError> {
-        self.ask(|done| Request::Append { actor: actor.to_owned(), changes, done }).await
+    pub async fn append(&self, cause: impl Into<Cause>, changes: Vec<Change>) -> Result<Offset, LogError> {
+        let cause = cause.into();
+        self.ask(|done| Request::Append { cause, changes, done }).await
     }
 
     /// Appends events another log already numbered; resolves once they are durable, with the
@@ -181,7 +197,7 @@ impl Log {
     /// # Errors
     /// Those of [`Log::append`].
     pub async fn begin_epoch(&self, actor: &str) -> Result<Offset, LogError> {
-        self.ask(|done| Request::BeginEpoch { actor: actor.to_owned(), done }).await
+        self.ask(|done| Request::BeginEpoch { cause: actor.into(), done }).await
     }
 
     /// The newest place that could become the floor: everything up to it is past `retention`, and a

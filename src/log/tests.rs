@@ -63,6 +63,7 @@ fn replicated(epoch: u64, seq: u64) -> Record {
         offset: Offset::new(epoch, seq),
         time: Timestamp::from_secs(2_000),
         actor: String::new(),
+        intent: None,
         change: change(seq as usize),
     };
     Record { encoded: codec::encode_event(&event).unwrap(), event: Arc::new(event) }

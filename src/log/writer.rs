@@ -10,7 +10,7 @@ use outport_proto::{Change, Event, Offset, Timestamp, codec};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    LogError, LogOptions, Record, TornTail,
+    Cause, LogError, LogOptions, Record, TornTail,
     disk::{File, SharedDisk},
     format::{self, Chain, HEADER_BYTES, Header},
     joints,
@@ -53,9 +53,9 @@ pub(super) type Done = oneshot::Sender<Result<Offset, LogError>>;
 /// What the writer is asked.
 #[derive(Debug)]
 pub(super) enum Request {
-    Append { actor: String, changes: Vec<Change>, done: Done },
+    Append { cause: Cause, changes: Vec<Change>, done: Done },
     Replicated { records: Vec<Record>, done: Done },
-    BeginEpoch { actor: String, done: Done },
+    BeginEpoch { cause: Cause, done: Done },
     Cut { to: Offset, done: Done },
     Reset { to: Offset, log_bytes: u64, done: Done },
 }
@@ -197,18 +197,18 @@ impl Writer {
                 continue;
             }
             match request {
-                Request::Append { actor, changes, done } => {
-                    let staged = self.stage_changes(&mut group, &actor, changes);
+                Request::Append { cause, changes, done } => {
+                    let staged = self.stage_changes(&mut group, &cause, changes);
                     self.await_group(&mut group, staged, done);
                 }
                 Request::Replicated { records, done } => {
                     let staged = self.stage_replicated(&mut group, records);
                     self.await_group(&mut group, staged, done);
                 }
-                Request::BeginEpoch { actor, done } => {
+                Request::BeginEpoch { cause, done } => {
                     let fork = group.tip.head;
                     let first = Offset::new(fork.epoch.max(1) + 1, fork.seq + 1);
-                    let staged = self.stage_own(&mut group, &actor, first, vec![Change::EpochBegan { fork }]);
+                    let staged = self.stage_own(&mut group, &cause, first, vec![Change::EpochBegan { fork }]);
                     self.await_group(&mut group, staged, done);
                 }
                 Request::Cut { to, done } => {
@@ -242,17 +242,17 @@ impl Writer {
     fn stage_changes(
         &mut self,
         group: &mut Group,
-        actor: &str,
+        cause: &Cause,
         changes: Vec<Change>,
     ) -> Result<(), LogError> {
         let head = group.tip.head;
-        self.stage_own(group, actor, Offset::new(head.epoch.max(1), head.seq + 1), changes)
+        self.stage_own(group, cause, Offset::new(head.epoch.max(1), head.seq + 1), changes)
     }
 
     fn stage_own(
         &mut self,
         group: &mut Group,
-        actor: &str,
+        cause: &Cause,
         first: Offset,
         changes: Vec<Change>,
     ) -> Result<(), LogError> {
@@ -260,7 +260,8 @@ impl Writer {
         let mut records = Vec::with_capacity(changes.len());
         for (seq, change) in (first.seq..).zip(changes) {
             let offset = Offset::new(first.epoch, seq);
-            let event = Event { offset, time, actor: actor.to_owned(), change };
+            let Cause { actor, intent } = cause.clone();
+            let event = Event { offset, time, actor, intent, change };
             let encoded =
                 codec::encode_event(&event).map_err(|error| LogError::Unfit { reason: error.to_string() })?;
             records.push(Record { event: Arc::new(event), encoded });

@@ -176,7 +176,7 @@ mod tests {
             children: Vec::new(),
         };
         let change = Change::ManifestPut(Box::new(put));
-        Event { offset: Offset::new(1, 1), time: NOW, actor: String::new(), change }
+        Event { offset: Offset::new(1, 1), time: NOW, actor: String::new(), intent: None, change }
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
     clock::SharedClock,
     index::{Index, IndexError, IndexOptions, Opened},
     log::{
-        Log, LogError, LogOptions, Record, Retention,
+        Cause, Log, LogError, LogOptions, Record, Retention,
         disk::{OsDisk, SharedDisk},
     },
     shutdown::Shutdown,
@@ -206,11 +206,15 @@ impl Journal {
     ///
     /// # Errors
     /// When it is not durable, or not applied: then it may become visible later.
-    pub async fn commit(&self, actor: &str, changes: Vec<Change>) -> Result<Offset, JournalError> {
+    pub async fn commit(
+        &self,
+        cause: impl Into<Cause>,
+        changes: Vec<Change>,
+    ) -> Result<Offset, JournalError> {
         if let Condition::Ended(error) = &*self.shared.condition.borrow() {
             return Err(error.clone());
         }
-        let offset = self.shared.log.append(actor, changes).await?;
+        let offset = self.shared.log.append(cause, changes).await?;
         self.applied_or_stuck(offset).await?;
         Ok(offset)
     }

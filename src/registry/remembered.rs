@@ -103,7 +103,8 @@ mod tests {
         assert_eq!(remembered.get(&app, &blob("a")), Some(at));
         assert_eq!(remembered.get(&app, &blob("b")), None);
         let change = Change::RepositoryDeleted { repo: app.clone() };
-        let event = Event { offset: at.next(), time: Timestamp::default(), actor: String::new(), change };
+        let (offset, time) = (at.next(), Timestamp::default());
+        let event = Event { offset, time, actor: String::new(), intent: None, change };
         remembered.note_applied(&event);
         assert_eq!(remembered.get(&app, &blob("a")), None);
         assert_eq!(remembered.get(&other, &blob("a")), Some(at));

@@ -6,7 +6,7 @@ use std::{fmt::Debug, path::Path};
 
 use bytes::Bytes;
 use outport_proto::{
-    Change, Digest, Event, ManifestPut, Offset, Timestamp,
+    Change, Digest, Event, IntentId, ManifestPut, Offset, Timestamp,
     codec::{
         CodecError, WireFrame, decode_entries, decode_event, decode_frame, decode_value, encode_entries,
         encode_event, encode_frame, encode_value,
@@ -97,6 +97,7 @@ fn event_with(change: Change) -> Event {
         offset: Offset::new(1, 4711),
         time: Timestamp::from_micros(1_700_000_000_000_000),
         actor: "alice".to_owned(),
+        intent: None,
         change,
     }
 }
@@ -122,6 +123,11 @@ fn events() {
     ] {
         check(name, &event_with(change), encode_event, decode_event);
     }
+    let led = Event {
+        intent: Some(IntentId { site: "mumbai".parse().unwrap(), number: 0x0123_4567_89ab_cdef }),
+        ..event_with(Change::TagDeleted { repo: repo(), tag: "1".parse().unwrap() })
+    };
+    check("event-led-by-a-site", &led, encode_event, decode_event);
 }
 
 fn entries() -> Vec<Entry> {

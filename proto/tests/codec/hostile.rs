@@ -183,6 +183,7 @@ fn an_event_that_no_frame_could_carry_is_not_encoded() {
         offset: Offset::new(1, 1),
         time: Timestamp::from_micros(1),
         actor: "a".repeat(actor_bytes),
+        intent: None,
         change: outport_proto::Change::RepositoryDeleted { repo: "a".parse().unwrap() },
     };
     let overhead = encode_event(&event_of(0)).unwrap().len();

@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use outport_proto::{
-    Algorithm, Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, SiteName, Tag, Timestamp,
+    Algorithm, Change, Digest, Event, IntentId, ManifestPut, Offset, Reference, RepoName, SiteName, Tag,
+    Timestamp,
     codec::encode_event,
     frame::{
         Ack, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request, Response, Resume, SealKey,
@@ -104,10 +105,12 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
 }
 
 pub(crate) fn event() -> impl Strategy<Value = Event> {
-    (offset(), time(), ".{0,12}", change()).prop_map(|(offset, time, actor, change)| Event {
+    let intent = option::of((site(), any::<u64>()).prop_map(|(site, number)| IntentId { site, number }));
+    (offset(), time(), ".{0,12}", intent, change()).prop_map(|(offset, time, actor, intent, change)| Event {
         offset,
         time,
         actor,
+        intent,
         change,
     })
 }

@@ -155,7 +155,7 @@ impl Pair {
 
     fn append_change(&mut self, change: Change) {
         let offset = Offset::new(self.epoch, self.head().seq + 1);
-        let event = Event { offset, time: self.wall(), actor: String::new(), change };
+        let event = Event { offset, time: self.wall(), actor: String::new(), intent: None, change };
         self.log.push(encode_event(&event).unwrap());
     }
 

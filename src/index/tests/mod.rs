@@ -90,7 +90,7 @@ pub(super) fn delete_repo(name: &str) -> Change {
 
 pub(super) fn event(seq: u64, change: Change) -> Arc<Event> {
     let (offset, time) = (Offset::new(1, seq), Timestamp::from_secs(seq));
-    Arc::new(Event { offset, time, actor: String::new(), change })
+    Arc::new(Event { offset, time, actor: String::new(), intent: None, change })
 }
 
 /// Numbers changes from 1 on.

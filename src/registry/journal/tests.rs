@@ -248,6 +248,7 @@ fn an_index_from_another_history_is_rebuilt() {
                 offset: foreign,
                 time: Timestamp::from_secs(1),
                 actor: String::new(),
+                intent: None,
                 change: put(99),
             });
             index.apply(&[other]).unwrap();

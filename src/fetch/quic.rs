@@ -7,7 +7,7 @@
 //! bidirectional stream says what it is ([`StreamKind`]).
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -218,12 +218,31 @@ pub fn client_config(
     Ok(config)
 }
 
+/// Where endpoints come from: this machine's sockets ([`Udp`]), or a simulated network.
+pub trait Network: fmt::Debug + Send + Sync {
+    /// An endpoint at `address` that accepts connections as `server` says, if at all, and receives
+    /// UDP payloads of up to `datagram_bytes_max` bytes.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    fn endpoint(
+        &self,
+        address: SocketAddr,
+        server: Option<quinn::ServerConfig>,
+        datagram_bytes_max: u16,
+    ) -> Result<quinn::Endpoint, QuicError>;
+}
+
+/// This machine's UDP sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Udp;
+
 /// An endpoint that accepts connections at `address`.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub fn listen(address: SocketAddr, config: quinn::ServerConfig) -> Result<quinn::Endpoint, QuicError> {
-    endpoint(address, Some(config), ETHERNET_DATAGRAM_BYTES)
+    Udp.endpoint(address, Some(config), ETHERNET_DATAGRAM_BYTES)
 }
 
 /// An endpoint that only connects, to peers of the same address family as `peer`, and receives
@@ -231,29 +250,37 @@ pub fn listen(address: SocketAddr, config: quinn::ServerConfig) -> Result<quinn:
 ///
 /// # Errors
 /// When no socket can be opened.
-pub fn dialer(peer: SocketAddr, options: &TransportOptions) -> Result<quinn::Endpoint, QuicError> {
+pub fn dialer(
+    network: &dyn Network,
+    peer: SocketAddr,
+    options: &TransportOptions,
+) -> Result<quinn::Endpoint, QuicError> {
     let any: IpAddr =
         if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    endpoint(SocketAddr::new(any, 0), None, options.datagram_bytes_max)
+    network.endpoint(SocketAddr::new(any, 0), None, options.datagram_bytes_max)
 }
 
-fn endpoint(
-    address: SocketAddr,
-    server: Option<quinn::ServerConfig>,
-    datagram_bytes_max: u16,
-) -> Result<quinn::Endpoint, QuicError> {
-    let bind = |source| QuicError::Bind { address, source };
-    let socket = UdpSocket::bind(address).map_err(bind)?;
-    for set in
-        [rustix::net::sockopt::set_socket_recv_buffer_size, rustix::net::sockopt::set_socket_send_buffer_size]
-    {
-        set(&socket, SOCKET_BUFFER_BYTES).map_err(|error| bind(error.into()))?;
+impl Network for Udp {
+    fn endpoint(
+        &self,
+        address: SocketAddr,
+        server: Option<quinn::ServerConfig>,
+        datagram_bytes_max: u16,
+    ) -> Result<quinn::Endpoint, QuicError> {
+        let bind = |source| QuicError::Bind { address, source };
+        let socket = UdpSocket::bind(address).map_err(bind)?;
+        for set in [
+            rustix::net::sockopt::set_socket_recv_buffer_size,
+            rustix::net::sockopt::set_socket_send_buffer_size,
+        ] {
+            set(&socket, SOCKET_BUFFER_BYTES).map_err(|error| bind(error.into()))?;
+        }
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let mut config = quinn::EndpointConfig::default();
+        // Refused only below 1200, which every path carries.
+        let _ = config.max_udp_payload_size(datagram_bytes_max);
+        quinn::Endpoint::new(config, server, socket, runtime).map_err(bind)
     }
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let mut config = quinn::EndpointConfig::default();
-    // Refused only below 1200, which every path carries.
-    let _ = config.max_udp_payload_size(datagram_bytes_max);
-    quinn::Endpoint::new(config, server, socket, runtime).map_err(bind)
 }
 
 /// Reads a connection's verified client or server certificates, the peer's own first.

@@ -69,7 +69,7 @@ pub(crate) async fn connected(
     site: &str,
 ) -> Result<quinn::Connection, quinn::ConnectionError> {
     let config = quic::client_config(&authority.client(site), &TransportOptions::bulk()).unwrap();
-    quic::dialer(address, &TransportOptions::bulk())
+    quic::dialer(&quic::Udp, address, &TransportOptions::bulk())
         .unwrap()
         .connect_with(config, address, "primary")
         .unwrap()

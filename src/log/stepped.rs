@@ -16,12 +16,23 @@ use crate::clock::SharedClock;
 pub struct Stepper {
     writer: Writer,
     requests: mpsc::Receiver<Request>,
+    /// Taken out by [`Stepper::asked`].
+    first: Option<Request>,
 }
 
 impl Stepper {
+    /// Resolves once something is asked; false when nobody can ask any more.
+    pub async fn asked(&mut self) -> bool {
+        if self.first.is_none() {
+            self.first = self.requests.recv().await;
+        }
+        self.first.is_some()
+    }
+
     /// Serves everything asked so far, as one group; returns how much that was.
     pub fn step(&mut self) -> usize {
-        let waiting: Vec<_> = iter::from_fn(|| self.requests.try_recv().ok()).collect();
+        let more = iter::from_fn(|| self.requests.try_recv().ok());
+        let waiting: Vec<_> = self.first.take().into_iter().chain(more).collect();
         let served = waiting.len();
         self.writer.serve(waiting.into_iter());
         served
@@ -47,7 +58,7 @@ impl Log {
         let (writer, torn) = Writer::open(disk, options, clock)?;
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let handle = Handle { shared: writer.shared(), requests: Some(sender), writer: None };
-        Ok((Self { handle: Arc::new(handle) }, Stepper { writer, requests }, torn))
+        Ok((Self { handle: Arc::new(handle) }, Stepper { writer, requests, first: None }, torn))
     }
 }
 

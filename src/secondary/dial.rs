@@ -1,6 +1,6 @@
 //! Opens the two connections of a session.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::ConnectionError;
 
@@ -8,7 +8,7 @@ use crate::{
     auth::authority::PRIMARY_NAME,
     fetch::{
         primary::Connections,
-        quic::{self, CloseCode, QuicError, TransportOptions},
+        quic::{self, CloseCode, Network, QuicError, TransportOptions, Udp},
     },
 };
 
@@ -18,6 +18,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connects to a primary. The log and the bulk connection have a socket each.
 #[derive(Debug)]
 pub struct Dialer {
+    network: Arc<dyn Network>,
     log: (quinn::ClientConfig, TransportOptions),
     bulk: (quinn::ClientConfig, TransportOptions),
 }
@@ -35,7 +36,13 @@ impl Dialer {
         let with_config = |options: &TransportOptions| {
             Ok::<_, QuicError>((quic::client_config(tls, options)?, options.clone()))
         };
-        Ok(Self { log: with_config(log)?, bulk: with_config(bulk)? })
+        Ok(Self { network: Arc::new(Udp), log: with_config(log)?, bulk: with_config(bulk)? })
+    }
+
+    /// The same dialer on another network than this machine's.
+    #[must_use]
+    pub fn over(self, network: Arc<dyn Network>) -> Self {
+        Self { network, ..self }
     }
 
     /// Opens both connections at once to the primary at `host:port` (UDP). The name is looked up
@@ -53,7 +60,11 @@ impl Dialer {
         let lookup = |source| DialError::Lookup { address: primary.to_owned(), source };
         let mut last = lookup(std::io::ErrorKind::NotFound.into());
         for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
-            match tokio::try_join!(connect(&self.log, address), connect(&self.bulk, address)) {
+            let network = &*self.network;
+            match tokio::try_join!(
+                connect(network, &self.log, address),
+                connect(network, &self.bulk, address)
+            ) {
                 Ok((log, bulk)) => return Ok(Connections { log, bulk }),
                 Err(error) => last = error,
             }
@@ -63,12 +74,13 @@ impl Dialer {
 }
 
 async fn connect(
+    network: &dyn Network,
     (config, options): &(quinn::ClientConfig, TransportOptions),
     address: SocketAddr,
 ) -> Result<quinn::Connection, DialError> {
     let failed = |reason: String| DialError::Handshake { address, reason };
     // The connection keeps the endpoint and its socket alive for as long as it lives.
-    let endpoint = quic::dialer(address, options)?;
+    let endpoint = quic::dialer(network, address, options)?;
     let connecting = endpoint
         .connect_with(config.clone(), address, PRIMARY_NAME)
         .map_err(|error| failed(error.to_string()))?;

@@ -20,7 +20,7 @@ async fn connected(world: &World, primary: &Primary) -> Connection {
     let authority = [world.authority.certificate().clone()];
     let tls = tls::node_client(&world.issue("frankfurt"), &authority, &[ALPN]).unwrap();
     let config = quic::client_config(&tls, &TransportOptions::log()).unwrap();
-    let endpoint = quic::dialer(primary.address, &TransportOptions::bulk()).unwrap();
+    let endpoint = quic::dialer(&quic::Udp, primary.address, &TransportOptions::bulk()).unwrap();
     endpoint.connect_with(config, primary.address, PRIMARY_NAME).unwrap().await.unwrap()
 }
 

@@ -22,6 +22,7 @@
 //! |---|---|---|
 //! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
 //! | 1 | [`clock`] [`shutdown`] [`status`] [`telemetry`] | small tools |
+//! | 1 | [`process`] [`blocking`] [`random`] | what differs between a real process and one of a simulation |
 //! | 1 | [`store`] | blobs: verified while written, visible only when whole and durable |
 //! | 1 | [`log`] | append-only, checksummed, chained segments; group commit |
 //! | 1 | [`index`] | tags, manifests, links, referrers: a view of the log |
@@ -62,7 +63,10 @@
 //!   session     what a secondary was told by its primary
 //! ```
 
+pub mod blocking;
 pub mod clock;
+pub mod process;
+pub mod random;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;

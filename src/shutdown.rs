@@ -4,6 +4,8 @@ use std::{future::Future, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::process;
+
 /// A group of tasks that stop together. Cloning gives another handle to the same group.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
@@ -33,10 +35,10 @@ impl Shutdown {
         F::Output: Send + 'static,
     {
         let above: Vec<_> = self.above.iter().map(TaskTracker::token).collect();
-        self.tasks.spawn(async move {
+        self.tasks.spawn(process::inherit(async move {
             let _above = above;
             task.await
-        })
+        }))
     }
 
     /// Resolves when the group is told to stop.

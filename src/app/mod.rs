@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::data_dir::DataDir;
 use crate::{
+    blocking,
     config::{self, ConfigError},
     registry::Journal,
     shutdown::Shutdown,
@@ -104,7 +105,7 @@ async fn pause(shutdown: &Shutdown, duration: Duration) -> bool {
 
 async fn open_store(data_dir: &DataDir) -> Result<Store, StartError> {
     let path = data_dir.join("store");
-    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
+    let opened = blocking::spawn(move || Store::open(&path)).await;
     let (store, leftovers) = opened
         .map_err(|error| StartError::new("open the blob store", error))?
         .map_err(|error| StartError::new("open the blob store", error))?;

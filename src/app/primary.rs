@@ -21,6 +21,7 @@ use crate::{
         AccessRules, Identity, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier,
         authority::load_certificates, random_text, site_of, tls,
     },
+    blocking,
     clock::{SharedClock, SystemClock},
     config,
     fetch::quic::{self, TransportOptions},
@@ -280,7 +281,7 @@ async fn rotate_keys(
 ) {
     while super::pause(&shutdown, KEY_ROTATION_INTERVAL).await {
         let (of, now) = (Arc::clone(&keys), clock.now());
-        match tokio::task::spawn_blocking(move || of.rotate(now)).await {
+        match blocking::spawn(move || of.rotate(now)).await {
             Ok(Ok(true)) => drop(rotated.send_replace(keys.generation())),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::error!(%error, "ticket keys cannot be rotated"),
@@ -292,7 +293,7 @@ async fn rotate_keys(
 async fn sweep_uploads(store: Store, age_max: Duration, clock: SharedClock, shutdown: Shutdown) {
     loop {
         let (uploads, now) = (store.uploads(), clock.now());
-        match tokio::task::spawn_blocking(move || uploads.sweep(now, age_max)).await {
+        match blocking::spawn(move || uploads.sweep(now, age_max)).await {
             Ok(Ok(0)) => {}
             Ok(Ok(removed)) => tracing::info!(removed, "abandoned uploads removed"),
             Ok(Err(error)) => tracing::warn!(%error, "abandoned uploads cannot be removed"),

@@ -1,16 +1,13 @@
-//! Random bytes from the operating system's generator.
+//! Random bytes and texts.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
-/// The generator gave nothing, which no correct machine does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the system's random generator failed")]
-pub struct NoRandomness;
+pub use crate::random::NoRandomness;
 
 /// `N` random bytes.
 pub(super) fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
     let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
+    crate::random::fill(&mut bytes)?;
     Ok(bytes)
 }
 

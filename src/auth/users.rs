@@ -19,7 +19,7 @@ use super::{
     password::{self, Hash, PASSWORD_BYTES_MAX, USER_BYTES_MAX},
     random,
 };
-use crate::clock::SharedClock;
+use crate::{blocking, clock::SharedClock};
 
 /// How long a password that was right need not be hashed again.
 const REMEMBERED: Duration = Duration::from_secs(300);
@@ -151,7 +151,7 @@ impl Users {
     async fn hash_in_turn(&self, hash: Hash, password: Secret) -> Result<bool, CheckError> {
         let _waiting = self.waiting.try_acquire().map_err(|_| CheckError::Busy)?;
         let turn = Arc::clone(&self.running).acquire_owned().await.map_err(|_| CheckError::Busy)?;
-        let check = tokio::task::spawn_blocking(move || {
+        let check = blocking::spawn(move || {
             let _turn = turn;
             hash.matches(password.expose())
         });

@@ -1,16 +1,16 @@
 //! The upstream over QUIC: requests to the primary on connections that the subscriber keeps warm.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Reference, RepoName,
     frame::{Request, Response},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 
 use super::{
     At, Body, BoxFuture, Upstream, UpstreamError,

@@ -8,10 +8,11 @@ use outport_proto::{
     frame::{FromPrimary, FromSecondary, Heartbeat, Keys, Refusal, Resume},
     session::{Closed, LogState, Publisher, PublisherConfig, PublisherNotice},
 };
-use tokio::{sync::watch, task::spawn_blocking, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 use super::fleet::Fleet;
 use crate::{
+    blocking,
     clock::SharedClock,
     fetch::framed::{FrameSink, FrameStream, FramedError, Incoming},
     log::LogError,
@@ -94,7 +95,7 @@ impl LogPublisher {
 
     async fn keys_of(&self, site: &SiteName) -> Option<Keys> {
         let (keys_of, of) = (Arc::clone(&self.keys_of), site.clone());
-        let keys = spawn_blocking(move || keys_of(&of)).await.map_err(|error| error.to_string()).flatten();
+        let keys = blocking::spawn(move || keys_of(&of)).await.map_err(|error| error.to_string()).flatten();
         keys.inspect_err(|error| tracing::error!(%site, %error, "a site's keys cannot be made")).ok()
     }
 }
@@ -133,13 +134,14 @@ impl LogStream<'_> {
         loop {
             let wake_at = self.session.poll_timeout().map(|at| self.begun + at);
             let happened = tokio::select! {
+                biased;
+                Ok(()) = head.changed() => Happened::Appended,
+                Ok(()) = keys_changed.changed() => Happened::KeysChanged,
                 incoming = frames.incoming() => match incoming? {
                     Incoming::Frame(frame) => Happened::Frame(Box::new(frame)),
                     Incoming::Bytes => Happened::Activity,
                     Incoming::End => Happened::Left,
                 },
-                Ok(()) = head.changed() => Happened::Appended,
-                Ok(()) = keys_changed.changed() => Happened::KeysChanged,
                 () = sleep_until(wake_at) => Happened::Time,
             };
             let now = self.begun.elapsed();
@@ -187,7 +189,7 @@ impl LogStream<'_> {
     async fn place(&mut self) -> Result<(), FramedError> {
         let Some((have, digest)) = self.session.to_place() else { return Ok(()) };
         let log = self.publisher.journal.log().clone();
-        let placed = spawn_blocking(move || log.place(have, digest)).await;
+        let placed = blocking::spawn(move || log.place(have, digest)).await;
         match placed.map_err(|error| FramedError::Broken(error.to_string()))? {
             Ok(place) => self.session.handle_placed(place),
             Err(error) => {
@@ -205,7 +207,7 @@ impl LogStream<'_> {
             Ok(Some(records)) => Ok(records),
             Ok(None) => {
                 let log = self.publisher.journal.log().clone();
-                let read = spawn_blocking(move || log.read(after, bytes_max)).await;
+                let read = blocking::spawn(move || log.read(after, bytes_max)).await;
                 read.map_err(|error| FramedError::Broken(error.to_string()))?
             }
             Err(error) => Err(error),

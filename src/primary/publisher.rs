@@ -52,6 +52,7 @@ impl Publisher {
     pub async fn serve(self, endpoint: quinn::Endpoint, shutdown: Shutdown) {
         loop {
             let incoming = tokio::select! {
+                biased;
                 incoming = endpoint.accept() => incoming,
                 () = shutdown.requested() => break,
             };

@@ -8,9 +8,9 @@ use outport_proto::{
     frame::{Request, Response},
     oci::MANIFEST_BYTES_MAX,
 };
-use tokio::task::spawn_blocking;
 
 use crate::{
+    blocking,
     fetch::{
         framed::{FrameSink, FrameStream, FramedError},
         quic::CloseCode,
@@ -56,7 +56,7 @@ impl Answerer {
     ) -> Result<(), FramedError> {
         let request = requests.expect(REQUEST_TIMEOUT).await?;
         let this = self.clone();
-        let answer = spawn_blocking(move || this.answer(&request))
+        let answer = blocking::spawn(move || this.answer(&request))
             .await
             .map_err(|error| AnswerError::Crashed(error.to_string()))
             .flatten();

@@ -35,6 +35,7 @@ pub use self::{
     install::Installation,
 };
 use crate::{
+    blocking,
     clock::SharedClock,
     index::{Index, IndexError, IndexOptions, Opened},
     log::{
@@ -58,7 +59,7 @@ struct Shared {
     options: JournalOptions,
     condition: watch::Sender<Condition>,
     /// Held while events are applied, and while a snapshot replaces them all.
-    applying: Mutex<()>,
+    applying: tokio::sync::Mutex<()>,
     /// The index shows a state the log led to once this is applied.
     whole_at: Mutex<Offset>,
     /// Snapshots that began to be taken in; only the last of them may replace anything.
@@ -145,11 +146,11 @@ impl Journal {
         shutdown: &Shutdown,
     ) -> Result<Self, JournalError> {
         let dir = dir.to_owned();
-        let opening = tokio::task::spawn_blocking(move || {
+        let opening = blocking::drive(async move {
             let (log, _) = Log::open(&dir.join("log"), options.log.clone(), clock)?;
             let snapshots = OsDisk::open(&dir.join("snapshots")).map_err(SnapshotError::from)?;
             let (index, opened) = Index::open(&dir.join("index"), options.index.clone())?;
-            Self::recover(log, index, opened, snapshots, options)
+            Self::recover(log, index, opened, snapshots, options).await
         });
         Ok(joined(opening).await?.start(shutdown))
     }
@@ -165,12 +166,11 @@ impl Journal {
         options: JournalOptions,
         shutdown: &Shutdown,
     ) -> Result<Self, JournalError> {
-        let opening =
-            tokio::task::spawn_blocking(move || Self::recover(log, index, opened, snapshots, options));
+        let opening = blocking::drive(Self::recover(log, index, opened, snapshots, options));
         Ok(joined(opening).await?.start(shutdown))
     }
 
-    fn recover(
+    async fn recover(
         log: Log,
         index: Index,
         opened: Opened,
@@ -180,16 +180,16 @@ impl Journal {
         let snapshots = Snapshots::open(snapshots).map_err(SnapshotError::from)?;
         let opened = match options.history {
             History::Continues => opened,
-            History::Restored => recover::begin_epoch(&log, &index, opened, &snapshots)?,
+            History::Restored => recover::begin_epoch(&log, &index, opened, &snapshots).await?,
         };
-        let whole_at = recover::bring_up(&log, &index, opened, &snapshots, options.origin)?;
+        let whole_at = recover::bring_up(&log, &index, opened, &snapshots, options.origin).await?;
         let shared = Shared {
             log,
             index,
             snapshots,
             options,
             condition: watch::Sender::new(Condition::Applying),
-            applying: Mutex::new(()),
+            applying: tokio::sync::Mutex::new(()),
             whole_at: Mutex::new(whole_at),
             installations: AtomicU64::new(0),
         };

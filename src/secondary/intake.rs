@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     log::Record,
+    process,
     registry::journal::{Journal, JournalError},
 };
 
@@ -50,7 +51,7 @@ impl Intake {
     fn start(&mut self) {
         if self.running.is_none() && !self.waiting.is_empty() {
             let (journal, records) = (self.journal.clone(), std::mem::take(&mut self.waiting));
-            self.running = Some(tokio::spawn(async move { journal.replicate(records).await }));
+            self.running = Some(process::spawn(async move { journal.replicate(records).await }));
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
 use outport_proto::{Digest, Offset, RepoName, snapshot::Entry};
 use tokio::{
     sync::{mpsc, watch},
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet},
     time::Instant,
 };
 
@@ -25,9 +25,11 @@ use super::{
     rate::Rate,
 };
 use crate::{
+    blocking,
     fetch::{FillError, Flights, Linked},
     index::IndexError,
     log::LogError,
+    process,
     registry::journal::Journal,
     shutdown::Shutdown,
     store::{Store, StoreError},
@@ -35,6 +37,9 @@ use crate::{
 
 /// Bytes of log looked at in one go.
 const SCAN_BYTES: usize = 1024 * 1024;
+
+/// Parts of the index looked at ahead of the copier.
+const FOUND_MAX: usize = 4;
 
 /// Bytes of index entries looked at in one go.
 const PART_BYTES: usize = 256 * 1024;
@@ -141,6 +146,7 @@ impl Prefetch {
             let wake_at = run.wake_at();
             let Run { copies, walk, .. } = &mut run;
             let happened = tokio::select! {
+                biased;
                 () = shutdown.requested() => break,
                 changed = applied.changed(), if room => if changed.is_err() { break } else { Happened::Time },
                 Some(copied) = copies.join_next() => Happened::Copied(copied),
@@ -169,7 +175,7 @@ impl Prefetch {
             if after >= source.journal.applied() {
                 break;
             }
-            let scan = spawn_blocking(move || source.scan(after)).await;
+            let scan = blocking::spawn(move || source.scan(after)).await;
             match scan.map_err(|error| PrefetchError::Crashed(error.to_string())).flatten()? {
                 Some(events) => {
                     events.into_iter().for_each(|(offset, wants)| run.window.enter(offset, wants))
@@ -182,14 +188,14 @@ impl Prefetch {
 
     fn begin_walk(&self, run: &mut Run) {
         let (source, from) = (self.source.clone(), self.source.journal.applied());
-        let (found, receiver) = mpsc::channel(1);
+        let (found, receiver) = mpsc::channel(FOUND_MAX);
         run.window.begin_walk(from);
         run.walk = Some(receiver);
-        spawn_blocking(move || {
+        blocking::spawn(move || {
             let end =
                 source.walk(&found).map_or_else(|error| Found::Failed(error.to_string()), |()| Found::All);
             // Nobody hears it when the copier stopped meanwhile.
-            let _ = found.blocking_send(end);
+            let _ = blocking::send(&found, end);
         });
     }
 
@@ -200,14 +206,14 @@ impl Prefetch {
         {
             let flights = self.flights.clone();
             run.rate.begin(Instant::now());
-            run.copies.spawn(async move {
+            run.copies.spawn(process::inherit(async move {
                 let linked = Linked { size: Some(want.size) };
                 match flights.ensure(&want.repo, &want.digest, linked).await {
                     // Deleted since: nothing is missing any more.
                     Ok(_) | Err(FillError::NotLinked) => (want, Ok(())),
                     Err(error) => (want, Err(error)),
                 }
-            });
+            }));
         }
     }
 
@@ -222,7 +228,7 @@ impl Prefetch {
 
     async fn save(&self) {
         let (path, text) = (self.path.clone(), self.progress.borrow().complete.to_string());
-        let saved = spawn_blocking(move || {
+        let saved = blocking::spawn(move || {
             let temporary = path.with_extension("new");
             fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path))
         });
@@ -355,7 +361,7 @@ impl Source {
             });
             let wanted = wanted.filter(|want| (self.keeps)(&want.repo)).collect();
             let wants = self.absent(wanted).map_err(std::io::Error::other)?;
-            found.blocking_send(Found::Some(wants)).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+            blocking::send(found, Found::Some(wants)).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
         })?;
         Ok(())
     }

@@ -9,6 +9,7 @@ use outport_proto::{
 
 use crate::{
     fetch::{UpstreamError, framed::FramedError, primary::ask},
+    process,
     registry::journal::{Journal, JournalError},
 };
 
@@ -71,7 +72,7 @@ impl Taking {
         taken: impl Future<Output = Result<Offset, SnapshotError>> + Send + 'static,
     ) {
         if self.0.is_empty() {
-            self.0.spawn(taken);
+            self.0.spawn(process::inherit(taken));
         }
     }
 

@@ -8,7 +8,7 @@ use outport_proto::{
     frame::{FromPrimary, FromSecondary, Refusal, Resume, SiteReport, Welcome},
     session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
-use tokio::{sync::watch, task::spawn_blocking, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     dial::{Dialer, refusal},
@@ -21,12 +21,14 @@ use super::{
     view::SiteView,
 };
 use crate::{
+    blocking,
     clock::SharedClock,
     fetch::{
         framed::{FrameSink, FrameStream, FramedError, Incoming},
         primary::{Connections, Link},
         quic::{CloseCode, StreamKind},
     },
+    random,
     registry::{
         Session,
         journal::{Journal, JournalError},
@@ -146,6 +148,7 @@ impl Subscription {
         let mut backoff = Backoff::default();
         for primary in self.options.primaries.clone().iter().cycle() {
             let worked = tokio::select! {
+                biased;
                 worked = self.attempt(primary) => worked,
                 () = shutdown.requested() => break,
             };
@@ -153,8 +156,10 @@ impl Subscription {
             if worked {
                 backoff.reset();
             }
-            let delay = backoff.next_delay(random());
+            // Spreads what many sites do at the same moment.
+            let delay = backoff.next_delay(random::number());
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(delay) => {}
                 () = shutdown.requested() => break,
             }
@@ -165,7 +170,7 @@ impl Subscription {
     /// Events that still wait for blobs from before the start count as lag from the beginning.
     async fn replay(&mut self) {
         let (log, complete) = (self.parts.journal.log().clone(), self.subscriber.progress().complete);
-        match spawn_blocking(move || times_after(&log, complete)).await {
+        match blocking::spawn(move || times_after(&log, complete)).await {
             Ok(Ok(Some(times))) => self.subscriber.handle_replayed(complete, times),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the times of earlier events cannot be read"),
@@ -239,6 +244,15 @@ impl Subscription {
             let wake_at = self.subscriber.poll_timeout(now).map(|at| self.begun + at);
             let silent_at = heard_at + SILENCE_MAX;
             tokio::select! {
+                biased;
+                durable = self.intake.durable() => self.subscriber.handle_durable(durable?),
+                Ok(()) = applied.changed() => {}
+                Ok(()) = progress.changed() => {}
+                taken = taking.taken() => {
+                    let complete = progress.borrow().complete;
+                    self.subscriber.handle_snapshot_loaded(taken?, complete);
+                }
+                error = connections.bulk.closed() => return Err(FramedError::from(error).into()),
                 incoming = frames.incoming() => {
                     heard_at = Instant::now();
                     let now = self.begun.elapsed();
@@ -248,14 +262,6 @@ impl Subscription {
                         Incoming::End => return Err(End::Left),
                     }
                 }
-                durable = self.intake.durable() => self.subscriber.handle_durable(durable?),
-                Ok(()) = applied.changed() => {}
-                Ok(()) = progress.changed() => {}
-                taken = taking.taken() => {
-                    let complete = progress.borrow().complete;
-                    self.subscriber.handle_snapshot_loaded(taken?, complete);
-                }
-                error = connections.bulk.closed() => return Err(FramedError::from(error).into()),
                 () = tokio::time::sleep_until(wake_at.unwrap_or(silent_at).min(silent_at)) => {
                     if Instant::now() >= silent_at {
                         return Err(End::Silent);
@@ -271,7 +277,7 @@ impl Subscription {
     /// What the newest durable event is, so that the primary can tell whether it has the same.
     async fn have_digest(&self) -> Result<Option<Digest>, End> {
         let (log, at) = (self.parts.journal.log().clone(), self.subscriber.progress().durable);
-        let read = spawn_blocking(move || log.digest_at(at)).await;
+        let read = blocking::spawn(move || log.digest_at(at)).await;
         read.map_err(|error| JournalError::Panicked(error.to_string()))?
             .map_err(|error| End::Journal(error.into()))
     }
@@ -332,7 +338,7 @@ impl Subscription {
         }
         if is_news {
             let memory = self.parts.memory.clone();
-            match spawn_blocking(move || memory.save()).await {
+            match blocking::spawn(move || memory.save()).await {
                 Ok(Err(error)) => tracing::warn!(%error, "cannot remember the primary"),
                 Err(error) => tracing::error!(%error, "remembering the primary crashed"),
                 Ok(Ok(())) => {}
@@ -345,7 +351,7 @@ impl Subscription {
         self.subscriber.handle_disconnected();
         let is_down = matches!(&*self.parts.link.borrow(), Link::Down { .. });
         if !is_down {
-            self.parts.link.send_replace(Link::Down { since: std::time::Instant::now() });
+            self.parts.link.send_replace(Link::Down { since: Instant::now() });
         }
         self.show(None);
         if let Some(Err(error)) = self.intake.settle().await {
@@ -471,12 +477,4 @@ enum End {
     Journal(#[from] JournalError),
     #[error("take a snapshot: {0}")]
     Snapshot(#[from] SnapshotError),
-}
-
-/// Spreads what many sites do at the same moment. Without randomness they would do it together,
-/// which is no reason to fail.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    let _ = aws_lc_rs::rand::fill(&mut bytes);
-    u64::from_le_bytes(bytes)
 }

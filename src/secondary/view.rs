@@ -1,11 +1,9 @@
 //! What a running subscription shows to the rest of the site.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use outport_proto::session::LIVE_MAX;
+use tokio::time::Instant;
 
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 

@@ -24,6 +24,7 @@ use std::{
 
 use outport_proto::{Algorithm, Digest};
 
+use crate::blocking;
 use durable::Disk;
 pub use error::StoreError;
 use hot::Hot;
@@ -86,14 +87,12 @@ impl Store {
     pub fn open(root: &Path) -> Result<(Self, Leftovers), StoreError> {
         let (store, leftovers) = Self::open_uncounted(root)?;
         let weak = Arc::downgrade(&store.inner);
-        std::thread::Builder::new()
-            .name("store-count".to_owned())
-            .spawn(move || {
-                if let Err(error) = count(&weak) {
-                    tracing::warn!(%error, "blobs were not counted to the end; totals are too low");
-                }
-            })
-            .map_err(StoreError::when("start the counting thread"))?;
+        blocking::thread("store-count", move || {
+            if let Err(error) = count(&weak) {
+                tracing::warn!(%error, "blobs were not counted to the end; totals are too low");
+            }
+        })
+        .map_err(StoreError::when("start the counting thread"))?;
         Ok((store, leftovers))
     }
 

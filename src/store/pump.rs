@@ -7,6 +7,7 @@ use http_body_util::BodyExt as _;
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::StoreError;
+use crate::blocking;
 
 /// Takes in content, blocking.
 pub trait Sink: Send + 'static {
@@ -174,7 +175,7 @@ impl<S: Sink> Writer<S> {
     fn start(&mut self, batch: Batch) {
         if let State::Idle(mut sink) = std::mem::replace(&mut self.state, State::Lost) {
             let bytes = batch.bytes;
-            let write = tokio::task::spawn_blocking(move || {
+            let write = blocking::spawn(move || {
                 let result = sink.write(&batch.parts);
                 (sink, result)
             });

@@ -22,6 +22,7 @@ use rustix::{
 use tokio::task::JoinHandle;
 
 use super::StoreError;
+use crate::{blocking, process::is_simulated};
 
 /// Bytes read at once. Measured over TCP on loopback, with two CPUs: 4.0 GiB a CPU-second with 128 KiB, 4.3
 /// with 256 KiB, 4.9 with 512 KiB, 5.8 with 1 MiB; hyper queues about 400 KiB a connection anyway.
@@ -75,7 +76,7 @@ impl FileReader {
             }
             let Some(bytes) = read_now(&self.file, self.next, wanted) else {
                 let (file, at) = (Arc::clone(&self.file), self.next);
-                self.waiting = Some(tokio::task::spawn_blocking(move || read_waiting(&file, at, wanted)));
+                self.waiting = Some(blocking::spawn(move || read_waiting(&file, at, wanted)));
                 return self.poll_chunk(cx);
             };
             Ok(bytes)
@@ -111,6 +112,10 @@ impl http_body::Body for FileReader {
 /// What of `file` at `at` is in memory, at most `wanted` bytes; `None` when nothing is, or when it cannot be
 /// known without waiting.
 fn read_now(file: &File, at: u64, wanted: usize) -> Option<Bytes> {
+    if is_simulated() {
+        // What the operating system has in memory does not follow from any seed.
+        return None;
+    }
     let mut buffer = Buffer::take(wanted);
     loop {
         let mut slices = [IoSliceMut::new(&mut buffer.bytes[..wanted])];
@@ -206,7 +211,7 @@ mod tests {
         let file = file_of(&content);
         let mut reader = FileReader::new(Arc::clone(&file), 0..content.len() as u64);
         let at = Arc::clone(&file);
-        reader.waiting = Some(tokio::task::spawn_blocking(move || read_waiting(&at, 0, CHUNK_BYTES)));
+        reader.waiting = Some(blocking::spawn(move || read_waiting(&at, 0, CHUNK_BYTES)));
         assert_eq!(reader.collect().await.unwrap().to_bytes(), content);
     }
 

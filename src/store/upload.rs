@@ -353,7 +353,7 @@ impl Inner {
 
 fn random_id() -> Result<UploadId, StoreError> {
     let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes)
+    crate::random::fill(&mut bytes)
         .map_err(|_| StoreError::io("draw an upload's name", std::io::Error::other("no random numbers")))?;
     Ok(UploadId::from_bytes(bytes))
 }

@@ -37,6 +37,7 @@ impl PassThrough {
         left_off: &Unkept,
     ) -> Result<Self, FillError> {
         let turn = tokio::select! {
+            biased;
             () = node.shutdown.requested() => return Err(FillError::Stopping),
             turn = Arc::clone(&node.unkept_turns).acquire_owned() => turn.map_err(|_| FillError::Stopping)?,
         };

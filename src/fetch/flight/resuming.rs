@@ -8,6 +8,7 @@ use outport_proto::{Digest, RepoName};
 use super::{FillError, Node, progress::Shared};
 use crate::{
     fetch::{Body, UpstreamError},
+    random,
     store::ByteSource,
 };
 
@@ -46,6 +47,7 @@ impl Resuming {
     pub(super) async fn size(&mut self) -> Result<u64, FillError> {
         let stopping = self.node.shutdown.token().clone();
         tokio::select! {
+            biased;
             () = stopping.cancelled() => Err(FillError::Stopping),
             connected = self.connect() => connected,
         }
@@ -164,9 +166,6 @@ async fn within<T>(
 
 /// Between half of `pause` and all of it, so that many who broke together do not return together.
 fn jittered(pause: Duration) -> Duration {
-    let mut random = [0; 2];
-    // Without randomness it is the same pause for all: worse, not wrong.
-    let _ = aws_lc_rs::rand::fill(&mut random);
-    let share = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
+    let share = (random::number() >> 11) as f64 / (1_u64 << 53) as f64;
     pause.mul_f64(0.5 + share / 2.0)
 }

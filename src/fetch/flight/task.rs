@@ -1,17 +1,20 @@
 //! The task that fills.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use outport_proto::digest::Hasher;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     FillError, Linked, Node, Purpose,
     progress::{Shared, Stage, Unkept},
     resuming::{Claim, Resuming},
 };
-use crate::store::{Blob, Ingest, PumpError, Sink, StoreError, pump};
+use crate::{
+    blocking,
+    store::{Blob, Ingest, PumpError, Sink, StoreError, pump},
+};
 
 /// Starts the task of a flight that is on the list.
 pub(super) fn start(node: &Arc<Node>, shared: &Arc<Shared>, linked: Linked, purpose: Purpose) {
@@ -171,5 +174,5 @@ impl Sink for Filling {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FillError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| FillError::Lost)
+    blocking::spawn(work).await.map_err(|_| FillError::Lost)
 }

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::Offset;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Condition, JournalError, Shared, lock, recover::apply_some};
+use super::{Condition, JournalError, Shared, recover::apply_some};
 use crate::index::IndexError;
 
 /// Log applied before the lock is given up for a moment.
@@ -15,11 +15,10 @@ const BATCH_BYTES: usize = 1024 * 1024;
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until told to stop, then applies the rest; returns how it ended.
-pub(super) fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> JournalError {
+pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> JournalError {
     let mut head = shared.log.watch();
-    let runtime = Handle::current();
     loop {
-        let pause = match apply_all(shared, &mut head) {
+        let pause = match apply_all(shared, &mut head).await {
             Ok(()) => {
                 shared.set_applying();
                 None
@@ -39,26 +38,25 @@ pub(super) fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> JournalErro
         if stop.is_cancelled() {
             return JournalError::Closed;
         }
-        runtime.block_on(async {
-            let woken = async {
-                match pause {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    // The log, and with it the sender, lives as long as `shared`.
-                    None => drop(head.changed().await),
-                }
-            };
-            tokio::select! {
-                () = woken => {}
-                () = stop.cancelled() => {}
+        let woken = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                // The log, and with it the sender, lives as long as `shared`.
+                None => drop(head.changed().await),
             }
-        });
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = woken => {}
+        }
     }
 }
 
-fn apply_all(shared: &Shared, head: &mut watch::Receiver<Offset>) -> Result<(), JournalError> {
+async fn apply_all(shared: &Shared, head: &mut watch::Receiver<Offset>) -> Result<(), JournalError> {
     head.mark_unchanged();
     loop {
-        let _applying = lock(&shared.applying);
+        let _applying = shared.applying.lock().await;
         if !apply_some(&shared.log, &shared.index, BATCH_BYTES)? {
             return Ok(());
         }

@@ -6,6 +6,7 @@ use outport_proto::{Offset, snapshot::Entry};
 use tokio::sync::mpsc;
 
 use super::{JournalError, Shared};
+use crate::blocking;
 
 /// Size of a part, about.
 pub(super) const PART_BYTES: usize = 1024 * 1024;
@@ -47,10 +48,10 @@ impl SnapshotPieces {
 pub(super) fn start(shared: &Arc<Shared>) -> SnapshotPieces {
     let (sender, pieces) = mpsc::channel(PIECES_MAX);
     let shared = Arc::clone(shared);
-    tokio::task::spawn_blocking(move || {
+    blocking::spawn(move || {
         if let Err(error) = dump(&shared, &sender) {
             // Nobody is there to hear it when the consumer is gone.
-            let _ = sender.blocking_send(Err(error));
+            let _ = blocking::send(&sender, Err(error));
         }
     });
     SnapshotPieces { pieces }
@@ -61,7 +62,7 @@ fn dump(
     sender: &mpsc::Sender<Result<SnapshotPiece, JournalError>>,
 ) -> Result<(), JournalError> {
     let send =
-        |piece| sender.blocking_send(Ok(piece)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
+        |piece| blocking::send(sender, Ok(piece)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
     // Earlier than where the walk itself begins at most, which is as right.
     send(SnapshotPiece::Begin { from: shared.index.applied() })?;
     let mut entries = 0;

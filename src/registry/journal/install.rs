@@ -8,9 +8,9 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use outport_proto::{Offset, snapshot::Entry};
-use tokio::runtime::Handle;
 
 use super::{JournalError, Shared, joined, lock, recover, snapshots::SnapshotWriter};
+use crate::blocking;
 
 /// A snapshot being taken in; dropped unfinished, everything stays as it was.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Installation {
         from: Offset,
         log_bytes: u64,
     ) -> Result<Self, JournalError> {
-        let beginning = tokio::task::spawn_blocking(move || {
+        let beginning = blocking::spawn(move || {
             let number = shared.installations.fetch_add(1, Ordering::Relaxed) + 1;
             let writer = shared.snapshots.create(from, log_bytes)?;
             Ok(Self { shared, from, writer, number })
@@ -41,7 +41,7 @@ impl Installation {
     /// # Errors
     /// When they cannot be written; the installation is over then.
     pub async fn part(mut self, entries: Vec<Entry>) -> Result<Self, JournalError> {
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = blocking::spawn(move || {
             self.writer.part(&entries)?;
             Ok(self)
         });
@@ -60,19 +60,19 @@ impl Installation {
         if found != entries {
             return Err(JournalError::Incomplete { found, expected: entries });
         }
-        joined(tokio::task::spawn_blocking(move || self.replace(until))).await
+        joined(blocking::drive(self.replace(until))).await
     }
 
-    fn replace(self, until: Offset) -> Result<Offset, JournalError> {
+    async fn replace(self, until: Offset) -> Result<Offset, JournalError> {
         let Self { shared, from, writer, number } = self;
         let (name, taken) = writer.finish(until)?;
-        let _applying = lock(&shared.applying);
+        let _applying = shared.applying.lock().await;
         // Whoever began this one may be gone, and the log may have moved on from a newer one.
         if shared.installations.load(Ordering::Relaxed) != number {
             return Err(JournalError::Superseded);
         }
         *lock(&shared.whole_at) = until.max(from);
-        Handle::current().block_on(shared.log.reset(from, taken.log_bytes))?;
+        shared.log.reset(from, taken.log_bytes).await?;
         shared.index.clear()?;
         recover::load(&shared.index, &shared.snapshots, &name)?;
         shared.index.checkpoint()?;

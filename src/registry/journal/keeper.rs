@@ -1,16 +1,13 @@
 //! Owns the applier, makes the index durable now and then, writes snapshot files, and closes
 //! everything in order.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use outport_proto::{Offset, snapshot::Entry};
-use tokio::{runtime::Handle, time::MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined, lock};
-use crate::shutdown::Shutdown;
+use crate::{blocking, shutdown::Shutdown};
 
 /// How often it looks whether anything is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,7 +24,7 @@ pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
     drop(shutdown.spawn(async move {
         let applier = {
             let shared = Arc::clone(&shared);
-            tokio::task::spawn_blocking(move || applier::run(&shared, &applying))
+            blocking::drive(async move { applier::run(&shared, &applying).await })
         };
         let applier = async {
             let ended = applier.await.unwrap_or_else(|error| JournalError::Panicked(error.to_string()));
@@ -39,7 +36,7 @@ pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
         });
         let closing = {
             let shared = Arc::clone(&shared);
-            tokio::task::spawn_blocking(move || Ok(shared.index.close()?))
+            blocking::spawn(move || Ok(shared.index.close()?))
         };
         match joined(closing).await {
             Ok(applied) => tracing::info!(%applied, "journal closed"),
@@ -74,6 +71,7 @@ impl Keeper {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = stop.requested() => return,
                 _ = look.tick() => self.look().await,
             }
@@ -102,7 +100,7 @@ impl Keeper {
 
     async fn cut(&mut self) {
         let shared = Arc::clone(&self.shared);
-        match joined(tokio::task::spawn_blocking(move || cut_expired(&shared))).await {
+        match joined(blocking::drive(async move { cut_expired(&shared).await })).await {
             Ok(Some(floor)) => tracing::info!(%floor, "old segments of the log removed"),
             Ok(None) => self.cut_at = Instant::now() + CUT_RETRY_INTERVAL,
             Err(error) => {
@@ -114,7 +112,7 @@ impl Keeper {
 
     async fn checkpoint(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let outcome = tokio::task::spawn_blocking(move || Ok(shared.index.checkpoint()?));
+        let outcome = blocking::spawn(move || Ok(shared.index.checkpoint()?));
         match joined(outcome).await {
             Ok(applied) => self.checkpoint = (applied, Instant::now()),
             Err(error) => {
@@ -129,7 +127,7 @@ impl Keeper {
         // Also after a failure: the next try comes when the log has grown again.
         self.snapshot_log_bytes = self.shared.log.bytes();
         let shared = Arc::clone(&self.shared);
-        match joined(tokio::task::spawn_blocking(move || write_snapshot(&shared))).await {
+        match joined(blocking::spawn(move || write_snapshot(&shared))).await {
             Ok((from, entries)) => tracing::info!(%from, entries, "snapshot file written"),
             Err(error) => tracing::warn!(%error, "snapshot file not written"),
         }
@@ -144,7 +142,7 @@ fn newest_snapshot_log_bytes(shared: &Shared) -> u64 {
 
 /// Removes the segments that are past the retention, once a snapshot file that is whole leads to
 /// where the log begins then; writes one if there is none. Returns the new floor.
-pub(super) fn cut_expired(shared: &Shared) -> Result<Option<Offset>, JournalError> {
+pub(super) async fn cut_expired(shared: &Shared) -> Result<Option<Offset>, JournalError> {
     let Some(expired) = shared.log.expired(&shared.options.retention) else { return Ok(None) };
     if !is_covered(shared, expired)? {
         if shared.index.applied() < expired.max(*lock(&shared.whole_at)) {
@@ -155,7 +153,7 @@ pub(super) fn cut_expired(shared: &Shared) -> Result<Option<Offset>, JournalErro
             return Ok(None);
         }
     }
-    let floor = Handle::current().block_on(shared.log.cut(expired))?;
+    let floor = shared.log.cut(expired).await?;
     shared.snapshots.prune(|from| shared.log.contains(from))?;
     Ok(Some(floor))
 }

@@ -1,9 +1,9 @@
 //! Bringing the index up to the log's head before anybody reads it.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, sync::Arc};
 
 use outport_proto::Offset;
-use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::{
     JournalError, Origin,
@@ -19,7 +19,7 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Places the index in the log, rebuilding it if need be, and applies every event behind it.
 /// Returns from where on what it shows is a state the log led to. Blocks.
-pub(super) fn bring_up(
+pub(super) async fn bring_up(
     log: &Log,
     index: &Index,
     opened: Opened,
@@ -31,13 +31,13 @@ pub(super) fn bring_up(
         Opened::Ready(at) => {
             tracing::warn!(applied = %at, head = %log.head(), floor = %log.floor(), "the index does not belong to the log: rebuilding it");
             index.clear()?;
-            rebuild(log, index, snapshots, origin)?
+            rebuild(log, index, snapshots, origin).await?
         }
         Opened::Empty(reason) => {
             if log.head() != Offset::ZERO {
                 tracing::info!(%reason, head = %log.head(), "building the index from the log");
             }
-            rebuild(log, index, snapshots, origin)?
+            rebuild(log, index, snapshots, origin).await?
         }
     };
     replay(log, index)?;
@@ -46,14 +46,14 @@ pub(super) fn bring_up(
 
 /// Begins a new epoch in a log that comes out of a backup. Its index was perhaps copied while it
 /// was written to, so it is not used if there is another way.
-pub(super) fn begin_epoch(
+pub(super) async fn begin_epoch(
     log: &Log,
     index: &Index,
     opened: Opened,
     snapshots: &Snapshots,
 ) -> Result<Opened, JournalError> {
     let fork = log.head();
-    let first = Handle::current().block_on(log.begin_epoch(""))?;
+    let first = log.begin_epoch("").await?;
     tracing::warn!(%fork, epoch = first.epoch, "a new epoch begins: sites drop what they have behind the fork");
     match opened {
         Opened::Ready(_) if can_rebuild(log, snapshots)? => {
@@ -79,7 +79,12 @@ fn newest_until(snapshots: &Snapshots, log: &Log, applied: Offset) -> Offset {
     base.and_then(|(_, name)| snapshots.peek(&name).ok()).map_or(applied, |taken| taken.until)
 }
 
-fn rebuild(log: &Log, index: &Index, snapshots: &Snapshots, origin: Origin) -> Result<Offset, JournalError> {
+async fn rebuild(
+    log: &Log,
+    index: &Index,
+    snapshots: &Snapshots,
+    origin: Origin,
+) -> Result<Offset, JournalError> {
     for (from, name) in snapshots.list().map_err(SnapshotError::from)? {
         if !log.contains(from) {
             continue;
@@ -103,7 +108,7 @@ fn rebuild(log: &Log, index: &Index, snapshots: &Snapshots, origin: Origin) -> R
         Origin::Own => Err(JournalError::Unreachable { floor }),
         Origin::Followed => {
             tracing::warn!(%floor, "the index is lost and no snapshot leads to the log: following anew");
-            Handle::current().block_on(log.reset(Offset::ZERO, 0))?;
+            log.reset(Offset::ZERO, 0).await?;
             Ok(Offset::ZERO)
         }
     }

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::*;
 use crate::{
+    blocking,
     clock::ManualClock,
     log::{disk::Disk as _, faulty::FaultyDisk},
 };
@@ -204,9 +205,9 @@ fn the_log_is_cut_only_behind_a_snapshot_and_the_site_comes_back() {
         }
         let journal_floor = journal.log().floor();
         assert!(
-            tokio::task::spawn_blocking({
+            blocking::drive({
                 let shared = Arc::clone(&journal.shared);
-                move || keeper::cut_expired(&shared)
+                async move { keeper::cut_expired(&shared).await }
             })
             .await
             .unwrap()

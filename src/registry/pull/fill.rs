@@ -7,6 +7,7 @@ use outport_proto::{Digest, RepoName, oci::MANIFEST_BYTES_MAX};
 
 use super::{PullError, Shared, manifest::is_content, rules::unavailable_because};
 use crate::{
+    blocking,
     fetch::{FillError, Flight, FlightReader, Linked, UpstreamError},
     registry::metrics::PullResult,
     store::{Blob, StoreError},
@@ -62,7 +63,7 @@ impl Shared {
             return Some(blob);
         }
         let (store, wanted) = (self.site.store.clone(), *digest);
-        let got = tokio::task::spawn_blocking(move || match store.get(&wanted)? {
+        let got = blocking::spawn(move || match store.get(&wanted)? {
             Some(blob) if blob.size != size => {
                 tracing::error!(digest = %wanted, actual = blob.size, size, "blob has rotted; set aside");
                 store.quarantine(&wanted)?;
@@ -88,7 +89,7 @@ impl Shared {
     pub(super) async fn stored_bytes(&self, digest: &Digest, size: u64) -> Option<Bytes> {
         let length = usize::try_from(size).ok().filter(|length| *length <= MANIFEST_BYTES_MAX)?;
         let (store, wanted) = (self.site.store.clone(), *digest);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking::spawn(move || {
             let Some(blob) = store.get(&wanted)?.filter(|blob| blob.size == size) else {
                 return Ok(None);
             };

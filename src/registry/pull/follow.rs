@@ -3,7 +3,7 @@
 use outport_proto::Offset;
 
 use super::PullService;
-use crate::{log::LogError, registry::Journal, shutdown::Shutdown};
+use crate::{blocking, log::LogError, registry::Journal, shutdown::Shutdown};
 
 /// Log read at once.
 const READ_BYTES: usize = 1024 * 1024;
@@ -19,6 +19,7 @@ impl PullService {
         shutdown.spawn(async move {
             loop {
                 tokio::select! {
+                    biased;
                     changed = applied.changed() => if changed.is_err() { return },
                     () = stop.requested() => return,
                 }
@@ -32,7 +33,7 @@ impl PullService {
     async fn note_until(&self, journal: &Journal, mut noted: Offset, until: Offset) -> Offset {
         while noted < until {
             let (log, after) = (journal.log().clone(), noted);
-            let read = tokio::task::spawn_blocking(move || log.read(after, READ_BYTES)).await;
+            let read = blocking::spawn(move || log.read(after, READ_BYTES)).await;
             match read {
                 Ok(Ok(records)) => {
                     let records = records.iter().take_while(|record| record.event.offset <= until);

@@ -24,6 +24,7 @@ pub use upload::UploadAppend;
 use super::{Journal, JournalError};
 use crate::{
     auth::{Action, Caller},
+    blocking,
     clock::SharedClock,
     index::{Index, IndexError},
     shutdown::Shutdown,
@@ -81,7 +82,7 @@ impl PushService {
     async fn blocking<T: Send + 'static>(
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, PushError> {
-        match tokio::task::spawn_blocking(work).await {
+        match blocking::spawn(work).await {
             Ok(done) => done.map_err(PushError::from),
             Err(error) => {
                 tracing::error!(%error, "disk work broke off");

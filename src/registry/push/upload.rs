@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use super::{BlobPut, ContentRange, Mounted, PushError, PushService, UploadRight, UploadStatus, allowed};
 use crate::{
     auth::{Action, Caller},
+    blocking,
     store::{Sink as _, StoreError, Upload},
 };
 
@@ -263,7 +264,7 @@ impl UploadAppend {
             State::Idle(mut upload) => {
                 let batch = std::mem::take(&mut self.batch);
                 self.batch_bytes = 0;
-                self.state = State::Busy(tokio::task::spawn_blocking(move || {
+                self.state = State::Busy(blocking::spawn(move || {
                     let written = upload.write(&batch);
                     (upload, written)
                 }));

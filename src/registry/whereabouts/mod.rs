@@ -23,7 +23,7 @@ pub use self::{
     missing::{Missing, missing},
     standing::{Deletion, Standing, standing},
 };
-use crate::{fetch::BoxFuture, index::IndexError, store::StoreError};
+use crate::{blocking, fetch::BoxFuture, index::IndexError, store::StoreError};
 
 /// An image by name: `repository:tag` or `repository@digest`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +167,7 @@ pub enum AskError {
 pub async fn looked_up<T: Send + 'static>(
     look: impl FnOnce() -> Result<T, AskError> + Send + 'static,
 ) -> Result<T, AskError> {
-    let looked = tokio::task::spawn_blocking(look).await;
+    let looked = blocking::spawn(look).await;
     looked.unwrap_or_else(|error| Err(AskError::Crashed(error.to_string())))
 }
 

@@ -28,10 +28,10 @@
 //! | 1 | [`index`] | tags, manifests, links, referrers: a view of the log |
 //! | 2 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
 //! | 2 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
-//! | 3 | [`registry`] | pull decisions, pushes, where images are, and the journal that joins log and index |
+//! | 3 | [`registry`] | pull decisions, pushes, where images are, garbage collection, and the journal that joins log and index |
 //! | 4 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
 //! | 4 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto` |
-//! | 4 | [`admin`] | health, metrics, status, wait, why |
+//! | 4 | [`admin`] | health, metrics, status, wait, why, gc |
 //! | 5 | [`config`] [`app`] | from a file to running parts |
 //! | 6 | [`cli`] | one file a command |
 //!

@@ -1,9 +1,10 @@
-//! The admin listener: health, readiness, metrics, status, and where images are. It only reads.
+//! The admin listener: health, readiness, metrics, status, where images are, garbage collection.
 //!
 //! [`Admin::respond`] leads from request to response; `app` puts it behind a listener. Only
 //! `/v1/wait` takes its time.
 
 mod ask;
+mod gc;
 mod metrics;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub use ask::{TIMEOUT_MAX, WAITS_MAX};
 pub use metrics::StatusCollector;
 
 use crate::{
-    registry::whereabouts::Whereabouts,
+    registry::{Collector, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
     telemetry::Metrics,
@@ -42,6 +43,8 @@ pub struct Admin {
     pub whereabouts: Arc<dyn Whereabouts>,
     /// A permit for each wait under way: [`WAITS_MAX`] of them.
     pub waits: Semaphore,
+    /// Removes what no repository names.
+    pub collector: Collector,
     /// Ends the waits.
     pub shutdown: Shutdown,
 }
@@ -50,7 +53,8 @@ impl Admin {
     /// Answers one request. Dropping it ends a wait.
     pub async fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        if !is_read && (path, request.method()) != ("/v1/gc", &Method::POST) {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
         }
         match path {
@@ -74,6 +78,8 @@ impl Admin {
                 Status::Primary(primary) => json(StatusCode::OK, &primary.sites),
                 Status::Secondary(site) => json(StatusCode::OK, &[site]),
             },
+            "/v1/gc" if is_read => self.collection(),
+            "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
             _ => error(StatusCode::NOT_FOUND, "no such page"),
@@ -124,16 +130,20 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http_body_util::BodyExt as _;
 
     use super::*;
     use crate::{
         fetch::BoxFuture,
+        index::{Index, IndexOptions},
         registry::whereabouts::{
             AskError, WaitFor, WhyNot,
             answer::{Waited, Why},
         },
         status::{PrimaryStatus, SiteStatus},
+        store::Store,
     };
 
     /// Nobody ever gets to see anything.
@@ -149,6 +159,13 @@ mod tests {
         }
     }
 
+    fn collector() -> Collector {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let options = IndexOptions { hot_bytes_max: 0, cache_bytes_max: 0 };
+        Collector::new(Index::in_memory(options), store, Duration::ZERO)
+    }
+
     fn admin(token: Option<&str>, ready: bool) -> Admin {
         let site = SiteStatus { site: "mumbai".into(), ..SiteStatus::default() };
         let status = Status::Primary(PrimaryStatus { sites: vec![site], ..PrimaryStatus::default() });
@@ -159,6 +176,7 @@ mod tests {
             token: token.map(str::to_owned),
             whereabouts: Arc::new(Nowhere),
             waits: Semaphore::new(1),
+            collector: collector(),
             shutdown: Shutdown::new(),
         }
     }
@@ -211,6 +229,26 @@ mod tests {
         let (stopped, ()) = tokio::join!(wait, stop);
         assert_eq!(stopped.0, StatusCode::SERVICE_UNAVAILABLE);
         assert!(stopped.1.contains("shutting down"), "{}", stopped.1);
+    }
+
+    #[tokio::test]
+    async fn garbage_is_collected_on_demand_and_not_for_web_pages() {
+        let admin = admin(None, true);
+        let post = |path: &str, header: &str| {
+            Request::post(path).header(header, "https://elsewhere.example").body(()).unwrap()
+        };
+        for (path, header, expected) in [
+            ("/v1/gc", "origin", StatusCode::FORBIDDEN),
+            ("/v1/gc?dry_run=perhaps", "referer", StatusCode::BAD_REQUEST),
+            ("/v1/gc?now", "referer", StatusCode::BAD_REQUEST),
+            ("/v1/gc?dry_run=true", "referer", StatusCode::ACCEPTED),
+            ("/v1/gc", "referer", StatusCode::CONFLICT),
+        ] {
+            assert_eq!(admin.respond(&post(path, header)).await.status(), expected, "{path}");
+        }
+        let (status, text) = get(&admin, "/v1/gc", None).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(text.starts_with(r#"{"pass":1,"running":"#), "{text}");
     }
 
     #[tokio::test]

@@ -276,6 +276,7 @@ fn primary_config(
             ..config::Auth::new("localhost", users.to_owned())
         },
         log: config::Log::default(),
+        store: config::PrimaryStore::default(),
         replication: config::PrimaryReplication {
             listen: loopback(0),
             tls: pki.mutual_tls("primary"),
@@ -306,6 +307,7 @@ fn site_config(
         log: config::Log::default(),
         keep: config::Keep::default(),
         push: config::Push::default(),
+        store: config::SecondaryStore::default(),
         admin: config::Admin { listen: parse_address(&site.node.admin)?, ..config::Admin::default() },
         telemetry: config::Telemetry::default(),
     })

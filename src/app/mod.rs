@@ -22,7 +22,7 @@ use self::data_dir::DataDir;
 use crate::{
     blocking,
     config::{self, ConfigError},
-    registry::Journal,
+    registry::{Collector, Journal},
     shutdown::Shutdown,
     status::StoreStatus,
     store::Store,
@@ -113,6 +113,14 @@ async fn open_store(data_dir: &DataDir) -> Result<Store, StartError> {
         tracing::info!(?leftovers, "removed what a crash left in the blob store");
     }
     Ok(store)
+}
+
+/// Removes what no repository names, on a timer and on demand.
+fn collector(journal: &Journal, store: &Store, grace_minutes: u32, shutdown: &Shutdown) -> Collector {
+    let grace = Duration::from_secs(u64::from(grace_minutes) * 60);
+    let collector = Collector::new(journal.index().clone(), store.clone(), grace);
+    shutdown.spawn(collector.clone().run(shutdown.clone()));
+    collector
 }
 
 /// The authorities this machine trusts, for HTTPS to the primary.

@@ -182,6 +182,7 @@ pub async fn start(
         FleetWhereabouts { journal: journal.clone(), fleet: fleet.clone(), rules, clock: Arc::clone(&clock) };
     let status = status(cluster, &journal, &store, fleet, &clock);
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
+    let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
         readiness: Arc::new(|| Ok(())),
@@ -189,6 +190,7 @@ pub async fn start(
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),
         waits: Semaphore::new(WAITS_MAX),
+        collector,
         shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);

@@ -190,6 +190,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
 
     let status = status(&view, &store);
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
+    let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
         readiness: readiness(view),
@@ -197,6 +198,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),
         waits: Semaphore::new(WAITS_MAX),
+        collector,
         shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use http::{Request, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
@@ -31,25 +31,40 @@ impl AdminAddress {
 
     /// Status and text of a page that has to come within `timeout`.
     pub(super) async fn get(&self, target: &str, timeout: Duration) -> anyhow::Result<(StatusCode, String)> {
+        self.ask(Method::GET, target, timeout).await
+    }
+
+    /// Status and text of the answer to a request without a body.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        target: &str,
+        timeout: Duration,
+    ) -> anyhow::Result<(StatusCode, String)> {
         let token = match &self.token_file {
             Some(file) => {
                 Some(std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?)
             }
             None => None,
         };
-        tokio::time::timeout(timeout, get(&self.admin, target, token.as_deref().map(str::trim)))
+        tokio::time::timeout(timeout, send(&self.admin, method, target, token.as_deref().map(str::trim)))
             .await
             .with_context(|| format!("ask {}: no answer within {timeout:?}", self.admin))?
             .with_context(|| format!("ask {}", self.admin))
     }
 }
 
-async fn get(admin: &str, target: &str, token: Option<&str>) -> anyhow::Result<(StatusCode, String)> {
+async fn send(
+    admin: &str,
+    method: Method,
+    target: &str,
+    token: Option<&str>,
+) -> anyhow::Result<(StatusCode, String)> {
     let stream = TcpStream::connect(admin).await.context("connect")?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("open connection")?;
     let connection = tokio::spawn(connection);
-    let mut request = Request::get(target).header(header::HOST, admin);
+    let mut request = Request::builder().method(method).uri(target).header(header::HOST, admin);
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }

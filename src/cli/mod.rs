@@ -4,6 +4,7 @@ mod admin;
 mod cert;
 mod config;
 mod demo;
+mod gc;
 mod primary;
 mod secondary;
 mod status;
@@ -37,6 +38,8 @@ enum Command {
     Wait(wait::Wait),
     /// Say why a site shows an image, or does not
     Why(why::Why),
+    /// Remove blobs that no repository names any more
+    Gc(gc::Gc),
     /// Make the cluster authority and the certificates of its nodes
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -62,6 +65,7 @@ impl Cli {
             Command::Secondary(secondary) => secondary.run().await,
             Command::Status(status) => status.run().await,
             Command::Why(why) => why.run().await,
+            Command::Gc(gc) => gc.run().await,
             Command::Cert(cert) => cert.run(),
             Command::User(user) => user.run(),
             Command::Config(config) => config.run(),

@@ -34,6 +34,9 @@ pub struct Primary {
     /// How much of the replication log is kept.
     #[serde(default)]
     pub log: Log,
+    /// The blob store.
+    #[serde(default)]
+    pub store: PrimaryStore,
     /// The log's way to the secondaries.
     pub replication: PrimaryReplication,
     /// The admin listener.
@@ -65,6 +68,9 @@ pub struct Secondary {
     /// How pushes reach the primary.
     #[serde(default)]
     pub push: Push,
+    /// The blob store.
+    #[serde(default)]
+    pub store: SecondaryStore,
     /// How much of the replication log is kept.
     #[serde(default)]
     pub log: Log,
@@ -205,6 +211,22 @@ impl Log {
     }
 }
 
+/// The blob store of a primary. It has no limit: it holds what sites fill from.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrimaryStore {
+    /// How long a blob stays that no repository names any more, in minutes.
+    pub gc_grace_minutes: u32,
+}
+
+/// The blob store of a secondary.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SecondaryStore {
+    /// How long a blob stays that no repository names any more, in minutes.
+    pub gc_grace_minutes: u32,
+}
+
 /// How reads are decided at a secondary.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -322,6 +344,20 @@ impl Default for Read {
         Self { staleness_bound_ms: 1000, wait_ms: 150, stale_max_seconds: None, ignore_token_age: false }
     }
 }
+
+impl Default for PrimaryStore {
+    fn default() -> Self {
+        Self { gc_grace_minutes: GC_GRACE_MINUTES }
+    }
+}
+
+impl Default for SecondaryStore {
+    fn default() -> Self {
+        Self { gc_grace_minutes: GC_GRACE_MINUTES }
+    }
+}
+
+const GC_GRACE_MINUTES: u32 = 60;
 
 impl Default for Log {
     fn default() -> Self {

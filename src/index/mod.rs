@@ -207,6 +207,16 @@ impl Index {
         self.shared.read(|kv| view::any_link(kv, digest))
     }
 
+    /// Whether any repository links the blob, or holds a manifest of that digest: then its bytes are needed.
+    pub fn is_named(&self, digest: &Digest) -> Result<bool, IndexError> {
+        self.shared.read(|kv| view::is_named(kv, digest))
+    }
+
+    /// At most `limit` repositories that link the blob or hold a manifest of that digest.
+    pub fn naming(&self, digest: &Digest, limit: usize) -> Result<Vec<RepoName>, IndexError> {
+        self.shared.read(|kv| view::naming(kv, digest, limit))
+    }
+
     /// Whether the repository exists: holds any tag, manifest or link.
     pub fn has_repository(&self, repo: &RepoName) -> Result<bool, IndexError> {
         self.shared.read(|kv| view::has_repository(kv, repo))

@@ -132,6 +132,30 @@ pub(super) fn any_link(kv: &dyn Kv, digest: &Digest) -> Result<Option<(RepoName,
     Ok(None)
 }
 
+/// Whether any repository links a blob, or holds a manifest of that digest.
+pub(super) fn is_named(kv: &dyn Kv, digest: &Digest) -> Result<bool, IndexError> {
+    for table in [Table::Linker, Table::Holder] {
+        let prefix = key::of_digest(table, digest);
+        if kv.first(&prefix, &prefix)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// At most `limit` repositories that link a blob or hold a manifest of that digest.
+pub(super) fn naming(kv: &dyn Kv, digest: &Digest, limit: usize) -> Result<Vec<RepoName>, IndexError> {
+    let tables = [Table::Linker, Table::Holder].into_iter();
+    let rows = tables.flat_map(|table| Rows::all(kv, key::of_digest(table, digest)));
+    let repo = |row: Result<(Vec<u8>, _), IndexError>| {
+        let (key, _) = row?;
+        let mut parts = Parts::of(&key);
+        parts.digest()?;
+        parts.last()
+    };
+    rows.take(limit).map(repo).collect()
+}
+
 /// The tables that make a repository exist.
 const EXISTENCE: [Table; 3] = [Table::Tag, Table::Manifest, Table::Link];
 

@@ -1,5 +1,6 @@
 //! The registry itself: read decisions, pushes, and the journal that both stand on. No HTTP types.
 
+pub mod collect;
 pub mod decide;
 mod intents;
 pub mod journal;
@@ -13,6 +14,7 @@ mod session;
 pub(crate) mod testing;
 pub mod whereabouts;
 
+pub use collect::Collector;
 pub use intents::Intents;
 pub use journal::{Journal, JournalError};
 pub use metrics::PullMetrics;

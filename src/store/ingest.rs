@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::IoSlice,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -31,8 +31,7 @@ pub struct Verified {
 
 impl Ingest {
     pub(super) fn begin(store: Arc<Inner>, algorithm: Algorithm) -> Result<Self, StoreError> {
-        let number = store.temp_next.fetch_add(1, Ordering::Relaxed);
-        let path = store.layout.temp().join(number.to_string());
+        let path = store.temp_path();
         let file = store.disk.create(&path).map_err(StoreError::when("make a temporary file"))?;
         let temp = TempFile { file: Arc::new(file), name: TempName { path, published: false }, store };
         Ok(Self { temp, hasher: Hasher::new(algorithm), len: 0 })

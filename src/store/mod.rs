@@ -9,16 +9,21 @@ mod error;
 mod hot;
 mod ingest;
 mod layout;
+mod leases;
 mod pump;
 mod reader;
 mod totals;
 mod upload;
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, TryLockError},
     io,
-    path::Path,
-    sync::{Arc, Weak, atomic::AtomicU64},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,6 +35,8 @@ pub use error::StoreError;
 use hot::Hot;
 pub use ingest::{Ingest, Verified};
 use layout::{ALGORITHMS, Layout};
+pub use leases::Lease;
+use leases::Leases;
 pub use pump::{ByteSource, PumpError, PumpOptions, Pumped, Sink, pump};
 pub use reader::FileReader;
 pub use totals::StoreStats;
@@ -54,6 +61,7 @@ struct Inner {
     hot: Hot,
     temp_next: AtomicU64,
     uploads: upload::Table,
+    leases: Leases,
     /// Locked until the last handle goes: one process a store.
     _lock: File,
 }
@@ -63,6 +71,25 @@ struct Inner {
 pub struct Leftovers {
     /// Temporary files of ingests that never finished.
     pub temp_files: u64,
+}
+
+/// How many parts [`Store::shard`] knows.
+pub const SHARDS: usize = totals::SHARDS;
+
+/// What became of a blob that was to be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is gone.
+    Away {
+        /// Its size.
+        bytes: u64,
+    },
+    /// It was gone before.
+    Absent,
+    /// Somebody counts on it: it stays for now.
+    Leased,
+    /// It is linked: it stays.
+    Needed,
 }
 
 /// An open blob: the file is complete and verified, and stays readable even if evicted meanwhile.
@@ -108,6 +135,7 @@ impl Store {
             hot: Hot::new(),
             temp_next: AtomicU64::new(0),
             uploads: upload::Table::default(),
+            leases: Leases::new(),
             _lock: lock,
         };
         Ok((Self { inner: Arc::new(inner) }, Leftovers { temp_files }))
@@ -166,7 +194,68 @@ impl Store {
     /// # Errors
     /// When the disk fails.
     pub fn remove(&self, digest: &Digest) -> Result<bool, StoreError> {
-        self.inner.take_away(digest, |path| fs::remove_file(path), "remove a blob")
+        Ok(self.inner.take_away(digest, |path| fs::remove_file(path), "remove a blob")?.is_some())
+    }
+
+    /// Keeps `digest` where it is, or will be, until the lease is dropped. To be held by whoever
+    /// relies on it or is about to publish it, from before the look. May wait for the disk.
+    pub fn lease(&self, digest: &Digest) -> Lease {
+        Lease::new(Arc::clone(&self.inner), *digest)
+    }
+
+    /// Somebody is told that `digest` is here and may rely on it until then. To be called before
+    /// the look. May wait for the disk.
+    pub fn lease_until(&self, digest: &Digest, until: tokio::time::Instant) {
+        self.inner.leases.of(digest).tell(digest, tokio::time::Instant::now(), until);
+    }
+
+    /// Takes the blob away unless somebody holds a lease on it or `is_needed` says that it is
+    /// linked. Who has it open reads on.
+    ///
+    /// # Errors
+    /// What `is_needed` says; when the disk fails. The blob stays.
+    pub fn take_unneeded<E: From<StoreError>>(
+        &self,
+        digest: &Digest,
+        is_needed: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<Taken, E> {
+        let inner = &self.inner;
+        let away = inner.temp_path();
+        let leases = inner.leases.of(digest);
+        if leases.is_leased(digest, tokio::time::Instant::now()) {
+            return Ok(Taken::Leased);
+        }
+        if is_needed()? {
+            return Ok(Taken::Needed);
+        }
+        // Out of sight under the lock, which takes no time; given back to the disk behind it.
+        let taken = inner.take_away(digest, |path| fs::rename(path, &away), "take a blob away")?;
+        drop(leases);
+        match taken {
+            Some(bytes) => {
+                // What cannot be removed now is removed when the store opens next.
+                let _ = fs::remove_file(&away);
+                Ok(Taken::Away { bytes })
+            }
+            None => Ok(Taken::Absent),
+        }
+    }
+
+    /// The blobs of one of [`SHARDS`] parts of the store.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn shard(&self, number: usize) -> Result<Vec<Digest>, StoreError> {
+        let (algorithm, first_byte) = (ALGORITHMS[number / 256 % ALGORITHMS.len()], (number % 256) as u8);
+        let listed = found(fs::read_dir(self.inner.layout.shard(algorithm, first_byte)), "list blobs")?;
+        let mut digests = Vec::new();
+        for entry in listed.into_iter().flatten() {
+            let name = entry.map_err(StoreError::when("list blobs"))?.file_name();
+            digests.extend(digest_of(algorithm, &name));
+        }
+        // The order in which a directory gives them is nobody's business.
+        digests.sort_unstable();
+        Ok(digests)
     }
 
     /// Sets a bad copy aside, so that the blob is absent and will be fetched again; says whether
@@ -176,7 +265,7 @@ impl Store {
     /// When the disk fails.
     pub fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
         let to = self.inner.layout.quarantined(digest);
-        self.inner.take_away(digest, |path| fs::rename(path, &to), "set a bad blob aside")
+        Ok(self.inner.take_away(digest, |path| fs::rename(path, &to), "set a bad blob aside")?.is_some())
     }
 
     /// What the store holds, without touching the disk.
@@ -234,20 +323,27 @@ impl Inner {
         synced.map_err(StoreError::when("sync a blob's directory"))
     }
 
+    /// Returns the size of what was there, in bytes; `None` when nothing was.
     fn take_away(
         &self,
         digest: &Digest,
         take: impl FnOnce(&Path) -> io::Result<()>,
         action: &'static str,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let shard = self.totals.shard_of(digest);
         let before = self.size_on_disk(digest)?;
         if found(take(&self.layout.blob(digest)), action)?.is_none() {
-            return Ok(false);
+            return Ok(None);
         }
         shard.changed(before, None);
         self.hot.forget(digest);
-        Ok(true)
+        Ok(before)
+    }
+
+    /// A name for a temporary file that no other has.
+    fn temp_path(&self) -> PathBuf {
+        let number = self.temp_next.fetch_add(1, Ordering::Relaxed);
+        self.layout.temp().join(number.to_string())
     }
 
     fn size_on_disk(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
@@ -266,9 +362,7 @@ impl Inner {
         for entry in entries.into_iter().flatten() {
             let entry = entry?;
             let size = entry.metadata()?.len();
-            let name = entry.file_name();
-            let digest = name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse::<Digest>().ok());
-            match digest {
+            match digest_of(algorithm, &entry.file_name()) {
                 Some(digest) if is_hollow(&digest, size) => {
                     fs::remove_file(entry.path())?;
                     hollow += 1;
@@ -289,6 +383,11 @@ impl Inner {
 /// made it, never the store.
 fn is_hollow(digest: &Digest, size: u64) -> bool {
     size == 0 && *digest != Digest::of(digest.algorithm(), b"")
+}
+
+/// The digest that a file of a shard is named after.
+fn digest_of(algorithm: Algorithm, name: &OsStr) -> Option<Digest> {
+    name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse().ok())
 }
 
 /// `None` when the file is not there.

@@ -12,7 +12,7 @@ use outport_proto::{Algorithm, Digest};
 
 use super::layout::ALGORITHMS;
 
-const SHARDS: usize = ALGORITHMS.len() * 256;
+pub(super) const SHARDS: usize = ALGORITHMS.len() * 256;
 
 /// What a store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

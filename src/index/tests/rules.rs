@@ -66,11 +66,13 @@ fn links_come_and_go_by_offset() {
     apply(&index, 1, link("r", "x"));
     assert_eq!(of("x"), Some(10));
     assert_eq!(index.any_link(&digest("x")).unwrap(), Some((repo("r"), 10)));
+    assert_eq!(index.naming(&digest("x"), 9).unwrap(), [repo("r")]);
     apply(&index, 2, put("r", "m", &[]));
     assert_eq!(of("m"), None, "a manifest is no blob link");
     apply(&index, 3, delete_link("r", "x"));
     apply(&index, 1, link("r", "x"));
     assert_eq!((of("x"), index.any_link(&digest("x")).unwrap()), (None, None));
+    assert!(!index.is_named(&digest("x")).unwrap());
     let mounted =
         Change::BlobMounted { repo: repo("r"), digest: digest("x"), size: 10, from: Some(repo("s")) };
     apply(&index, 4, mounted);

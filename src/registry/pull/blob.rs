@@ -1,12 +1,17 @@
 //! Blobs, by digest, within the repositories that link them.
 
+use std::time::Duration;
+
 use outport_proto::{Digest, Offset, Reference};
+use tokio::time::Instant;
 
 use super::{
     BlobAnswer, BlobContent, PullError, Remote, Shared, Want,
     rules::{Ask, Found, Tried, note_cut, unavailable},
 };
 use crate::{
+    auth::Action,
+    blocking,
     fetch::FillError,
     registry::{
         decide::{Decision, Kind},
@@ -15,6 +20,9 @@ use crate::{
     },
     store::Blob,
 };
+
+/// How long a push session may take from asking for a blob to naming it.
+const TOLD_FOR: Duration = Duration::from_secs(3600);
 
 type Pulled = Result<(BlobAnswer, PullResult), PullError>;
 
@@ -25,6 +33,9 @@ impl Shared {
             Want::Content => Kind::Digest,
             Want::Headers => Kind::Existence,
         };
+        if self.remote.is_none() && ask.caller.access.allows(ask.repo, Action::Push) {
+            self.tell(digest).await;
+        }
         let mut tried = Tried::default();
         loop {
             let view = self.view(ask.repo, Some(&Reference::Digest(*digest)));
@@ -61,6 +72,15 @@ impl Shared {
                 (Decision::NotFound, _) => return Err(PullError::BlobUnknown),
                 (Decision::Unavailable | Decision::Serve, _) => return Err(unavailable(&tried)),
             }
+        }
+    }
+
+    /// A push session asks whether it has to send the blob, and relies on the answer until it puts its manifest.
+    async fn tell(&self, digest: &Digest) {
+        let (store, digest) = (self.site.store.clone(), *digest);
+        let told = blocking::spawn(move || store.lease_until(&digest, Instant::now() + TOLD_FOR)).await;
+        if let Err(error) = told {
+            tracing::error!(%error, "noting who was told of a blob crashed");
         }
     }
 

@@ -40,7 +40,10 @@ impl PushService {
         let (digest, subject) = (put.digest, put.subject);
         let offset = self
             .to_its_end(async move {
+                let mut lease = None;
                 if put.bytes.is_none() {
+                    // From before it is kept until a repository holds it.
+                    lease = Some(service.lease(&digest).await?);
                     service.keep_as_blob(digest, manifest.bytes).await?;
                 }
                 let _kept = service.locks.keep(&put.repo).await;
@@ -48,7 +51,9 @@ impl PushService {
                 if let Some(config) = config {
                     put.platform = service.platform(config).await;
                 }
-                service.commit(&actor, Change::ManifestPut(Box::new(put))).await
+                let committed = service.commit(&actor, Change::ManifestPut(Box::new(put))).await;
+                drop(lease);
+                committed
             })
             .await?;
         Ok(ManifestPushed { digest, subject, tags: manifest.tags, offset })

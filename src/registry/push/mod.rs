@@ -28,7 +28,7 @@ use crate::{
     clock::SharedClock,
     index::{Index, IndexError},
     shutdown::Shutdown,
-    store::{Store, StoreError},
+    store::{Lease, Store, StoreError},
 };
 
 /// When to try again what cannot be done now.
@@ -89,6 +89,12 @@ impl PushService {
                 Err(PushError::Internal)
             }
         }
+    }
+
+    /// Keeps a blob from being collected.
+    async fn lease(&self, digest: &Digest) -> Result<Lease, PushError> {
+        let (store, digest) = (self.store.clone(), *digest);
+        Self::blocking(move || Ok(store.lease(&digest))).await
     }
 
     /// The size of a blob if the repository links it.

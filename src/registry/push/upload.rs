@@ -108,6 +108,8 @@ impl PushService {
         let (service, right, digest) = (self.clone(), upload.clone(), *digest);
         self.to_its_end(async move {
             let opened = service.open(&right).await?;
+            // From before it is published until it is linked.
+            let _lease = service.lease(&digest).await?;
             let size = Self::blocking(move || opened.finish(&digest)).await?;
             let change = Change::BlobCommitted { repo: right.repo, digest, size };
             service.linked(&right.actor, digest, size, change).await
@@ -138,13 +140,19 @@ impl PushService {
         from: Option<&RepoName>,
     ) -> Result<Mounted, PushError> {
         allowed(caller, repo, Action::Push)?;
+        // From before the look until it is linked.
+        let lease = self.lease(digest).await?;
         let Some(size) = self.mountable(caller, repo, digest, from)? else {
             let (right, status) = self.new_upload(caller, repo).await?;
             return Ok(Mounted::Upload(right, status));
         };
         let change = Change::BlobMounted { repo: repo.clone(), digest: *digest, size, from: from.cloned() };
         let (service, actor, digest) = (self.clone(), caller.subject.clone(), *digest);
-        let linked = self.to_its_end(async move { service.linked(&actor, digest, size, change).await });
+        let linked = self.to_its_end(async move {
+            let linked = service.linked(&actor, digest, size, change).await;
+            drop(lease);
+            linked
+        });
         linked.await.map(Mounted::Linked)
     }
 

@@ -17,6 +17,7 @@
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
 )]
 
+mod catching_up;
 mod figures;
 mod load;
 mod peers;
@@ -42,6 +43,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("propagation", figures::propagation),
     ("memory", figures::memory),
     ("start", figures::start_after_kill),
+    ("events", catching_up::events),
 ];
 
 fn main() {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{
     Digest, Offset, Reference, RepoName, SiteName, Timestamp,
     codec::{Decode, Encode},
-    snapshot::Entry,
+    snapshot::{Entry, SnapshotPlace},
 };
 
 /// The QUIC application protocol of the log and request connection.
@@ -262,7 +262,10 @@ pub enum Request {
         digest: Digest,
     },
     /// The whole state. Answer: [`Response::SnapshotBegin`], [`Response::SnapshotPart`]s, [`Response::SnapshotEnd`].
-    Snapshot,
+    Snapshot {
+        /// Where one that was cut off is to go on.
+        resume: Option<SnapshotPlace>,
+    },
 }
 
 /// An answer to a [`Request`].
@@ -304,6 +307,8 @@ pub enum Response {
     SnapshotBegin {
         /// Events after this one must be applied on top.
         from: Offset,
+        /// It goes on where it was asked to, and `from` is what it was then.
+        resumed: bool,
     },
     /// Some of a snapshot's entries.
     SnapshotPart(Vec<Entry>),
@@ -311,7 +316,7 @@ pub enum Response {
     SnapshotEnd {
         /// The state is consistent once events up to here are applied.
         until: Offset,
-        /// How many entries there were.
+        /// How many entries there were in this answer.
         entries: u64,
     },
     /// The primary cannot answer now; it is not a "no".

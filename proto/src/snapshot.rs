@@ -62,3 +62,40 @@ pub enum Deleted {
     /// A repository with all it held.
     Repository(RepoName),
 }
+
+/// Which entry: what it is of. A snapshot is in the order of its keys: links, manifests, tags, then
+/// tombstones of tags, of blobs, of manifests and of repositories, each by the bytes of their
+/// repository's name, then by those of the tag or by algorithm and hash.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum EntryKey {
+    /// A repository's link to a blob.
+    Link(RepoName, Digest),
+    /// A repository's manifest.
+    Manifest(RepoName, Digest),
+    /// A tag.
+    Tag(RepoName, Tag),
+    /// What was deleted.
+    Tombstone(Deleted),
+}
+
+impl Entry {
+    /// Which entry this is.
+    pub fn key(&self) -> EntryKey {
+        match self {
+            Self::Tag { repo, tag, .. } => EntryKey::Tag(repo.clone(), tag.clone()),
+            Self::Manifest { manifest, .. } => EntryKey::Manifest(manifest.repo.clone(), manifest.digest),
+            Self::Link { repo, digest, .. } => EntryKey::Link(repo.clone(), *digest),
+            Self::Tombstone { of, .. } => EntryKey::Tombstone(of.clone()),
+        }
+    }
+}
+
+/// Where a snapshot that was cut off goes on. What it has already stays good: every event after
+/// `from` is applied on top of it, as on top of what follows.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SnapshotPlace {
+    /// Where the snapshot began.
+    pub from: Offset,
+    /// The last entry that arrived.
+    pub after: EntryKey,
+}

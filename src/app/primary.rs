@@ -36,7 +36,7 @@ use crate::{
     },
     registry::{
         Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site,
-        journal::{History, JournalOptions},
+        journal::{History, JournalCollector, JournalOptions},
     },
     shutdown::Shutdown,
     status::{PrimaryStatus, Status, StatusSource},
@@ -118,7 +118,7 @@ pub async fn start(
     keys.keep_sites(&config.replication.sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir).await?;
-    let options = JournalOptions { history, retention: config.log.retention(), ..JournalOptions::default() };
+    let options = JournalOptions { history, ..config.log.journal() };
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await
         .map_err(|error| StartError::new("open the journal", error))?;
@@ -181,6 +181,7 @@ pub async fn start(
     let whereabouts =
         FleetWhereabouts { journal: journal.clone(), fleet: fleet.clone(), rules, clock: Arc::clone(&clock) };
     let status = status(cluster, &journal, &store, fleet, &clock);
+    metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {

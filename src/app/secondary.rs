@@ -27,7 +27,7 @@ use crate::{
     http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses},
     registry::{
         Edge, Intents, Journal, PullMetrics, PullRules, PullService, SessionView, Site,
-        journal::{JournalOptions, Origin},
+        journal::{JournalCollector, JournalOptions, Origin},
     },
     secondary::{
         dial::Dialer,
@@ -88,11 +88,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let store = open_store(&data_dir).await?;
     let journal = Journal::open(
         &config.data_dir,
-        JournalOptions {
-            origin: Origin::Followed,
-            retention: config.log.retention(),
-            ..JournalOptions::default()
-        },
+        JournalOptions { origin: Origin::Followed, ..config.log.journal() },
         Arc::clone(&clock),
         &journal_shutdown,
     )
@@ -189,6 +185,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
     let status = status(&view, &store);
+    metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {

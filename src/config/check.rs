@@ -85,6 +85,13 @@ fn check_log(path: &Path, log: &Log) -> Result<(), ConfigError> {
     if log.retain_hours == 0 {
         return Err(ConfigError::of_key(path, "log.retain_hours", "must be at least 1"));
     }
+    if log.snapshot_after_events == 0 {
+        return Err(ConfigError::of_key(path, "log.snapshot_after_events", "must be at least 1"));
+    }
+    if log.tombstones_hours < log.retain_hours {
+        let reason = "must be at least log.retain_hours: whoever is that far behind still needs them";
+        return Err(ConfigError::of_key(path, "log.tombstones_hours", reason));
+    }
     Ok(())
 }
 

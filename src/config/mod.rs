@@ -19,6 +19,7 @@ pub use value::{HostPort, PublicUrl, RepoGlobs};
 use crate::{
     auth::{AccessRule, AccessRules, RuleError},
     log::Retention,
+    registry::journal::JournalOptions,
 };
 
 /// Configuration of a primary.
@@ -202,12 +203,22 @@ pub struct Log {
     pub retain_bytes: u64,
     /// Old segments go once their newest event is older than this, in hours.
     pub retain_hours: u32,
+    /// Whoever is more events behind than this takes a snapshot, even if the log has them all.
+    pub snapshot_after_events: u64,
+    /// What was deleted is remembered for at least this long, in hours.
+    pub tombstones_hours: u32,
 }
 
 impl Log {
-    /// What the log is asked.
-    pub fn retention(&self) -> Retention {
-        Retention { bytes: self.retain_bytes, age: Duration::from_secs(u64::from(self.retain_hours) * 3600) }
+    /// How it is kept, and the index with it.
+    pub fn journal(&self) -> JournalOptions {
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3600);
+        JournalOptions {
+            retention: Retention { bytes: self.retain_bytes, age: hours(self.retain_hours) },
+            tail_events_max: self.snapshot_after_events,
+            tombstone_age: hours(self.tombstones_hours),
+            ..JournalOptions::default()
+        }
     }
 }
 
@@ -361,7 +372,12 @@ const GC_GRACE_MINUTES: u32 = 60;
 
 impl Default for Log {
     fn default() -> Self {
-        Self { retain_bytes: 4 * 1024 * 1024 * 1024, retain_hours: 14 * 24 }
+        Self {
+            retain_bytes: 4 * 1024 * 1024 * 1024,
+            retain_hours: 14 * 24,
+            snapshot_after_events: 1_000_000,
+            tombstones_hours: 30 * 24,
+        }
     }
 }
 

@@ -26,6 +26,7 @@ impl Tx<'_> {
     /// Applies an event.
     pub(super) fn apply(&mut self, event: &Event) -> Result<(), IndexError> {
         let offset = event.offset;
+        self.note_day(event);
         match &event.change {
             Change::BlobCommitted { repo, digest, size } | Change::BlobMounted { repo, digest, size, .. } => {
                 self.put_link(repo, digest, Link { size: *size, offset })?;
@@ -67,14 +68,16 @@ impl Tx<'_> {
 
     fn put_link(&mut self, repo: &RepoName, digest: &Digest, link: Link) -> Result<(), IndexError> {
         let tombstone = key::repo_digest(Table::DeadLink, repo, digest);
-        let old = self.link(repo, digest)?;
+        let (old, dead) = (self.link(repo, digest)?, self.dead(&tombstone)?);
         if old.is_some_and(|old| old.offset >= link.offset)
-            || self.is_dead(&tombstone, link.offset)?
+            || dead.is_some_and(|dead| dead >= link.offset)
             || self.is_repository_dead(repo, link.offset)?
         {
             return Ok(());
         }
-        self.remove(tombstone);
+        if dead.is_some() {
+            self.unbury(tombstone);
+        }
         self.put(key::repo_digest(Table::Link, repo, digest), &row::encode_link(&link));
         if old.is_none() {
             self.put(key::digest_repo(Table::Linker, digest, repo), &[]);
@@ -103,9 +106,9 @@ impl Tx<'_> {
     fn put_manifest(&mut self, put: &ManifestPut, offset: Offset) -> Result<(), IndexError> {
         let (repo, digest) = (&put.repo, &put.digest);
         let tombstone = key::repo_digest(Table::DeadManifest, repo, digest);
-        let old = self.held(repo, digest)?;
+        let (old, dead) = (self.held(repo, digest)?, self.dead(&tombstone)?);
         if old.as_ref().is_some_and(|old| old.offset >= offset)
-            || self.is_dead(&tombstone, offset)?
+            || dead.is_some_and(|dead| dead >= offset)
             || self.is_repository_dead(repo, offset)?
         {
             return Ok(());
@@ -120,7 +123,9 @@ impl Tx<'_> {
         let inline =
             bytes.is_some() || old.as_ref().is_some_and(|old| old.inline && old.put.size == put.size);
         let held = Held { offset, inline, put: ManifestPut { bytes: None, tags: Vec::new(), ..put.clone() } };
-        self.remove(tombstone);
+        if dead.is_some() {
+            self.unbury(tombstone);
+        }
         self.put(key::repo_digest(Table::Manifest, repo, digest), &row::encode_held(&held));
         match old {
             Some(old) => self.replaced(&old, &held)?,
@@ -193,9 +198,9 @@ impl Tx<'_> {
 
     fn put_tag(&mut self, repo: &RepoName, tag: &Tag, entry: TagEntry) -> Result<(), IndexError> {
         let tombstone = key::repo_tag(Table::DeadTag, repo, tag.as_str());
-        let old = self.tag(repo, tag)?;
+        let (old, dead) = (self.tag(repo, tag)?, self.dead(&tombstone)?);
         if old.is_some_and(|old| old.offset >= entry.offset)
-            || self.is_dead(&tombstone, entry.offset)?
+            || dead.is_some_and(|dead| dead >= entry.offset)
             || self.is_repository_dead(repo, entry.offset)?
         {
             return Ok(());
@@ -206,7 +211,9 @@ impl Tx<'_> {
         if let Some(old) = old {
             self.drop_tag(repo, tag, &old);
         }
-        self.remove(tombstone);
+        if dead.is_some() {
+            self.unbury(tombstone);
+        }
         self.put(key::repo_tag(Table::Tag, repo, tag.as_str()), &row::encode_tag(&entry));
         self.put(key::naming(repo, &entry.digest, tag), &[]);
         self.hash.add(&Fact::Tag { repo, tag, digest: &entry.digest });
@@ -280,12 +287,11 @@ impl Tx<'_> {
         for table in [Table::DeadManifest, Table::DeadLink, Table::DeadTag] {
             for key in self.keys(key::of_repo(table, repo))? {
                 if self.dead(&key)?.is_some_and(|dead| dead <= offset) {
-                    self.remove(key);
+                    self.unbury(key);
                 }
                 self.store_step()?;
             }
         }
-        self.put(key::of_repo(Table::DeadRepository, repo), &row::encode_offset(offset));
-        Ok(())
+        self.bury(key::of_repo(Table::DeadRepository, repo), offset)
     }
 }

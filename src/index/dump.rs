@@ -2,7 +2,7 @@
 
 use std::io;
 
-use outport_proto::snapshot::{Deleted, Entry};
+use outport_proto::snapshot::{Deleted, Entry, EntryKey};
 
 use super::{
     IndexError,
@@ -27,9 +27,10 @@ const ENTRY_BYTES: usize = 256;
 /// About what a child of a manifest takes.
 const CHILD_BYTES: usize = 64;
 
-/// Hands every entry to `sink`, in parts of about `part_bytes`.
+/// Hands every entry behind `after` to `sink`, in parts of about `part_bytes`.
 pub(super) fn dump(
     kv: &dyn Kv,
+    after: Option<&EntryKey>,
     part_bytes: usize,
     sink: &mut dyn FnMut(Vec<Entry>) -> io::Result<()>,
 ) -> Result<(), IndexError> {
@@ -41,8 +42,18 @@ pub(super) fn dump(
             reason: error.to_string(),
         })
     };
-    for table in TABLES {
-        for row in Rows::all(kv, key::table(table)) {
+    let after = after.map(place);
+    let is_ahead = |table: &Table| after.as_ref().is_some_and(|(last, _)| table == last);
+    for table in TABLES.into_iter().skip_while(|table| after.is_some() && !is_ahead(table)) {
+        let rows = match &after {
+            Some((last, key)) if *last == table => {
+                let mut from = key.clone();
+                from.push(0);
+                Rows::starting(kv, key::table(table), from)
+            }
+            _ => Rows::all(kv, key::table(table)),
+        };
+        for row in rows {
             let Some(entry) = entry(kv, table, row?)? else { continue };
             let entry_bytes = size(&entry);
             if !part.is_empty() && bytes + entry_bytes > part_bytes {
@@ -54,6 +65,29 @@ pub(super) fn dump(
         }
     }
     if part.is_empty() { Ok(()) } else { hand_over(part) }
+}
+
+/// The row an entry stands for.
+fn place(entry: &EntryKey) -> (Table, Vec<u8>) {
+    match entry {
+        EntryKey::Link(repo, digest) => (Table::Link, key::repo_digest(Table::Link, repo, digest)),
+        EntryKey::Manifest(repo, digest) => {
+            (Table::Manifest, key::repo_digest(Table::Manifest, repo, digest))
+        }
+        EntryKey::Tag(repo, tag) => (Table::Tag, key::repo_tag(Table::Tag, repo, tag.as_str())),
+        EntryKey::Tombstone(Deleted::Tag(repo, tag)) => {
+            (Table::DeadTag, key::repo_tag(Table::DeadTag, repo, tag.as_str()))
+        }
+        EntryKey::Tombstone(Deleted::Blob(repo, digest)) => {
+            (Table::DeadLink, key::repo_digest(Table::DeadLink, repo, digest))
+        }
+        EntryKey::Tombstone(Deleted::Manifest(repo, digest)) => {
+            (Table::DeadManifest, key::repo_digest(Table::DeadManifest, repo, digest))
+        }
+        EntryKey::Tombstone(Deleted::Repository(repo)) => {
+            (Table::DeadRepository, key::of_repo(Table::DeadRepository, repo))
+        }
+    }
 }
 
 /// The entry a row stands for; `None` when it has gone in the meantime.

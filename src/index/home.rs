@@ -231,14 +231,14 @@ fn decode_marker(bytes: &Bytes) -> Result<Marker, IndexError> {
 mod tests {
     use outport_proto::Offset;
 
-    use super::*;
+    use super::{super::open::NOTHING, *};
 
     fn home(dir: &Path) -> Home {
         Home::enter(dir).unwrap()
     }
 
     fn mark(home: &Home, clean: bool) -> State {
-        let state = State { applied: Offset::new(1, 9), hash: [1; 32] };
+        let state = State { applied: Offset::new(1, 9), hash: [1; 32], ..NOTHING };
         home.checkpoint(state, clean, || Ok(())).unwrap();
         state
     }

@@ -19,6 +19,8 @@ const AFTER_SEPARATOR: u8 = 1;
 pub(super) enum Table {
     /// The applied offset and the state hash.
     State = b'0',
+    /// Where days begin: number of the day.
+    Day = b'1',
     /// Repository tombstones: repo.
     DeadRepository = b'A',
     /// Manifest tombstones: repo, digest.
@@ -48,6 +50,13 @@ pub(super) enum Table {
 /// The one key of [`Table::State`].
 pub(super) fn state() -> Vec<u8> {
     vec![Table::State as u8]
+}
+
+/// number of a day.
+pub(super) fn day(day: u64) -> Vec<u8> {
+    let mut key = table(Table::Day);
+    key.extend_from_slice(&day.to_be_bytes());
+    key
 }
 
 /// Prefix of every key of a table.

@@ -18,8 +18,10 @@ mod open;
 mod row;
 mod sled;
 mod standing;
+mod tombstones;
 mod tx;
 mod view;
+mod whole;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +34,8 @@ use std::{
 
 use bytes::Bytes;
 use outport_proto::{
-    Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp, snapshot::Entry,
+    Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp,
+    snapshot::{Entry, EntryKey},
 };
 use tokio::sync::watch;
 
@@ -44,6 +47,8 @@ use open::OpenIndex;
 use row::State;
 pub use standing::Placed;
 use tx::Tx;
+pub use whole::Whole;
+use whole::Wholeness;
 
 /// Rows removed at once when everything is.
 const CLEAR_ROWS: usize = 1024;
@@ -69,6 +74,7 @@ struct Shared {
     /// What readers are told: it follows what the store holds.
     state: Mutex<State>,
     applied: watch::Sender<Offset>,
+    whole: Wholeness,
 }
 
 /// Held by whoever writes.
@@ -143,6 +149,7 @@ impl Index {
             writer: Mutex::new(Writer { stored: state, closed: false }),
             state: Mutex::new(state),
             applied: watch::Sender::new(state.applied),
+            whole: Wholeness::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -274,15 +281,30 @@ impl Index {
         part_bytes: usize,
         sink: &mut dyn FnMut(Vec<Entry>) -> std::io::Result<()>,
     ) -> Result<(Offset, Offset), IndexError> {
+        self.dump_after(None, part_bytes, sink)
+    }
+
+    /// [`Index::dump`] of what stands behind the entry `after`: together with what an earlier walk
+    /// had up to there, and every event since that one's `from`, it gives the state from `until` on.
+    ///
+    /// # Errors
+    /// Those of [`Index::dump`].
+    pub fn dump_after(
+        &self,
+        after: Option<&EntryKey>,
+        part_bytes: usize,
+        sink: &mut dyn FnMut(Vec<Entry>) -> std::io::Result<()>,
+    ) -> Result<(Offset, Offset), IndexError> {
         let from = self.applied();
-        self.shared.read(|kv| dump::dump(kv, part_bytes, sink))?;
+        self.shared.read(|kv| dump::dump(kv, after, part_bytes, sink))?;
         // Rows are seen before `applied` is: wait for the batch that is being written.
         let _writer = lock(&self.shared.writer);
         Ok((from, self.applied()))
     }
 
     /// Removes everything, before another history is loaded; `applied` becomes
-    /// [`Offset::ZERO`]. Cut off by a crash, the index is doubtful at the next start.
+    /// [`Offset::ZERO`], and the index is not whole until [`Index::whole_from`] says from when on.
+    /// Cut off by a crash, the index is doubtful at the next start.
     ///
     /// # Errors
     /// When the database fails.
@@ -359,6 +381,15 @@ impl Shared {
         Ok(())
     }
 
+    /// Changes something in one atomic batch.
+    fn change(&self, change: impl FnOnce(&mut Tx<'_>) -> Result<(), IndexError>) -> Result<(), IndexError> {
+        let mut writer = self.writer_if_open()?;
+        let mut tx = Tx::new(self.kv.as_ref(), &self.hot, &mut writer.stored);
+        let changed = change(&mut tx).and_then(|()| tx.store());
+        *lock(&self.state) = self.noting_damage(changed)?;
+        Ok(())
+    }
+
     fn writer_if_open(&self) -> Result<MutexGuard<'_, Writer>, IndexError> {
         let writer = lock(&self.writer);
         if writer.closed {
@@ -369,6 +400,7 @@ impl Shared {
 
     fn clear(&self) -> Result<(), IndexError> {
         let mut writer = self.writer_if_open()?;
+        self.whole.emptied();
         if let Some(home) = &self.home {
             home.note_damage("it was being emptied").map_err(|error| IndexError::Database {
                 action: "note that the index is being emptied",

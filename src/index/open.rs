@@ -12,6 +12,7 @@ use super::{
     kv::Kv,
     row::{self, State},
     sled::SledKv,
+    tombstones::Tombstones,
 };
 
 /// An open database and what it holds.
@@ -23,7 +24,8 @@ pub(super) struct OpenIndex {
 }
 
 /// The state of an empty index.
-pub(super) const NOTHING: State = State { applied: Offset::ZERO, hash: [0; 32] };
+pub(super) const NOTHING: State =
+    State { applied: Offset::ZERO, hash: [0; 32], tombstones: Tombstones::NONE, day: 0 };
 
 /// Opens the index in `dir`.
 pub(super) fn open(dir: &Path, cache_bytes_max: u64) -> Result<OpenIndex, IndexError> {

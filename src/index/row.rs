@@ -11,10 +11,10 @@ use outport_proto::{
     oci::{ChildKind, Descriptor, Platform},
 };
 
-use super::{IndexError, Manifest, TagEntry};
+use super::{IndexError, Manifest, TagEntry, tombstones::Tombstones};
 
 /// The form of every row. A row of another form makes the index damaged, so it is rebuilt.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const CHECKSUM_BYTES: usize = 4;
 
 /// Wraps the fields of a row for storage under `key`.
@@ -53,7 +53,7 @@ fn checksum(key: &[u8], covered: &[u8]) -> u32 {
 }
 
 /// Length of [`encode_state`].
-pub(super) const STATE_BYTES: usize = 48;
+pub(super) const STATE_BYTES: usize = 48 + 4 * 8 + 8;
 
 /// The state of the whole index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,10 @@ pub(super) struct State {
     pub(super) applied: Offset,
     /// The state hash at that event.
     pub(super) hash: [u8; 32],
+    /// How many tombstones there are.
+    pub(super) tombstones: Tombstones,
+    /// The newest day that an event was of.
+    pub(super) day: u64,
 }
 
 /// A repository links a blob.
@@ -88,12 +92,16 @@ pub(super) fn encode_state(state: &State) -> Vec<u8> {
     let mut writer = Writer::default();
     writer.offset(state.applied);
     writer.0.extend_from_slice(&state.hash);
+    state.tombstones.0.iter().for_each(|count| writer.u64(*count));
+    writer.u64(state.day);
     writer.0
 }
 
 pub(super) fn decode_state(fields: &[u8]) -> Result<State, IndexError> {
     let mut reader = Reader(fields);
-    let state = State { applied: reader.offset()?, hash: reader.array()? };
+    let (applied, hash) = (reader.offset()?, reader.array()?);
+    let tombstones = Tombstones([reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?]);
+    let state = State { applied, hash, tombstones, day: reader.u64()? };
     reader.end(state)
 }
 
@@ -378,7 +386,8 @@ mod tests {
         assert_eq!(decode_tag(&encode_tag(&tag)).unwrap(), tag);
         let link = Link { size: 5, offset: Offset::new(1, 1) };
         assert_eq!(decode_link(&encode_link(&link)).unwrap(), link);
-        let state = State { applied: Offset::new(1, 2), hash: [3; 32] };
+        let state =
+            State { applied: Offset::new(1, 2), hash: [3; 32], tombstones: Tombstones([1, 2, 3, 4]), day: 5 };
         assert_eq!(decode_state(&encode_state(&state)).unwrap(), state);
     }
 

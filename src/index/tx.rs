@@ -11,6 +11,7 @@ use super::{
     key::{self, Table},
     kv::{Batch, Kv, Rows},
     row::{self, Held, Link, State},
+    tombstones::Tombstones,
     view,
 };
 
@@ -28,18 +29,31 @@ pub(super) struct Tx<'a> {
     stale: Vec<HotKey>,
     pub(super) hash: StateHash,
     pub(super) applied: Offset,
+    pub(super) day: u64,
+    tombstones: Tombstones,
 }
 
 impl<'a> Tx<'a> {
     /// A transaction on top of what is stored.
     pub(super) fn new(kv: &'a dyn Kv, hot: &'a Hot, stored: &'a mut State) -> Self {
-        let (hash, applied) = (StateHash::from_bytes(&stored.hash), stored.applied);
-        Self { kv, hot, stored, pending: Batch::new(), stale: Vec::new(), hash, applied }
+        let State { applied, hash, tombstones, day } = *stored;
+        Self {
+            kv,
+            hot,
+            stored,
+            pending: Batch::new(),
+            stale: Vec::new(),
+            hash: StateHash::from_bytes(&hash),
+            applied,
+            day,
+            tombstones,
+        }
     }
 
     /// Stores what is pending, atomically and with the state it leads to, and makes it visible.
     pub(super) fn store(&mut self) -> Result<State, IndexError> {
-        let state = State { applied: self.applied, hash: self.hash.bytes() };
+        let (tombstones, day) = (self.tombstones, self.day);
+        let state = State { applied: self.applied, hash: self.hash.bytes(), tombstones, day };
         self.put(key::state(), &row::encode_state(&state));
         self.kv.write(mem::take(&mut self.pending))?;
         self.hot.invalidate(&mem::take(&mut self.stale));
@@ -124,6 +138,9 @@ impl<'a> Tx<'a> {
 
     /// The offset of the tombstone under `key`, if there is one.
     pub(super) fn dead(&self, key: &[u8]) -> Result<Option<Offset>, IndexError> {
+        if !self.tombstones.may_have(key) {
+            return Ok(None);
+        }
         self.get(key)?.map(|fields| row::decode_offset(&fields)).transpose()
     }
 
@@ -134,10 +151,20 @@ impl<'a> Tx<'a> {
 
     /// Sets the tombstone under `key`, unless there is a newer one.
     pub(super) fn bury(&mut self, key: Vec<u8>, offset: Offset) -> Result<(), IndexError> {
-        if !self.is_dead(&key, offset)? {
+        let dead = self.dead(&key)?;
+        if dead.is_none() {
+            self.tombstones.added(&key);
+        }
+        if dead.is_none_or(|dead| dead < offset) {
             self.put(key, &row::encode_offset(offset));
         }
         Ok(())
+    }
+
+    /// Removes the tombstone under `key`, where there is one.
+    pub(super) fn unbury(&mut self, key: Vec<u8>) {
+        self.tombstones.removed(&key);
+        self.remove(key);
     }
 
     /// Stores a manifest's bytes once, whoever else holds it.

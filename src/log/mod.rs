@@ -12,6 +12,7 @@
 //! acknowledged: it is cut at the next open and reported. Anything else that does not verify is
 //! damage, and the log refuses to go on over it.
 
+mod aside;
 pub mod disk;
 pub mod faulty;
 mod format;
@@ -28,10 +29,10 @@ mod writer;
 use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
-use outport_proto::{Change, Digest, Event, IntentId, Offset, session::Place};
+use outport_proto::{Change, Digest, Event, IntentId, Offset, Timestamp, session::Place};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::stepped::Stepper;
+pub use self::{aside::set_aside, stepped::Stepper};
 use self::{
     disk::{OsDisk, SharedDisk},
     writer::{Done, Request, Shared, Writer},
@@ -252,6 +253,11 @@ impl Log {
     /// Bytes of log up to the head since the log began.
     pub fn bytes(&self) -> u64 {
         self.handle.shared.state().bytes
+    }
+
+    /// The time by the clock that dates the events appended here.
+    pub fn now(&self) -> Timestamp {
+        self.handle.shared.clock.now()
     }
 
     /// Whether `offset` is a place of this log that can be read after: not below the floor, not

@@ -90,7 +90,8 @@ impl LogPublisher {
         let (head, log_bytes) = (begun(log.head()), log.bytes());
         let (state_hash, state_at) = self.journal.index().state_hash();
         let heartbeat = Heartbeat { head, closed_time: now, now, log_bytes, state_hash, state_at };
-        LogState { heartbeat, floor: begun(log.floor()) }
+        let tail_events_max = self.journal.tail_events_max();
+        LogState { heartbeat, floor: begun(log.floor()), tail_events_max }
     }
 
     async fn keys_of(&self, site: &SiteName) -> Option<Keys> {

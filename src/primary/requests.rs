@@ -7,6 +7,7 @@ use outport_proto::{
     Digest, ManifestPut, Offset, Reference, RepoName,
     frame::{Request, Response},
     oci::MANIFEST_BYTES_MAX,
+    snapshot::SnapshotPlace,
 };
 
 use crate::{
@@ -36,7 +37,7 @@ enum Answer {
     Frame(Response),
     Blob { blob: Blob, offset: u64 },
     Manifest { bytes: Bytes, offset: u64 },
-    Snapshot,
+    Snapshot(Option<SnapshotPlace>),
 }
 
 impl Answerer {
@@ -69,7 +70,7 @@ impl Answerer {
                 let start = usize::try_from(offset.min(size)).unwrap_or(bytes.len());
                 sink.write(&mut [bytes.slice(start..)]).await
             }
-            Ok(Answer::Snapshot) => self.send_snapshot(&mut sink).await,
+            Ok(Answer::Snapshot(resume)) => self.send_snapshot(resume, &mut sink).await,
             Err(error) => {
                 tracing::warn!(%error, "cannot answer a site's request");
                 sink.send(&Response::Unavailable { reason: error.to_string() }).await
@@ -96,7 +97,7 @@ impl Answerer {
                 Answer::Frame(Response::Manifests { manifests: index.referrers(repo, digest)?, at })
             }
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
-            Request::Snapshot => Answer::Snapshot,
+            Request::Snapshot { resume } => Answer::Snapshot(resume.clone()),
         })
     }
 
@@ -157,11 +158,15 @@ impl Answerer {
         self.store.get(digest)?.ok_or(AnswerError::Missing(*digest))
     }
 
-    async fn send_snapshot(&self, sink: &mut FrameSink) -> Result<(), FramedError> {
-        let mut pieces = self.journal.snapshot();
+    async fn send_snapshot(
+        &self,
+        resume: Option<SnapshotPlace>,
+        sink: &mut FrameSink,
+    ) -> Result<(), FramedError> {
+        let mut pieces = self.journal.snapshot(resume);
         while let Some(piece) = pieces.next().await {
             let response = match piece {
-                Ok(SnapshotPiece::Begin { from }) => Response::SnapshotBegin { from },
+                Ok(SnapshotPiece::Begin { from, resumed }) => Response::SnapshotBegin { from, resumed },
                 Ok(SnapshotPiece::Part(entries)) => Response::SnapshotPart(entries),
                 Ok(SnapshotPiece::End { until, entries }) => Response::SnapshotEnd { until, entries },
                 Err(error) => {

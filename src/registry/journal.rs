@@ -13,8 +13,10 @@
 
 mod applier;
 mod dump;
+mod holds;
 mod install;
 mod keeper;
+mod metrics;
 mod recover;
 mod snapshots;
 #[cfg(test)]
@@ -22,17 +24,25 @@ mod tests;
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use outport_proto::{Change, Offset};
-use tokio::sync::watch;
+use outport_proto::{Change, Offset, snapshot::SnapshotPlace};
+use tokio::sync::{Semaphore, watch};
 
-use self::snapshots::{SnapshotError, Snapshots};
+use self::{
+    dump::SNAPSHOTS_MAX,
+    holds::Holds,
+    snapshots::{SnapshotError, Snapshots},
+};
 pub use self::{
     dump::{SnapshotPiece, SnapshotPieces},
     install::Installation,
+    metrics::JournalCollector,
 };
 use crate::{
     blocking,
@@ -41,6 +51,7 @@ use crate::{
     log::{
         Cause, Log, LogError, LogOptions, Record, Retention,
         disk::{OsDisk, SharedDisk},
+        set_aside,
     },
     shutdown::Shutdown,
 };
@@ -56,12 +67,19 @@ struct Shared {
     log: Log,
     index: Index,
     snapshots: Snapshots,
+    /// What somebody should look into.
+    alarm: Option<String>,
     options: JournalOptions,
     condition: watch::Sender<Condition>,
     /// Held while events are applied, and while a snapshot replaces them all.
     applying: tokio::sync::Mutex<()>,
-    /// The index shows a state the log led to once this is applied.
-    whole_at: Mutex<Offset>,
+    /// Held while the file of a snapshot that is taken in is written to.
+    installing: Arc<tokio::sync::Mutex<()>>,
+    /// What the log keeps for sites that take a snapshot.
+    holds: Arc<Holds>,
+    snapshots_under_way: Arc<Semaphore>,
+    /// Entries that the newest snapshot had.
+    snapshot_entries: AtomicU64,
     /// Snapshots that began to be taken in; only the last of them may replace anything.
     installations: AtomicU64,
 }
@@ -83,6 +101,11 @@ pub struct JournalOptions {
     pub checkpoint_interval: Duration,
     /// How much of the log is kept.
     pub retention: Retention,
+    /// Whoever follows from further behind than this many events is better off with a snapshot,
+    /// unless that has more entries.
+    pub tail_events_max: u64,
+    /// How long tombstones are kept at least.
+    pub tombstone_age: Duration,
     /// Bytes of log after which a new snapshot file is written.
     pub snapshot_log_bytes: u64,
 }
@@ -117,6 +140,8 @@ impl Default for JournalOptions {
             checkpoint_events: 10_000,
             checkpoint_interval: Duration::from_secs(30),
             retention: Retention::UNLIMITED,
+            tail_events_max: 1_000_000,
+            tombstone_age: Duration::from_secs(30 * 24 * 3600),
             snapshot_log_bytes: 64 * 1024 * 1024,
         }
     }
@@ -147,12 +172,31 @@ impl Journal {
     ) -> Result<Self, JournalError> {
         let dir = dir.to_owned();
         let opening = blocking::drive(async move {
-            let (log, _) = Log::open(&dir.join("log"), options.log.clone(), clock)?;
-            let snapshots = OsDisk::open(&dir.join("snapshots")).map_err(SnapshotError::from)?;
-            let (index, opened) = Index::open(&dir.join("index"), options.index.clone())?;
-            Self::recover(log, index, opened, snapshots, options).await
+            let damage = match Self::open_in(&dir, &options, &clock, None).await {
+                Err(JournalError::Log(damage @ LogError::Corrupt { .. })) => damage,
+                opened => return opened,
+            };
+            if options.origin == Origin::Own {
+                return Err(JournalError::Damaged(damage));
+            }
+            let kept = set_aside(&dir.join("log")).map_err(SnapshotError::from)?;
+            tracing::error!(%damage, kept = %kept.display(), "the log is damaged: it was set aside and is fetched again");
+            Self::open_in(&dir, &options, &clock, Some(damage)).await
         });
         Ok(joined(opening).await?.start(shutdown))
+    }
+
+    /// Opens what is in `dir`; `damage` is why the log that was there is not any more.
+    async fn open_in(
+        dir: &Path,
+        options: &JournalOptions,
+        clock: &SharedClock,
+        damage: Option<LogError>,
+    ) -> Result<Self, JournalError> {
+        let (log, _) = Log::open(&dir.join("log"), options.log.clone(), Arc::clone(clock))?;
+        let snapshots = OsDisk::open(&dir.join("snapshots")).map_err(SnapshotError::from)?;
+        let (index, opened) = Index::open(&dir.join("index"), options.index.clone())?;
+        Self::recover(log, index, opened, snapshots, options.clone(), damage).await
     }
 
     /// [`Journal::open`] over parts that are open already; for tests and simulations.
@@ -166,7 +210,7 @@ impl Journal {
         options: JournalOptions,
         shutdown: &Shutdown,
     ) -> Result<Self, JournalError> {
-        let opening = blocking::drive(Self::recover(log, index, opened, snapshots, options));
+        let opening = blocking::drive(Self::recover(log, index, opened, snapshots, options, None));
         Ok(joined(opening).await?.start(shutdown))
     }
 
@@ -176,21 +220,32 @@ impl Journal {
         opened: Opened,
         snapshots: SharedDisk,
         options: JournalOptions,
+        damage: Option<LogError>,
     ) -> Result<Self, JournalError> {
         let snapshots = Snapshots::open(snapshots).map_err(SnapshotError::from)?;
         let opened = match options.history {
             History::Continues => opened,
             History::Restored => recover::begin_epoch(&log, &index, opened, &snapshots).await?,
         };
-        let whole_at = recover::bring_up(&log, &index, opened, &snapshots, options.origin).await?;
+        let missed = match (&damage, &opened) {
+            (Some(_), Opened::Ready(at)) => recover::begin_log_at(&log, *at, &snapshots).await?,
+            _ => Offset::ZERO,
+        };
+        let whole_at = recover::bring_up(&log, &index, opened, &snapshots, options.origin).await?.max(missed);
+        index.whole_from(whole_at);
+        let snapshot_entries = snapshots.newest().map_or(0, |taken| taken.entries);
         let shared = Shared {
             log,
             index,
             snapshots,
+            alarm: damage.map(|damage| format!("the log was set aside and is fetched again: {damage}")),
             options,
             condition: watch::Sender::new(Condition::Applying),
             applying: tokio::sync::Mutex::new(()),
-            whole_at: Mutex::new(whole_at),
+            installing: Arc::default(),
+            holds: Arc::default(),
+            snapshots_under_way: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
+            snapshot_entries: AtomicU64::new(snapshot_entries),
             installations: AtomicU64::new(0),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -251,7 +306,18 @@ impl Journal {
     /// Whether the index shows a state that the log led to. It does not while a snapshot is
     /// being loaded and until the events it was overtaken by are applied.
     pub fn is_whole(&self) -> bool {
-        self.applied() >= *lock(&self.shared.whole_at)
+        self.shared.index.whole().is_some()
+    }
+
+    /// What was found at the start that somebody should look into.
+    pub fn alarm(&self) -> Option<&str> {
+        self.shared.alarm.as_deref()
+    }
+
+    /// Events that whoever follows may be behind: from further behind a snapshot costs less.
+    pub fn tail_events_max(&self) -> u64 {
+        let entries = self.shared.snapshot_entries.load(Ordering::Relaxed);
+        self.shared.options.tail_events_max.max(entries)
     }
 
     /// Waits until `offset` is applied, at most `timeout`; returns whether it is.
@@ -276,10 +342,11 @@ impl Journal {
         std::future::pending().await
     }
 
-    /// Walks the whole state for a site that cannot follow the log from where it is. A consumer
-    /// that stops taking pieces ends it.
-    pub fn snapshot(&self) -> SnapshotPieces {
-        dump::start(&self.shared)
+    /// Walks the whole state for a site that cannot follow the log from where it is, or the rest of
+    /// it behind the place where that was cut off, if the log still has every event since. A
+    /// consumer that stops taking pieces ends it; the log is held for it meanwhile.
+    pub fn snapshot(&self, resume: Option<SnapshotPlace>) -> SnapshotPieces {
+        dump::start(&self.shared, resume)
     }
 
     /// Begins to replace everything here by a snapshot that was taken after event `from`;
@@ -289,6 +356,22 @@ impl Journal {
     /// When the file it is collected in cannot be written.
     pub async fn install_snapshot(&self, from: Offset, log_bytes: u64) -> Result<Installation, JournalError> {
         Installation::begin(Arc::clone(&self.shared), from, log_bytes).await
+    }
+
+    /// Goes on with a snapshot whose taking was cut off, if there is one: see [`Installation::place`].
+    ///
+    /// # Errors
+    /// When the file it is collected in cannot be read.
+    pub async fn resume_snapshot(&self) -> Result<Option<Installation>, JournalError> {
+        Installation::resume(Arc::clone(&self.shared)).await
+    }
+
+    /// Forgets a snapshot whose taking was cut off.
+    ///
+    /// # Errors
+    /// When the file it was collected in cannot be removed.
+    pub async fn forget_snapshot(&self) -> Result<(), JournalError> {
+        Installation::forget(Arc::clone(&self.shared)).await
     }
 
     async fn applied_or_stuck(&self, offset: Offset) -> Result<(), JournalError> {
@@ -314,17 +397,18 @@ async fn joined<T>(work: tokio::task::JoinHandle<Result<T, JournalError>>) -> Re
     work.await.unwrap_or_else(|error| Err(JournalError::Panicked(error.to_string())))
 }
 
-/// Nothing behind these locks is left half-changed by a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Why the journal did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
     /// The log refused.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The log of a site that makes its own events is damaged: nobody else has them for sure.
+    #[error(
+        "the log is damaged, and no other site's copy of it counts ({0}): put back the data directory of \
+         a backup and start once with --restored"
+    )]
+    Damaged(LogError),
     /// The index refused.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -339,6 +423,9 @@ pub enum JournalError {
         /// Entries announced.
         expected: u64,
     },
+    /// As many snapshots are handed out as may be at once.
+    #[error("too many snapshots are being handed out")]
+    Busy,
     /// A snapshot that began later replaces everything instead.
     #[error("a newer snapshot is being taken")]
     Superseded,

@@ -10,7 +10,7 @@ use outport_proto::{
 use crate::{
     fetch::{UpstreamError, framed::FramedError, primary::ask},
     process,
-    registry::journal::{Journal, JournalError},
+    registry::journal::{Installation, Journal, JournalError},
 };
 
 /// A primary that sends no part for this long is given up.
@@ -27,11 +27,23 @@ pub(super) async fn take(
     bulk: quinn::Connection,
     log_bytes: u64,
 ) -> Result<Offset, SnapshotError> {
-    let mut answers = ask(&bulk, &Request::Snapshot, STALL_TIMEOUT).await?;
-    let Response::SnapshotBegin { from } = answers.expect(STALL_TIMEOUT).await? else {
+    let unfinished = journal.resume_snapshot().await?;
+    let resume = unfinished.as_ref().and_then(Installation::place);
+    let mut answers = ask(&bulk, &Request::Snapshot { resume }, STALL_TIMEOUT).await?;
+    let Response::SnapshotBegin { from, resumed } = answers.expect(STALL_TIMEOUT).await? else {
         return Err(SnapshotError::OutOfPlace);
     };
-    let mut installation = journal.install_snapshot(from, log_bytes).await?;
+    let mut installation = match unfinished {
+        Some(unfinished) if resumed => {
+            tracing::info!(%from, entries = unfinished.entries(), "the snapshot goes on where it was cut off");
+            unfinished
+        }
+        None if resumed => return Err(SnapshotError::OutOfPlace),
+        unfinished => {
+            drop(unfinished);
+            journal.install_snapshot(from, log_bytes).await?
+        }
+    };
     loop {
         match answers.expect(STALL_TIMEOUT).await? {
             Response::SnapshotPart(entries) => installation = installation.part(entries).await?,

@@ -311,6 +311,8 @@ impl Subscription {
                 if welcome.resume != Resume::Tail {
                     let log_bytes = self.subscriber.heartbeat().map_or(0, |heartbeat| heartbeat.log_bytes);
                     taking.begin(take(self.parts.journal.clone(), connections.bulk.clone(), log_bytes));
+                } else if let Err(error) = self.parts.journal.forget_snapshot().await {
+                    tracing::warn!(%error, "what is left of a snapshot is not removed");
                 }
                 let is_news = self.parts.memory.welcomed(welcome);
                 self.identified(is_news).await;
@@ -439,7 +441,7 @@ impl Subscription {
                 SubscriberState::Streaming => SiteState::CatchingUp,
                 SubscriberState::Disconnected | SubscriberState::Greeting => SiteState::Disconnected,
             },
-            alarm: self.alarm.clone(),
+            alarm: self.alarm.clone().or_else(|| self.parts.journal.alarm().map(str::to_owned)),
             forks_refused: self.forks_refused,
             ..SiteStatus::default()
         }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bootstrap;
 mod epochs;
 mod following;
 mod hostile;

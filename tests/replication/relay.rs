@@ -5,11 +5,11 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use tokio::net::UdpSocket;
+use tokio::{net::UdpSocket, sync::watch};
 
 /// Carries packets both ways while it is whole.
 pub(crate) struct Relay {
@@ -21,6 +21,10 @@ struct State {
     front: UdpSocket,
     primary: SocketAddr,
     is_cut: AtomicBool,
+    /// Bytes that reached the site.
+    carried: watch::Sender<u64>,
+    /// It is cut once so many did.
+    cut_at: AtomicU64,
     /// A socket towards the primary for every socket of the site.
     backs: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
 }
@@ -29,8 +33,14 @@ impl Relay {
     pub(crate) async fn to(primary: SocketAddr) -> Self {
         let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = front.local_addr().unwrap();
-        let state =
-            Arc::new(State { front, primary, is_cut: AtomicBool::new(false), backs: Mutex::default() });
+        let state = Arc::new(State {
+            front,
+            primary,
+            is_cut: AtomicBool::new(false),
+            carried: watch::Sender::new(0),
+            cut_at: AtomicU64::new(u64::MAX),
+            backs: Mutex::default(),
+        });
         tokio::spawn(Arc::clone(&state).carry_out());
         Self { address, state }
     }
@@ -40,7 +50,24 @@ impl Relay {
         self.state.is_cut.store(true, Ordering::SeqCst);
     }
 
+    /// It is cut as soon as `bytes` more have reached the site.
+    pub(crate) fn cut_after(&self, bytes: u64) {
+        self.state.cut_at.store(self.carried() + bytes, Ordering::SeqCst);
+    }
+
+    /// Bytes that reached the site.
+    pub(crate) fn carried(&self) -> u64 {
+        *self.state.carried.borrow()
+    }
+
+    /// Resolves once so many bytes reached the site.
+    pub(crate) async fn carries(&self, bytes: u64) {
+        crate::world::until("carrying", &mut self.state.carried.subscribe(), |carried| *carried >= bytes)
+            .await;
+    }
+
     pub(crate) fn heal(&self) {
+        self.state.cut_at.store(u64::MAX, Ordering::SeqCst);
         self.state.is_cut.store(false, Ordering::SeqCst);
     }
 
@@ -79,6 +106,10 @@ impl State {
             let Ok(len) = back.recv(&mut packet).await else { continue };
             if !self.is_cut.load(Ordering::SeqCst) {
                 let _ = self.front.send_to(&packet[..len], to).await;
+                self.carried.send_modify(|carried| *carried += len as u64);
+                if *self.carried.borrow() >= self.cut_at.load(Ordering::SeqCst) {
+                    self.is_cut.store(true, Ordering::SeqCst);
+                }
             }
         }
     }

@@ -11,9 +11,9 @@ use outport_proto::{Change, Digest, Offset};
 use crate::world::{LIMIT, Primary, World, committed, repo, tagged};
 
 /// The primary's log begins anew at its head, in `epoch`: as after a long time, or in a restored primary.
-async fn forget_the_past(primary: &Primary, epoch: u64) {
+pub(crate) async fn forget_the_past(primary: &Primary, epoch: u64) {
     let at = Offset::new(epoch, primary.journal.log().head().seq);
-    let mut pieces = primary.journal.snapshot();
+    let mut pieces = primary.journal.snapshot(None);
     let mut installation = primary.journal.install_snapshot(at, primary.journal.log().bytes()).await.unwrap();
     while let Some(piece) = pieces.next().await {
         match piece.unwrap() {

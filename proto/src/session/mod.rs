@@ -62,4 +62,7 @@ pub struct LogState {
     pub heartbeat: Heartbeat,
     /// Events up to here can no longer be read.
     pub floor: Offset,
+    /// A secondary that is more events behind than this takes a snapshot: that costs less than the
+    /// events.
+    pub tail_events_max: u64,
 }

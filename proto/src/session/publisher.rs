@@ -68,6 +68,8 @@ pub struct Publisher {
     in_flight: VecDeque<(Offset, usize)>,
     in_flight_bytes: usize,
     hello: Option<Hello>,
+    /// It took a snapshot on this stream: another one would bring it no further.
+    took_snapshot: bool,
     /// Where that which `hello` has lies in the log, once the driver has looked.
     place: Option<Place>,
     ack: Option<Ack>,
@@ -131,6 +133,7 @@ impl Publisher {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             hello: None,
+            took_snapshot: false,
             place: None,
             ack: None,
             notices: VecDeque::new(),
@@ -163,6 +166,7 @@ impl Publisher {
         match (&self.state, frame) {
             (State::Closed | State::Refusing(_), _) => {}
             (State::AwaitingHello | State::Snapshot, FromSecondary::Hello(hello)) => {
+                self.took_snapshot |= self.state == State::Snapshot;
                 self.hello = Some(hello);
                 self.place = None;
                 self.state = State::Greeted;
@@ -357,12 +361,17 @@ impl Publisher {
         }
         match (hello.have, self.place) {
             // The log has this one's whole history only if nothing was cut off its beginning.
-            (None, _) if log.floor.seq == 0 => Ok(Resume::Tail),
+            (None, _) if log.floor.seq == 0 => Ok(self.tail_unless_long(0, log)),
             (None, _) | (Some(_), Some(Place::Behind) | None) => Ok(Resume::Snapshot),
-            (Some(_), Some(Place::Within)) => Ok(Resume::Tail),
+            (Some(have), Some(Place::Within)) => Ok(self.tail_unless_long(have.seq, log)),
             (Some(_), Some(Place::Beyond { fork })) => Ok(Resume::Rewind { fork }),
             (Some(_), Some(Place::Foreign)) => Err(fork),
         }
+    }
+
+    fn tail_unless_long(&self, have: u64, log: &LogState) -> Resume {
+        let is_long = log.heartbeat.head.seq.saturating_sub(have) > log.tail_events_max;
+        if is_long && !self.took_snapshot { Resume::Snapshot } else { Resume::Tail }
     }
 
     fn next_append(&mut self) -> Option<FromPrimary> {

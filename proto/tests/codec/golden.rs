@@ -6,7 +6,7 @@ use std::{fmt::Debug, path::Path};
 
 use bytes::Bytes;
 use outport_proto::{
-    Change, Digest, Event, IntentId, ManifestPut, Offset, Timestamp,
+    Change, Digest, Event, IntentId, ManifestPut, Offset, RepoName, Timestamp,
     codec::{
         CodecError, WireFrame, decode_entries, decode_event, decode_frame, decode_value, encode_entries,
         encode_event, encode_frame, encode_value,
@@ -16,7 +16,7 @@ use outport_proto::{
         SiteReport, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
-    snapshot::{Deleted, Entry},
+    snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
 };
 
 /// Compares with `golden/NAME.hex`, both ways. With `OUTPORT_GOLDEN=write` in the environment a
@@ -257,7 +257,14 @@ fn requests() {
     frame("request-link", Request::Link { repo: repo(), digest });
     frame("request-fetch", Request::Fetch { repo: repo(), digest, offset: 65536 });
     frame("request-referrers", Request::Referrers { repo: repo(), digest });
-    frame("request-snapshot", Request::Snapshot);
+    frame("request-snapshot", Request::Snapshot { resume: None });
+    let at = Offset::new(1, 9);
+    let place = |after| Request::Snapshot { resume: Some(SnapshotPlace { from: at, after }) };
+    let (repo, digest) = ("team/app".parse::<RepoName>().unwrap(), Digest::sha256(b"{}"));
+    frame("request-snapshot-after-link", place(EntryKey::Link(repo.clone(), digest)));
+    frame("request-snapshot-after-manifest", place(EntryKey::Manifest(repo.clone(), digest)));
+    frame("request-snapshot-after-tag", place(EntryKey::Tag(repo.clone(), "1".parse().unwrap())));
+    frame("request-snapshot-after-tombstone", place(EntryKey::Tombstone(Deleted::Repository(repo))));
 }
 
 #[test]
@@ -268,7 +275,7 @@ fn responses() {
     frame("response-not-found", Response::NotFound { at });
     frame("response-body", Response::Body { size: 1 << 40 });
     frame("response-manifests", Response::Manifests { manifests: vec![manifest_without_options()], at });
-    frame("response-snapshot-begin", Response::SnapshotBegin { from: at });
+    frame("response-snapshot-begin", Response::SnapshotBegin { from: at, resumed: false });
     frame("response-snapshot-part", Response::SnapshotPart(entries()));
     frame("response-snapshot-end", Response::SnapshotEnd { until: at, entries: 7 });
     frame("response-unavailable", Response::Unavailable { reason: "no disk".to_owned() });

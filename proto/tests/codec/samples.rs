@@ -11,7 +11,7 @@ use outport_proto::{
         SiteReport, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
-    snapshot::{Deleted, Entry},
+    snapshot::{Deleted, Entry, SnapshotPlace},
 };
 use proptest::{collection::vec, option, prelude::*};
 
@@ -237,7 +237,9 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
             offset
         }),
         (repo(), digest()).prop_map(|(repo, digest)| Request::Referrers { repo, digest }),
-        Just(Request::Snapshot),
+        option::of((offset(), entry())).prop_map(|place| Request::Snapshot {
+            resume: place.map(|(from, last)| SnapshotPlace { from, after: last.key() }),
+        }),
     ]
 }
 
@@ -249,7 +251,7 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
         offset().prop_map(|at| Response::NotFound { at }),
         any::<u64>().prop_map(|size| Response::Body { size }),
         (vec(manifest(), 0..3), offset()).prop_map(|(manifests, at)| Response::Manifests { manifests, at }),
-        offset().prop_map(|from| Response::SnapshotBegin { from }),
+        (offset(), any::<bool>()).prop_map(|(from, resumed)| Response::SnapshotBegin { from, resumed }),
         vec(entry(), 0..4).prop_map(Response::SnapshotPart),
         (offset(), any::<u64>()).prop_map(|(until, entries)| Response::SnapshotEnd { until, entries }),
         ".{0,12}".prop_map(|reason| Response::Unavailable { reason }),

@@ -274,6 +274,28 @@ fn a_site_behind_the_floor_takes_a_snapshot_first() {
 }
 
 #[test]
+fn a_site_so_far_behind_that_the_events_cost_more_takes_one_snapshot() {
+    for (had, resume) in [(0, Resume::Snapshot), (39, Resume::Snapshot), (40, Resume::Tail)] {
+        let mut pair = Pair::new();
+        pair.tail_events_max = 60;
+        pair.append(100);
+        pair.subscriber = subscriber_with(if had == 0 { Offset::ZERO } else { at(had) }, Some("c1"));
+        pair.connect();
+        pair.run(Duration::from_secs(1));
+        assert_eq!(pair.at_primary[0], PublisherNotice::Opened(resume), "with {had}");
+        if resume == Resume::Snapshot {
+            assert!(pair.delivered.is_empty());
+            // While it was taken, as much happened again.
+            pair.append(100);
+            pair.subscriber.handle_snapshot_loaded(at(100), at(100));
+            pair.run(Duration::from_secs(1));
+            assert!(pair.at_primary.contains(&PublisherNotice::Opened(Resume::Tail)), "with {had}");
+        }
+        assert_eq!(pair.delivered.last(), Some(&pair.head()), "with {had}");
+    }
+}
+
+#[test]
 fn a_site_past_the_fork_rewinds_and_one_before_it_goes_on() {
     for (had, resume) in [(10, Resume::Rewind { fork: at(6) }), (6, Resume::Tail), (3, Resume::Tail)] {
         let mut pair = Pair::new();

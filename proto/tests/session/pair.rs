@@ -35,6 +35,7 @@ pub(crate) struct Pair {
     pub(crate) now: Duration,
     pub(crate) log: Vec<Bytes>,
     pub(crate) floor: Offset,
+    pub(crate) tail_events_max: u64,
     pub(crate) epoch: u64,
     pub(crate) config: PublisherConfig,
     pub(crate) keys: Keys,
@@ -87,6 +88,7 @@ impl Pair {
             now: Duration::from_secs(100),
             log: Vec::new(),
             floor: Offset::new(1, 0),
+            tail_events_max: u64::MAX,
             epoch: 1,
             config: PublisherConfig::new("c1".to_owned(), Some("mumbai".parse().unwrap())),
             keys: keys(1),
@@ -168,7 +170,7 @@ impl Pair {
             state_hash: [0; 32],
             state_at: self.head(),
         };
-        LogState { heartbeat, floor: self.floor }
+        LogState { heartbeat, floor: self.floor, tail_events_max: self.tail_events_max }
     }
 
     pub(crate) fn connect(&mut self) {

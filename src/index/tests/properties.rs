@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use outport_proto::statehash::{Fact, StateHash};
+use outport_proto::{
+    snapshot::Entry,
+    statehash::{Fact, StateHash},
+};
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
@@ -148,6 +151,7 @@ proptest! {
         older in any::<prop::sample::Index>(),
         steps in vec(0..4_usize, 100),
         part_bytes in 1..4000_usize,
+        cut_after in 0..40_usize,
     ) {
         let events = events(changes);
         let source = in_memory();
@@ -156,15 +160,36 @@ proptest! {
 
         let mut at = start;
         let mut steps = steps.into_iter();
-        let mut parts = Vec::new();
-        let (from, until) = source.dump(part_bytes, &mut |part| {
-            parts.push(part);
+        let mut parts: Vec<Vec<Entry>> = Vec::new();
+        let mut go_on = |at: usize| {
             let end = (at + steps.next().unwrap_or(0)).min(events.len());
             source.apply(&events[at..end]).unwrap();
-            at = end;
-            Ok(())
-        }).unwrap();
-        prop_assert_eq!((from.seq, until.seq), (start as u64, at as u64));
+            end
+        };
+        let walked = source.dump(part_bytes, &mut |part| {
+            parts.push(part);
+            at = go_on(at);
+            if parts.len() > cut_after { Err(std::io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+        });
+        let from = Offset::new(u64::from(start > 0), start as u64);
+        let until = match walked {
+            Ok((walked_from, until)) => {
+                prop_assert_eq!(walked_from, from);
+                until
+            }
+            // Cut off: the rest is walked later, and events went on meanwhile.
+            Err(_) => {
+                at = go_on(at);
+                at = go_on(at);
+                let last = parts.last().and_then(|part| part.last()).map(Entry::key);
+                source.dump_after(last.as_ref(), part_bytes, &mut |part| {
+                    parts.push(part);
+                    at = go_on(at);
+                    Ok(())
+                }).unwrap().1
+            }
+        };
+        prop_assert_eq!(until.seq, at as u64);
 
         // Into an empty index, and into one that was left behind long ago.
         let older = older.index(start + 1);

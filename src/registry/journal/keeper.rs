@@ -1,18 +1,24 @@
 //! Owns the applier, makes the index durable now and then, writes snapshot files, and closes
 //! everything in order.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use outport_proto::{Offset, snapshot::Entry};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined, lock};
+use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined};
 use crate::{blocking, shutdown::Shutdown};
 
 /// How often it looks whether anything is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long it rests after the log could not be cut.
 const CUT_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often old tombstones are looked for.
+const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Starts the journal's tasks in `shutdown`.
 pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
@@ -53,6 +59,8 @@ struct Keeper {
     snapshot_log_bytes: u64,
     /// When the log is looked at for what it need not keep.
     cut_at: Instant,
+    /// When old tombstones are looked for.
+    forget_at: Instant,
 }
 
 impl Keeper {
@@ -63,6 +71,7 @@ impl Keeper {
             checkpoint_failed: false,
             snapshot_log_bytes: newest_snapshot_log_bytes(shared),
             cut_at: Instant::now(),
+            forget_at: Instant::now(),
         }
     }
 
@@ -95,6 +104,14 @@ impl Keeper {
         }
         if self.cut_at <= Instant::now() && shared.log.expired(&options.retention).is_some() {
             self.cut().await;
+        }
+        if self.forget_at <= Instant::now() {
+            self.forget_at = Instant::now() + FORGET_INTERVAL;
+            match joined(blocking::spawn(move || forget_tombstones(&shared))).await {
+                Ok(0) => {}
+                Ok(forgotten) => tracing::info!(forgotten, "old tombstones removed"),
+                Err(error) => tracing::warn!(%error, "old tombstones are not removed"),
+            }
         }
     }
 
@@ -144,8 +161,11 @@ fn newest_snapshot_log_bytes(shared: &Shared) -> u64 {
 /// where the log begins then; writes one if there is none. Returns the new floor.
 pub(super) async fn cut_expired(shared: &Shared) -> Result<Option<Offset>, JournalError> {
     let Some(expired) = shared.log.expired(&shared.options.retention) else { return Ok(None) };
+    if shared.holds.lowest(Instant::now()).is_some_and(|held| held < expired) {
+        return Ok(None);
+    }
     if !is_covered(shared, expired)? {
-        if shared.index.applied() < expired.max(*lock(&shared.whole_at)) {
+        if shared.index.whole().is_none() || shared.index.applied() < expired {
             return Ok(None);
         }
         write_snapshot(shared)?;
@@ -158,6 +178,17 @@ pub(super) async fn cut_expired(shared: &Shared) -> Result<Option<Offset>, Journ
     Ok(Some(floor))
 }
 
+/// Forgets what was deleted so long ago that nothing older can come any more: below the log's floor,
+/// and longer ago than tombstones are kept. Returns how many tombstones went.
+pub(super) fn forget_tombstones(shared: &Shared) -> Result<u64, JournalError> {
+    let old = shared.index.place_before(shared.log.now(), shared.options.tombstone_age)?;
+    let through = old.unwrap_or_default().min(shared.log.floor());
+    if through == Offset::ZERO || shared.index.whole().is_none() || shared.index.applied() < through {
+        return Ok(0);
+    }
+    Ok(shared.index.forget_tombstones(through)?)
+}
+
 /// Whether a snapshot file that is good to its last byte leads to `floor` or a later place.
 fn is_covered(shared: &Shared, floor: Offset) -> Result<bool, JournalError> {
     let found = shared.snapshots.list()?;
@@ -167,6 +198,7 @@ fn is_covered(shared: &Shared, floor: Offset) -> Result<bool, JournalError> {
 
 /// Writes a snapshot file of what the index shows now, and removes those it replaces.
 pub(super) fn write_snapshot(shared: &Shared) -> Result<(Offset, u64), JournalError> {
+    let emptied = shared.index.emptied();
     let from = shared.index.applied();
     let mut writer = shared.snapshots.create(from, shared.log.bytes())?;
     let mut failed = None;
@@ -181,14 +213,15 @@ pub(super) fn write_snapshot(shared: &Shared) -> Result<(Offset, u64), JournalEr
     if let Some(error) = failed {
         return Err(error.into());
     }
+    let (_, until) = dumped?;
     // While the index still catches up with a snapshot it was loaded from, so does its copy.
-    let until = dumped?.1.max(*lock(&shared.whole_at));
-    // What a snapshot brought may be ahead of what is applied.
-    let until = until.max(*lock(&shared.whole_at));
-    if !shared.log.contains(from) {
+    let whole_at = shared.index.whole_at().filter(|_| shared.index.emptied() == emptied);
+    let Some(whole_at) = whole_at.filter(|_| shared.log.contains(from)) else {
         return Err(JournalError::Snapshot("the log began anew meanwhile".to_owned()));
-    }
+    };
+    let until = until.max(whole_at);
     let (_, taken) = writer.finish(until)?;
+    shared.snapshot_entries.store(taken.entries, Ordering::Relaxed);
     shared.snapshots.prune(|from| shared.log.contains(from))?;
     Ok((taken.from, taken.entries))
 }

@@ -44,6 +44,29 @@ pub(super) async fn bring_up(
     Ok(whole_at)
 }
 
+/// Lets a log that is new begin where the index is: the one that led there is lost, and what follows
+/// is to be had from elsewhere. Returns from where on the index shows a state that log led to.
+pub(super) async fn begin_log_at(
+    log: &Log,
+    at: Offset,
+    snapshots: &Snapshots,
+) -> Result<Offset, JournalError> {
+    if at == Offset::ZERO {
+        return Ok(at);
+    }
+    // It may not have caught up yet with a snapshot it was loaded from.
+    let mut whole_at = at;
+    for (from, name) in snapshots.list().map_err(SnapshotError::from)? {
+        if from <= at
+            && let Ok(taken) = snapshots.peek(&name)
+        {
+            whole_at = whole_at.max(taken.until);
+        }
+    }
+    log.reset(at, 0).await?;
+    Ok(whole_at)
+}
+
 /// Begins a new epoch in a log that comes out of a backup. Its index was perhaps copied while it
 /// was written to, so it is not used if there is another way.
 pub(super) async fn begin_epoch(

@@ -15,7 +15,7 @@ use outport_proto::{
     Algorithm, Hasher, Offset,
     codec::{self, CodecError},
     frame::FRAME_BYTES_MAX,
-    snapshot::Entry,
+    snapshot::{Entry, EntryKey},
 };
 
 use crate::log::disk::{File, SharedDisk};
@@ -31,6 +31,8 @@ const KEPT: usize = 2;
 const READ_BYTES: usize = 256 * 1024;
 const SUFFIX: &str = ".snapshot";
 const UNFINISHED_SUFFIX: &str = ".snapshot.new";
+/// Of one that comes from another site; it outlives the process.
+const RECEIVED_SUFFIX: &str = ".snapshot.received";
 
 /// Between which places of the log a snapshot was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,29 +84,86 @@ impl Snapshots {
         Ok(found)
     }
 
+    /// What the newest one is, as far as its two ends tell.
+    pub(super) fn newest(&self) -> Option<Taken> {
+        self.list().ok()?.iter().find_map(|(_, name)| self.peek(name).ok())
+    }
+
     /// Begins a snapshot of the state at `from`.
     pub(super) fn create(&self, from: Offset, log_bytes: u64) -> Result<SnapshotWriter, SnapshotError> {
-        let name = file_name(from);
-        let unfinished = unfinished_name(from);
+        self.create_as(name_of(from, UNFINISHED_SUFFIX), from, log_bytes)
+    }
+
+    /// Begins to take in the snapshot of another site; forgets any other one.
+    pub(super) fn receive(&self, from: Offset, log_bytes: u64) -> Result<SnapshotWriter, SnapshotError> {
+        self.forget_received()?;
+        self.create_as(name_of(from, RECEIVED_SUFFIX), from, log_bytes)
+    }
+
+    /// Removes what there is of a snapshot of another site.
+    pub(super) fn forget_received(&self) -> io::Result<()> {
+        for name in self.disk.list()? {
+            if name.ends_with(RECEIVED_SUFFIX) {
+                self.disk.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with a snapshot of another site behind the last part of it that is whole.
+    pub(super) fn resume(&self) -> Result<Option<SnapshotWriter>, SnapshotError> {
+        for name in self.disk.list()? {
+            let Some(from) = name.strip_suffix(RECEIVED_SUFFIX).and_then(parse_place) else { continue };
+            let file = self.disk.open(&name)?;
+            let mut header = vec![0; HEADER_BYTES];
+            let read = file.read_at(&mut header, 0)?;
+            let log_bytes = u64_at(&header, 28);
+            if read < HEADER_BYTES || header != header_of(from, log_bytes) {
+                self.disk.remove(&name)?;
+                continue;
+            }
+            let mut writer = self.writer(name, file, from, log_bytes);
+            writer.hasher.update(&header);
+            let end = writer.take_up()?;
+            if writer.last.is_some() {
+                writer.file.truncate(end)?;
+                return Ok(Some(writer));
+            }
+            self.disk.remove(&writer.unfinished)?;
+        }
+        Ok(None)
+    }
+
+    fn create_as(
+        &self,
+        unfinished: String,
+        from: Offset,
+        log_bytes: u64,
+    ) -> Result<SnapshotWriter, SnapshotError> {
         self.disk.remove(&unfinished)?;
         let file = self.disk.create(&unfinished)?;
-        let mut writer = SnapshotWriter {
+        let mut writer = self.writer(unfinished, file, from, log_bytes);
+        writer.write(&header_of(from, log_bytes))?;
+        Ok(writer)
+    }
+
+    fn writer(
+        &self,
+        unfinished: String,
+        file: Box<dyn File>,
+        from: Offset,
+        log_bytes: u64,
+    ) -> SnapshotWriter {
+        SnapshotWriter {
             disk: self.disk.clone(),
-            name,
+            name: file_name(from),
             unfinished,
             file,
             hasher: Hasher::new(Algorithm::Sha256),
             taken: Taken { from, until: from, log_bytes, entries: 0 },
+            last: None,
             finished: false,
-        };
-        let mut header = MAGIC.to_vec();
-        header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        header.extend_from_slice(&[0; 2]);
-        for number in [from.epoch, from.seq, log_bytes] {
-            header.extend_from_slice(&number.to_le_bytes());
         }
-        writer.write(&header)?;
-        Ok(writer)
     }
 
     /// Removes all but the newest ones of those that `usable` wants kept.
@@ -153,24 +212,15 @@ impl Snapshots {
     ) -> Result<(), E> {
         let file = self.disk.open(name).map_err(SnapshotError::from)?;
         let mut position = HEADER_BYTES as u64;
-        loop {
-            let length = read_exact(&*file, position, 4).map_err(SnapshotError::from)?;
-            let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
-            if length == 0 {
-                return Ok(());
-            }
-            if length > FRAME_BYTES_MAX {
-                let name = name.to_owned();
-                return Err(SnapshotError::Damaged { name, reason: "impossible length" }.into());
-            }
-            let part = read_exact(&*file, position + 4, length).map_err(SnapshotError::from)?;
+        while let Some(part) = read_part(&*file, name, position)? {
             sink(codec::decode_entries(&part).map_err(SnapshotError::from)?)?;
-            position += 4 + length as u64;
+            position += 4 + part.len() as u64;
         }
+        Ok(())
     }
 }
 
-/// A snapshot being written; dropped unfinished, it leaves nothing.
+/// A snapshot being written. Dropped unfinished, it leaves nothing, unless it is another site's.
 #[derive(Debug)]
 pub(super) struct SnapshotWriter {
     disk: SharedDisk,
@@ -179,6 +229,8 @@ pub(super) struct SnapshotWriter {
     file: Box<dyn File>,
     hasher: Hasher,
     taken: Taken,
+    /// The last entry added.
+    last: Option<EntryKey>,
     finished: bool,
 }
 
@@ -190,9 +242,10 @@ impl SnapshotWriter {
         }
         match codec::encode_entries(entries) {
             Ok(encoded) => {
-                self.write(&u32::try_from(encoded.len()).unwrap_or(u32::MAX).to_le_bytes())?;
+                self.write(&length_of(&encoded))?;
                 self.write(&encoded)?;
                 self.taken.entries += entries.len() as u64;
+                self.last = entries.last().map(Entry::key);
                 Ok(())
             }
             Err(CodecError::TooLarge { .. }) if entries.len() > 1 => {
@@ -202,6 +255,39 @@ impl SnapshotWriter {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Reads the parts that are there up to the first that is not whole; returns where that begins.
+    fn take_up(&mut self) -> Result<u64, SnapshotError> {
+        let mut position = HEADER_BYTES as u64;
+        loop {
+            let part = match read_part(&*self.file, &self.unfinished, position) {
+                Ok(Some(part)) => part,
+                // A crash may leave anything behind what was written.
+                Ok(None) | Err(SnapshotError::Damaged { .. }) => return Ok(position),
+                Err(SnapshotError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(position);
+                }
+                Err(error) => return Err(error),
+            };
+            let Ok(entries) = codec::decode_entries(&part) else { return Ok(position) };
+            let Some(last) = entries.last() else { return Ok(position) };
+            self.hasher.update(&length_of(&part));
+            self.hasher.update(&part);
+            self.taken.entries += entries.len() as u64;
+            self.last = Some(last.key());
+            position += 4 + part.len() as u64;
+        }
+    }
+
+    /// Where it begins.
+    pub(super) fn from(&self) -> Offset {
+        self.taken.from
+    }
+
+    /// The last entry added.
+    pub(super) fn last(&self) -> Option<&EntryKey> {
+        self.last.as_ref()
     }
 
     /// How many entries were added.
@@ -234,25 +320,58 @@ impl SnapshotWriter {
 
 impl Drop for SnapshotWriter {
     fn drop(&mut self) {
-        if !self.finished {
+        // Another one may go on with it, or have begun anew under its name.
+        let is_received = self.unfinished.ends_with(RECEIVED_SUFFIX);
+        if !self.finished && !is_received {
             // What stays is removed at the next start.
             let _ = self.disk.remove(&self.unfinished);
         }
     }
 }
 
-fn file_name(from: Offset) -> String {
-    format!("{:020}-{:020}{SUFFIX}", from.epoch, from.seq)
+fn header_of(from: Offset, log_bytes: u64) -> Vec<u8> {
+    let mut header = MAGIC.to_vec();
+    header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    header.extend_from_slice(&[0; 2]);
+    for number in [from.epoch, from.seq, log_bytes] {
+        header.extend_from_slice(&number.to_le_bytes());
+    }
+    header
 }
 
-fn unfinished_name(from: Offset) -> String {
-    format!("{:020}-{:020}{UNFINISHED_SUFFIX}", from.epoch, from.seq)
+fn length_of(part: &[u8]) -> [u8; 4] {
+    u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+fn file_name(from: Offset) -> String {
+    name_of(from, SUFFIX)
+}
+
+fn name_of(from: Offset, suffix: &str) -> String {
+    format!("{:020}-{:020}{suffix}", from.epoch, from.seq)
 }
 
 fn parse_name(name: &str) -> Option<Offset> {
-    let (epoch, seq) = name.strip_suffix(SUFFIX)?.split_once('-')?;
-    let from = Offset::new(epoch.parse().ok()?, seq.parse().ok()?);
+    let from = parse_place(name.strip_suffix(SUFFIX)?)?;
     (file_name(from) == name).then_some(from)
+}
+
+fn parse_place(text: &str) -> Option<Offset> {
+    let (epoch, seq) = text.split_once('-')?;
+    Some(Offset::new(epoch.parse().ok()?, seq.parse().ok()?))
+}
+
+/// The encoded part at `position`; `None` where the trailer is.
+fn read_part(file: &dyn File, name: &str, position: u64) -> Result<Option<Vec<u8>>, SnapshotError> {
+    let length = read_exact(file, position, 4)?;
+    let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
+    if length == 0 {
+        return Ok(None);
+    }
+    if length > FRAME_BYTES_MAX {
+        return Err(SnapshotError::Damaged { name: name.to_owned(), reason: "impossible length" });
+    }
+    Ok(Some(read_exact(file, position + 4, length)?))
 }
 
 /// What header and trailer say, and the hash there.

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outport_proto::{Change, Digest, ManifestPut, Timestamp};
+use outport_proto::{
+    Change, Digest, ManifestPut, Timestamp,
+    snapshot::{Entry, SnapshotPlace},
+};
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -45,6 +48,7 @@ fn has(journal: &Journal, number: u64) -> bool {
 
 /// A site whose log and snapshots lie on faulty disks, and its index in memory: lost with the process.
 struct Site {
+    clock: Arc<ManualClock>,
     log: FaultyDisk,
     snapshots: FaultyDisk,
     options: JournalOptions,
@@ -59,7 +63,8 @@ impl Site {
             ..JournalOptions::default()
         };
         let (log, snapshots) = (FaultyDisk::new(), FaultyDisk::new());
-        Self { log, snapshots, options, shutdown: Shutdown::new() }
+        let clock = ManualClock::at(Timestamp::from_secs(1));
+        Self { clock, log, snapshots, options, shutdown: Shutdown::new() }
     }
 
     async fn open(&self) -> Result<Journal, JournalError> {
@@ -68,7 +73,7 @@ impl Site {
     }
 
     async fn open_with(&self, index: (Index, Opened)) -> Result<Journal, JournalError> {
-        let clock = ManualClock::at(Timestamp::from_secs(1));
+        let clock = Arc::clone(&self.clock);
         let (log, _) = Log::open_on(Arc::new(self.log.clone()), self.options.log.clone(), clock)?;
         let snapshots = Arc::new(self.snapshots.clone());
         Journal::over(log, index, snapshots, self.options.clone(), &self.shutdown).await
@@ -98,11 +103,11 @@ async fn commit(journal: &Journal, numbers: std::ops::Range<u64>) {
 
 /// Takes all of `from`'s state over to `to`.
 async fn carry(from: &Journal, to: &Journal) -> Result<Offset, JournalError> {
-    let mut pieces = from.snapshot();
+    let mut pieces = from.snapshot(None);
     let mut installation = None;
     while let Some(piece) = pieces.next().await {
         match (piece?, installation.take()) {
-            (SnapshotPiece::Begin { from: at }, _) => {
+            (SnapshotPiece::Begin { from: at, .. }, _) => {
                 installation = Some(to.install_snapshot(at, from.log().bytes()).await?);
             }
             (SnapshotPiece::Part(entries), Some(taking)) => installation = Some(taking.part(entries).await?),
@@ -318,6 +323,7 @@ fn an_incomplete_or_abandoned_snapshot_changes_nothing() {
         drop(journal.install_snapshot(Offset::new(2, 90), 0).await.unwrap());
         assert_eq!((journal.applied(), journal.log().head()), (Offset::new(1, 3), Offset::new(1, 3)));
         assert!(has(&journal, 2));
+        journal.forget_snapshot().await.unwrap();
         assert_eq!(site.snapshots.list().unwrap(), Vec::<String>::new());
     });
 }
@@ -416,6 +422,184 @@ fn a_journal_on_a_real_disk_goes_on_where_it_was() {
             drop(journal);
             assert!(shutdown.finish(GRACE).await);
             assert!(start.elapsed() < GRACE);
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_that_was_cut_off_is_resumed_behind_its_last_whole_part() {
+    runtime().block_on(async {
+        let primary_site = Site::new(Origin::Own);
+        let primary = primary_site.open().await.unwrap();
+        commit(&primary, 0..9).await;
+        let (head, link) = (primary.log().head(), |number: u64| Entry::Link {
+            repo: "team/app".parse().unwrap(),
+            digest: Digest::sha256(&number.to_le_bytes()),
+            size: number,
+            offset: Offset::new(1, number),
+        });
+        let mut site = Site::new(Origin::Followed);
+        let mut secondary = site.open().await.unwrap();
+        assert!(secondary.resume_snapshot().await.unwrap().is_none());
+        let taking = secondary.install_snapshot(head, 7).await.unwrap();
+        let taking = taking.part(vec![link(1), link(2)]).await.unwrap();
+        drop(taking.part(vec![link(3)]).await.unwrap());
+
+        // The last of it may have been torn, or be anything.
+        let name = site.snapshots.list().unwrap().remove(0);
+        let whole = site.snapshots.content(&name).unwrap();
+        for (cut, entries) in [(0, 3), (1, 2), (20, 2)] {
+            let mut content = whole[..whole.len() - cut].to_vec();
+            content.extend_from_slice(&[0; 9][..cut.min(9)]);
+            site.snapshots.set_content(&name, content);
+            secondary = site.restart(secondary).await.unwrap();
+            let resumed = secondary.resume_snapshot().await.unwrap().unwrap();
+            assert_eq!(resumed.entries(), entries, "{cut} bytes cut");
+            let place = resumed.place().unwrap();
+            assert_eq!((place.from, place.after), (head, link(entries).key()));
+            let resumed = resumed.part(vec![link(9)]).await.unwrap();
+            if cut == 20 {
+                assert_eq!(resumed.finish(head, 1).await.unwrap(), head);
+                let linked = |number| secondary.index().link(&"team/app".parse().unwrap(), &number).unwrap();
+                let digest = |number: u64| Digest::sha256(&number.to_le_bytes());
+                let found = [1, 2, 3, 9].map(|number| linked(digest(number)).is_some());
+                assert_eq!(found, [true, true, false, true]);
+            }
+        }
+        assert!(secondary.resume_snapshot().await.unwrap().is_none(), "it is installed");
+        let secondary = site.restart(secondary).await.unwrap();
+        assert_eq!(secondary.applied(), head, "the file is whole");
+        site.shutdown.finish(GRACE).await;
+        primary_site.shutdown.finish(GRACE).await;
+    });
+}
+
+#[test]
+fn the_rest_of_a_snapshot_is_given_only_where_the_log_has_all_that_follows() {
+    runtime().block_on(async {
+        let site = Site::new(Origin::Own);
+        let journal = site.open().await.unwrap();
+        commit(&journal, 0..9).await;
+        let begin = |from, after: &Entry| {
+            let mut pieces = journal.snapshot(Some(SnapshotPlace { from, after: after.key() }));
+            async move { pieces.next().await.unwrap().unwrap() }
+        };
+        let mut pieces = journal.snapshot(None);
+        let mut entries = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            if let SnapshotPiece::Part(part) = piece.unwrap() {
+                entries.extend(part);
+            }
+        }
+        let begun = Offset::new(1, 4);
+        let resumed = SnapshotPiece::Begin { from: begun, resumed: true };
+        assert_eq!(begin(begun, &entries[3]).await, resumed);
+        let anew = SnapshotPiece::Begin { from: journal.applied(), resumed: false };
+        for elsewhere in [Offset::new(1, 10), Offset::new(2, 4), Offset::new(0, 4)] {
+            assert_eq!(begin(elsewhere, &entries[3]).await, anew, "{elsewhere}");
+        }
+        // What is handed out is behind the place, and all that is.
+        for at in 0..entries.len() {
+            let after = Some(SnapshotPlace { from: begun, after: entries[at].key() });
+            let (mut pieces, mut rest) = (journal.snapshot(after), Vec::new());
+            while let Some(piece) = pieces.next().await {
+                match piece.unwrap() {
+                    SnapshotPiece::Part(part) => rest.extend(part),
+                    SnapshotPiece::End { entries, .. } => assert_eq!(entries, rest.len() as u64),
+                    SnapshotPiece::Begin { .. } => {}
+                }
+            }
+            assert_eq!(rest, entries[at + 1..], "after {at}");
+        }
+        site.shutdown.finish(GRACE).await;
+    });
+}
+
+#[test]
+fn a_log_is_not_cut_while_a_snapshot_needs_it_and_tombstones_go_below_it() {
+    runtime().block_on(async {
+        const DAY: u64 = 24 * 3600;
+        let mut site = Site::new(Origin::Own);
+        site.options.retention = Retention { bytes: 4_000, age: Duration::MAX };
+        let journal = site.open().await.unwrap();
+        let hold = journal.shared.holds.hold(Offset::new(1, 1));
+        commit(&journal, 0..2).await;
+        let gone = Change::TagDeleted { repo: "team/app".parse().unwrap(), tag: "t0".parse().unwrap() };
+        journal.commit("", vec![gone]).await.unwrap();
+        site.clock.set(Timestamp::from_secs(40 * DAY));
+        commit(&journal, 2..60).await;
+        site.clock.set(Timestamp::from_secs(90 * DAY));
+        let held = keeper::cut_expired(&journal.shared).await.unwrap();
+        assert_eq!(held, None, "a site may still need what is in the log");
+        assert_eq!(keeper::forget_tombstones(&journal.shared).unwrap(), 0);
+        drop(hold);
+        let held = keeper::cut_expired(&journal.shared).await.unwrap();
+        assert_eq!(held, None, "it may come for what follows its snapshot");
+        // Another process knows nothing of it.
+        let journal = site.restart(journal).await.unwrap();
+        let floor = keeper::cut_expired(&journal.shared).await.unwrap().unwrap();
+        assert!(floor > Offset::new(1, 3));
+        assert_eq!(journal.index().tombstones(), 1);
+        assert_eq!(keeper::forget_tombstones(&journal.shared).unwrap(), 1);
+        assert_eq!(journal.index().tombstones(), 0);
+        site.shutdown.finish(GRACE).await;
+    });
+}
+
+#[test]
+fn a_damaged_log_is_fatal_where_it_is_the_only_one_and_set_aside_where_it_is_a_copy() {
+    runtime().block_on(async {
+        for origin in [Origin::Own, Origin::Followed] {
+            let dir = tempfile::tempdir().unwrap();
+            let clock = ManualClock::at(Timestamp::from_secs(1));
+            let options = JournalOptions {
+                origin,
+                log: LogOptions { segment_bytes_max: 4_000, recent_bytes_max: 4_000 },
+                ..JournalOptions::default()
+            };
+            let shutdown = Shutdown::new();
+            let journal = Journal::open(dir.path(), options.clone(), clock.clone(), &shutdown).await.unwrap();
+            commit(&journal, 0..40).await;
+            let (head, state) = (journal.log().head(), journal.index().state_hash());
+            let missed = journal.log().read(Offset::ZERO, 1).unwrap();
+            assert_eq!(journal.alarm(), None);
+            drop(journal);
+            assert!(shutdown.finish(GRACE).await);
+
+            let segments =
+                std::fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().path());
+            let newest =
+                segments.filter(|path| path.extension().is_some_and(|name| name == "log")).max().unwrap();
+            let mut bytes = std::fs::read(&newest).unwrap();
+            bytes[90] ^= 1;
+            std::fs::write(&newest, bytes).unwrap();
+
+            let shutdown = Shutdown::new();
+            let opened = Journal::open(dir.path(), options.clone(), clock.clone(), &shutdown).await;
+            if origin == Origin::Own {
+                let error = opened.unwrap_err();
+                assert!(matches!(error, JournalError::Damaged(_)), "{error}");
+                assert!(error.to_string().contains("--restored"), "{error}");
+                continue;
+            }
+            let journal = opened.unwrap();
+            assert!(journal.alarm().unwrap().contains("damaged"), "{:?}", journal.alarm());
+            assert_eq!(journal.index().state_hash(), state, "what it shows stays");
+            assert_eq!(
+                (journal.log().floor(), journal.log().head()),
+                (head, head),
+                "what follows is asked for"
+            );
+            assert!(journal.is_whole() && dir.path().join("log.damaged").is_dir());
+            assert_eq!(journal.replicate(missed).await.unwrap(), head, "what it had is skipped");
+            journal.commit("", vec![put(41)]).await.unwrap();
+            drop(journal);
+            assert!(shutdown.finish(GRACE).await);
+            let shutdown = Shutdown::new();
+            let journal = Journal::open(dir.path(), options, clock, &shutdown).await.unwrap();
+            assert_eq!((journal.alarm(), journal.applied()), (None, head.next()), "once");
+            drop(journal);
+            assert!(shutdown.finish(GRACE).await);
         }
     });
 }

@@ -8,6 +8,7 @@ use super::{PullError, PullOptions, Remote, Shared, Staleness};
 use crate::{
     auth::{Action, Caller},
     fetch::FillError,
+    index::Whole,
     registry::{
         Session,
         decide::{Decision, Facts, Kind, Role, Rule, Until, decide},
@@ -55,6 +56,7 @@ pub(super) struct Tried {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
     pub(super) applied: Offset,
+    whole: Option<Whole>,
     session: Session,
     now: Timestamp,
     intent_open: bool,
@@ -106,7 +108,12 @@ impl Shared {
             Some(reference) => remote.intents.is_open(repo, reference, now),
             None => remote.intents.is_open_in(repo, now),
         });
-        View { applied: self.site.index.applied(), session, now, intent_open }
+        View { applied: self.site.index.applied(), whole: self.site.index.whole(), session, now, intent_open }
+    }
+
+    /// Whether all that was found in the index since `view` was of a state that the log led to.
+    fn was_whole(&self, view: &View) -> bool {
+        view.whole.is_some() && view.whole == self.site.index.whole()
     }
 
     /// Whether the primary's "no" is remembered.
@@ -139,7 +146,8 @@ impl Shared {
             known: found.known,
             local: found.local,
             remembered_no: found.remembered_no,
-            session_live: view.session.live,
+            // What was found while a snapshot replaced everything is no state of the primary's.
+            session_live: view.session.live && self.was_whole(view),
             reachable: view.session.reachable && !tried.cut,
             age: view.session.age(view.now),
             staleness_bound: rules.staleness_bound,

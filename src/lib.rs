@@ -21,12 +21,13 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
-//! | 1 | [`clock`] [`shutdown`] [`status`] [`telemetry`] | small tools |
+//! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] | small tools |
 //! | 1 | [`process`] [`blocking`] [`random`] | what differs between a real process and one of a simulation |
 //! | 1 | [`store`] | blobs: verified while written, visible only when whole and durable |
 //! | 1 | [`log`] | append-only, checksummed, chained segments; group commit |
 //! | 1 | [`index`] | tags, manifests, links, referrers: a view of the log |
 //! | 2 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
+//! | 2 | [`policy`] | what a site keeps, in which order and how fast it copies |
 //! | 2 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
 //! | 3 | [`registry`] | pull decisions, pushes, where images are, garbage collection, and the journal that joins log and index |
 //! | 4 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
@@ -65,6 +66,7 @@
 
 pub mod blocking;
 pub mod clock;
+pub mod glob;
 pub mod process;
 pub mod random;
 pub mod shutdown;
@@ -77,6 +79,7 @@ pub mod store;
 
 pub mod auth;
 pub mod fetch;
+pub mod policy;
 
 pub mod registry;
 

@@ -10,7 +10,19 @@ use std::{
 
 /// Modules by floor. Those of one floor do not know each other.
 const FLOORS: &[&[&str]] = &[
-    &["process", "blocking", "random", "clock", "status", "shutdown", "telemetry", "store", "log", "index"],
+    &[
+        "process",
+        "blocking",
+        "random",
+        "clock",
+        "glob",
+        "status",
+        "shutdown",
+        "telemetry",
+        "store",
+        "log",
+        "index",
+    ],
     &["auth", "policy", "fetch"],
     &["registry"],
     &["http", "admin", "primary", "secondary"],
@@ -20,7 +32,7 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// Tools of the ground floor that its own neighbours may use.
-const TOOLS: &[&str] = &["process", "blocking", "random", "clock", "shutdown", "telemetry", "status"];
+const TOOLS: &[&str] = &["process", "blocking", "random", "clock", "glob", "shutdown", "telemetry", "status"];
 
 /// The composition root reads the configuration beside it.
 const APP_READS_CONFIG: (&str, &str) = ("app", "config");

@@ -30,12 +30,51 @@ fn the_examples_are_valid() {
 }
 
 #[test]
+fn the_rules_of_the_example_are_valid_and_one_that_never_decides_is_pointed_out() {
+    let home = Home::new();
+    let uncommented = |text: String| {
+        let keys = [
+            "[[",
+            "repository",
+            "platforms =",
+            "semver =",
+            "keep =",
+            "priority =",
+            "limit",
+            "hours",
+            "utc_offset",
+        ];
+        let is_rule =
+            |line: &str| keys.iter().any(|key| line.starts_with(key)) || line == "staleness_bound_ms = 500";
+        let line = |line: &str| match line.strip_prefix("# ") {
+            Some(rule) if is_rule(rule) => format!("{rule}\n"),
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(line).collect::<String>()
+    };
+    let config = home.config("deploy/examples/secondary.toml", uncommented);
+    assert_eq!(fs::read_to_string(&config).unwrap().matches("\n[[").count(), 7);
+    let output = run(&["config", "check", &config]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output).lines().count(), 1, "{}", stdout(&output));
+    let config = home.config("deploy/examples/secondary.toml", |text| {
+        format!("{}[[policy]]\nrepository = 'late'\nkeep = 'lazy'\n", uncommented(text))
+    });
+    let output = run(&["config", "check", &config]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stdout(&output);
+    let warning = said.lines().next().unwrap();
+    assert!(warning.starts_with("warning: ") && warning.contains(": policy[6]: "), "{said}");
+    assert!(warning.contains("rule 5"), "{said}");
+}
+
+#[test]
 fn a_broken_configuration_is_one_line_that_says_where() {
     let home = Home::new();
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 18] = [
+    let broken: [(&str, &str, &str, Break); 21] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -74,6 +113,13 @@ fn a_broken_configuration_is_one_line_that_says_where() {
         }),
         (secondary, "admin.listen", "admin.token_file", |text| {
             text.replace("127.0.0.1:9000", "0.0.0.0:9000")
+        }),
+        (secondary, "policy[2].semver", "unexpected", |text| {
+            format!("{text}[[policy]]\nkeep = 'lazy'\n[[policy]]\nkeep = 'lazy'\nsemver = 'newest'\n")
+        }),
+        (secondary, "policy.keep", "unknown variant", |text| format!("{text}[[policy]]\nkeep = 'all'\n")),
+        (secondary, "bandwidth[1].hours", "utc_offset", |text| {
+            format!("{text}[[bandwidth]]\nlimit = '1MiB/s'\nhours = '08:00-18:00'\n")
         }),
     ];
     for (file, key, reason, damage) in broken {

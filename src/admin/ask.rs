@@ -122,7 +122,7 @@ fn unknown(key: &str) -> String {
 
 fn refused(reason: &AskError) -> Response<Full<Bytes>> {
     let status = match reason {
-        AskError::UnknownSite(_) => StatusCode::NOT_FOUND,
+        AskError::UnknownSite(_) | AskError::UnknownRepository(_) => StatusCode::NOT_FOUND,
         AskError::OtherSite(_) | AskError::WhichSite | AskError::WhoseRights => StatusCode::BAD_REQUEST,
         AskError::Index(_) | AskError::Store(_) | AskError::Crashed(_) => {
             tracing::error!(error = %reason, "cannot say where an image is");

@@ -137,22 +137,31 @@ fn store_status(store: &Store) -> StoreStatus {
     StoreStatus { bytes: stats.bytes, limit_bytes: None, blobs: stats.blobs }
 }
 
+/// What became of a look at a configuration file that would be accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Whose configuration it is.
+    pub role: &'static str,
+    /// What is probably not meant, one line each.
+    pub warnings: Vec<String>,
+}
+
 /// Says whether a file would be accepted, and by which role.
 ///
 /// # Errors
 /// What is wrong with it, where.
-pub fn check_config(path: &Path) -> Result<&'static str, ConfigError> {
+pub fn check_config(path: &Path) -> Result<Checked, ConfigError> {
     // A secondary is what names a primary.
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let names_primary = text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("primary"));
     if names_primary {
         let config: config::Secondary = config::load(path)?;
         config.check(path)?;
-        Ok("secondary")
+        Ok(Checked { role: "secondary", warnings: config.warnings(path) })
     } else {
         let config: config::Primary = config::load(path)?;
         config.check(path)?;
-        Ok("primary")
+        Ok(Checked { role: "primary", warnings: Vec::new() })
     }
 }
 

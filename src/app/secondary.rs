@@ -6,7 +6,7 @@ use outport_proto::{
     Offset,
     frame::{ALPN, Welcome},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use super::{
     StartError,
@@ -20,11 +20,12 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config,
     fetch::{
-        FlightMetrics, FlightOptions, Flights, Upstream,
+        FlightMetrics, FlightOptions, Flights, Pace, Upstream,
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::TransportOptions,
     },
     http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses},
+    policy::{Bandwidth, Policy},
     registry::{
         Edge, Intents, Journal, PullMetrics, PullRules, PullService, SessionView, Site,
         journal::{JournalCollector, JournalOptions, Origin},
@@ -32,7 +33,7 @@ use crate::{
     secondary::{
         dial::Dialer,
         memory::Memory,
-        prefetch::{Keeps, Prefetch, PrefetchOptions, Progress},
+        prefetch::{Prefetch, PrefetchOptions},
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
         whereabouts::OwnWhereabouts,
@@ -83,6 +84,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
 
+    let policy = Arc::new(config.policy().map_err(|error| StartError::new("read the policy", error))?);
+    let bandwidth =
+        config.bandwidth().map_err(|error| StartError::new("read the bandwidth limits", error))?;
     let memory = Memory::open(&config.data_dir)
         .map_err(|error| StartError::new("read what the site remembers of its primary", error))?;
     let store = open_store(&data_dir).await?;
@@ -96,12 +100,13 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     .map_err(|error| StartError::new("open the journal", error))?;
 
     let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
-    let flights = Flights::new(
+    let flights = Flights::paced(
         store.clone(),
         Arc::new(upstream.clone()),
         shutdown.clone(),
         FlightOptions::default(),
         metrics.register(FlightMetrics::new),
+        pace(bandwidth, &clock),
     );
     let (session_feed, session) = SessionView::new();
     let intents = Intents::new(INTENTS_MAX);
@@ -109,7 +114,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         index: journal.index().clone(),
         store: store.clone(),
         clock: Arc::clone(&clock),
-        rules: rules(&config.read),
+        rules: rules(&config.read, &policy),
         metrics: metrics.register(PullMetrics::new),
     };
     let upstream: Arc<dyn Upstream> = Arc::new(upstream);
@@ -127,8 +132,14 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         sealer: Arc::new(TicketSealer::new(config.site.clone())),
         addresses: Arc::default(),
     };
-    let keeps = keeps(config);
-    let (prefetch, progress) = copying_ahead(config, &journal, &store, &keeps, flights);
+    let (prefetch, progress) = Prefetch::new(
+        &config.data_dir,
+        journal.clone(),
+        store.clone(),
+        Arc::clone(&policy),
+        flights,
+        PrefetchOptions::default(),
+    );
     pull.follow(&journal, &shutdown);
     let on_identity = trust.clone();
     let (subscription, view) = Subscription::new(
@@ -155,7 +166,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         site: config.site.clone(),
         journal: journal.clone(),
         store: store.clone(),
-        keeps,
+        policy,
         progress,
         upstream,
         session: session.clone(),
@@ -240,8 +251,9 @@ impl Trust {
     }
 }
 
-fn rules(config: &config::Read) -> PullRules {
+fn rules(config: &config::Read, policy: &Arc<Policy>) -> PullRules {
     PullRules {
+        policy: Arc::clone(policy),
         staleness_bound: Duration::from_millis(config.staleness_bound_ms),
         stale_max: config.stale_max_seconds.map(Duration::from_secs),
         wait_max: Duration::from_millis(config.wait_ms),
@@ -250,26 +262,9 @@ fn rules(config: &config::Read) -> PullRules {
     }
 }
 
-fn keeps(config: &config::Secondary) -> Keeps {
-    let eager = config.keep.eager.clone();
-    Arc::new(move |repo| eager.as_ref().is_none_or(|globs| globs.matches(repo)))
-}
-
-fn copying_ahead(
-    config: &config::Secondary,
-    journal: &Journal,
-    store: &Store,
-    keeps: &Keeps,
-    flights: Flights,
-) -> (Prefetch, watch::Receiver<Progress>) {
-    Prefetch::new(
-        &config.data_dir,
-        journal.clone(),
-        store.clone(),
-        Arc::clone(keeps),
-        flights,
-        PrefetchOptions::default(),
-    )
+fn pace(bandwidth: Bandwidth, clock: &SharedClock) -> Pace {
+    let clock = Arc::clone(clock);
+    Pace::new(move || bandwidth.limit_at(clock.now()))
 }
 
 fn dialer(config: &config::Upstream) -> Result<Dialer, StartError> {

@@ -20,11 +20,11 @@
 //! A caller may do what **any** matching rule allows; order does not matter and no rule takes
 //! anything away. Without any rule, logged-in users may do everything and others nothing.
 
-use globset::{Glob, GlobBuilder, GlobMatcher};
 use outport_proto::RepoName;
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Action, Actions, Scope};
+use crate::glob::{Glob, InvalidGlob, escape};
 
 /// Everybody, in a rule's list of users.
 pub(super) const ANONYMOUS: &str = "anonymous";
@@ -66,7 +66,7 @@ struct Rule {
 #[derive(Clone, Debug)]
 enum Pattern {
     Any,
-    Fixed(GlobMatcher),
+    Fixed(Glob),
     /// Holds [`USER_PLACEHOLDER`]; compiled for each caller.
     OfUser(String),
 }
@@ -175,19 +175,19 @@ impl Rule {
 
 impl Pattern {
     fn new(text: &str) -> Result<Self, RuleError> {
-        let fault = |error: globset::Error| RuleError { glob: text.to_owned(), reason: error.to_string() };
+        let fault = |error: InvalidGlob| RuleError { glob: text.to_owned(), reason: error.reason };
         if text.contains(USER_PLACEHOLDER) {
-            glob(&text.replace(USER_PLACEHOLDER, "user")).map_err(fault)?;
+            Glob::new(&text.replace(USER_PLACEHOLDER, "user")).map_err(fault)?;
             return Ok(Self::OfUser(text.to_owned()));
         }
-        Ok(Self::Fixed(glob(text).map_err(fault)?.compile_matcher()))
+        Ok(Self::Fixed(Glob::new(text).map_err(fault)?))
     }
 
     /// The glob; `None` when it is another one for every caller.
     fn text(&self) -> Option<String> {
         match self {
             Self::Any => Some("**".to_owned()),
-            Self::Fixed(matcher) => Some(matcher.glob().glob().to_owned()),
+            Self::Fixed(glob) => Some(glob.as_str().to_owned()),
             Self::OfUser(_) => None,
         }
     }
@@ -195,11 +195,11 @@ impl Pattern {
     fn matches(&self, user: Option<&str>, repo: &RepoName) -> bool {
         match (self, user) {
             (Self::Any, _) => true,
-            (Self::Fixed(matcher), _) => matcher.is_match(repo.as_str()),
+            (Self::Fixed(glob), _) => glob.matches(repo.as_str()),
             // A name with a slash would reach into another user's namespace.
             (Self::OfUser(text), Some(user)) if !user.contains('/') => {
-                glob(&text.replace(USER_PLACEHOLDER, &globset::escape(user)))
-                    .is_ok_and(|glob| glob.compile_matcher().is_match(repo.as_str()))
+                Glob::new(&text.replace(USER_PLACEHOLDER, &escape(user)))
+                    .is_ok_and(|glob| glob.matches(repo.as_str()))
             }
             (Self::OfUser(_), _) => false,
         }
@@ -223,10 +223,6 @@ fn people(words: &[String]) -> Vec<Who> {
         user => Who::User(user.to_owned()),
     };
     words.iter().map(person).collect()
-}
-
-fn glob(text: &str) -> Result<Glob, globset::Error> {
-    GlobBuilder::new(text).literal_separator(true).build()
 }
 
 /// A rule whose repository glob is malformed.

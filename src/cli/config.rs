@@ -20,7 +20,8 @@ pub(super) enum Config {
 impl Config {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let Self::Check { file } = self;
-        let role = app::check_config(&file)?;
+        let app::Checked { role, warnings } = app::check_config(&file)?;
+        warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
         say(format_args!("{}: a valid configuration of a {role}", file.display()));
         Ok(())
     }

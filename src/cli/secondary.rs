@@ -20,6 +20,9 @@ impl Secondary {
         telemetry::init_log(config.telemetry.log_format, &config.telemetry.log_filter)?;
         let shutdown = Shutdown::new();
         config.check(&self.config)?;
+        for warning in config.warnings(&self.config) {
+            tracing::warn!("{warning}");
+        }
         let running = app::secondary::start(&config, &shutdown).await?;
         app::until_stopped(&shutdown).await;
         Ok(running.stop().await?)

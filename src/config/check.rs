@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{Admin, ConfigError, Log, Primary, Secondary, Tls};
+use crate::policy::{RuleError, rule::STALENESS_BOUND_MS_MIN};
 
 impl Primary {
     /// Checks what the parts of the configuration demand of each other, and that the files it
@@ -40,12 +41,21 @@ impl Secondary {
             let reason = format!("must be at least {STALENESS_BOUND_MS_MIN}, two heartbeats");
             return Err(ConfigError::of_key(path, "read.staleness_bound_ms", reason));
         }
+        self.policy().map_err(|error| ConfigError::of_rule(path, "policy", &error))?;
+        self.bandwidth().map_err(|error| ConfigError::of_rule(path, "bandwidth", &error))?;
         Ok(())
     }
-}
 
-/// Below this no answer could come from a site: heartbeats come every 250 ms.
-const STALENESS_BOUND_MS_MIN: u64 = 500;
+    /// What is valid and probably not meant, one line each.
+    pub fn warnings(&self, path: &Path) -> Vec<String> {
+        let shadowed = self.policy().map(|policy| policy.shadowed()).unwrap_or_default();
+        let warning = |(number, by)| {
+            let reason = format!("the rule never decides: rule {by} before it matches all that it matches");
+            ConfigError::of_rule(path, "policy", &RuleError { number, key: "", reason }).to_string()
+        };
+        shadowed.into_iter().map(warning).collect()
+    }
+}
 
 fn check_listener(
     path: &Path,

@@ -8,6 +8,8 @@ use std::{
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use crate::policy::RuleError;
+
 /// Environment variables that begin so override the file.
 const ENVIRONMENT_PREFIX: &str = "OUTPORT_";
 
@@ -108,6 +110,18 @@ impl ConfigError {
         Self::new(place, one_line(&reason))
     }
 
+    /// A rule of a list of tables that cannot be used.
+    pub fn of_rule(path: &Path, list: &str, error: &RuleError) -> Self {
+        let name = format!("{list}[{}]", error.number);
+        let key = if error.key.is_empty() { name } else { format!("{name}.{}", error.key) };
+        let line = fs::read_to_string(path).ok().and_then(|text| line_of_rule(&text, list, error));
+        let reason = one_line(&error.reason);
+        match line {
+            Some(line) => Self::new(Place::Line { file: path.to_owned(), line, key: Some(key) }, reason),
+            None => Self::new(Place::File(path.to_owned()), format!("{key}: {reason}")),
+        }
+    }
+
     fn new(place: Place, reason: String) -> Self {
         Self { place, reason }
     }
@@ -163,6 +177,16 @@ fn key_of_line(text: &str, line: usize) -> Option<String> {
 
 fn line_of_key(text: &str, key: &str) -> Option<usize> {
     (1..=text.lines().count()).find(|line| key_of_line(text, *line).as_deref() == Some(key))
+}
+
+/// The line of a rule's key, or else where the rule begins.
+fn line_of_rule(text: &str, list: &str, error: &RuleError) -> Option<usize> {
+    let mut headers = (1..).zip(text.lines()).filter(|(_, line)| header_of(line) == Some(list));
+    let (begin, _) = headers.nth(error.number.checked_sub(1)?)?;
+    let key = format!("{list}.{}", error.key);
+    let rule = (begin + 1..=text.lines().count())
+        .take_while(|line| text.lines().nth(line - 1).is_some_and(|line| header_of(line).is_none()));
+    rule.into_iter().find(|line| key_of_line(text, *line).as_deref() == Some(&key)).or(Some(begin))
 }
 
 fn header_of(line: &str) -> Option<&str> {
@@ -236,6 +260,23 @@ mod tests {
         assert!(error.unwrap_err().to_string().starts_with("environment OUTPORT_REGISTRY__LIMIT: "));
         let error = load_with_environment::<Example>(file.path(), set("OUTPORT_DATA_DIR__X", "1"));
         assert!(error.unwrap_err().to_string().contains("`data_dir` is not a table"));
+    }
+
+    #[test]
+    fn a_rule_of_no_use_is_found_by_its_number() {
+        let rules = "[[policy]]\nkeep = 'lazy'\n\n[[policy]]\ntag = 'a'\nkeep = 'x'\n[read]\ntag_regex = 1\n";
+        let file = file(rules);
+        for (number, key, place) in [
+            (1, "keep", ":2: policy[1].keep: no"),
+            (2, "keep", ":6: policy[2].keep: no"),
+            (2, "tag_regex", ":4: policy[2].tag_regex: no"),
+            (2, "", ":4: policy[2]: no"),
+            (3, "keep", ": policy[3].keep: no"),
+        ] {
+            let error = RuleError { number, key, reason: "no".to_owned() };
+            let error = ConfigError::of_rule(file.path(), "policy", &error).to_string();
+            assert!(error.ends_with(place), "{error}");
+        }
     }
 
     #[test]

@@ -14,11 +14,12 @@ use outport_proto::SiteName;
 use serde::Deserialize;
 
 pub use load::{ConfigError, load, load_with_environment};
-pub use value::{HostPort, PublicUrl, RepoGlobs};
+pub use value::{HostPort, PublicUrl};
 
 use crate::{
     auth::{AccessRule, AccessRules, RuleError},
     log::Retention,
+    policy::{self, Bandwidth, BandwidthWindow, Policy, PolicyRule},
     registry::journal::JournalOptions,
 };
 
@@ -63,9 +64,12 @@ pub struct Secondary {
     /// How reads are decided.
     #[serde(default)]
     pub read: Read,
-    /// What is copied ahead.
+    /// What the site keeps, in rules; the first that matches decides.
     #[serde(default)]
-    pub keep: Keep,
+    pub policy: Vec<PolicyRule>,
+    /// How fast blobs are copied ahead; the first window that is open holds.
+    #[serde(default)]
+    pub bandwidth: Vec<BandwidthWindow>,
     /// How pushes reach the primary.
     #[serde(default)]
     pub push: Push,
@@ -252,14 +256,6 @@ pub struct Read {
     pub ignore_token_age: bool,
 }
 
-/// What a secondary copies before anybody asks.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Keep {
-    /// Repositories whose blobs are copied ahead, as globs; all by default.
-    pub eager: Option<RepoGlobs>,
-}
-
 /// How pushes reach the primary.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -347,6 +343,24 @@ impl Auth {
             ([], Some(catalog)) => Ok(AccessRules::authenticated_only().with_catalog(catalog)),
             (rules, catalog) => AccessRules::new(rules, catalog.as_deref().unwrap_or_default()),
         }
+    }
+}
+
+impl Secondary {
+    /// The rules, ready to be asked.
+    ///
+    /// # Errors
+    /// Names the rule and its key.
+    pub fn policy(&self) -> Result<Policy, policy::RuleError> {
+        Policy::new(&self.policy)
+    }
+
+    /// The limits, ready to be asked.
+    ///
+    /// # Errors
+    /// Names the window and its key.
+    pub fn bandwidth(&self) -> Result<Bandwidth, policy::RuleError> {
+        Bandwidth::new(&self.bandwidth)
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::{fmt, str::FromStr};
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-use outport_proto::RepoName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// An absolute `http` or `https` URL with a host and without path, query or trailing slash.
@@ -70,31 +68,6 @@ impl FromStr for HostPort {
     }
 }
 
-/// Repository globs: `*` stays within one path component, `**` crosses them.
-#[derive(Clone, Debug)]
-pub struct RepoGlobs(GlobSet);
-
-impl RepoGlobs {
-    /// Globs from their texts.
-    ///
-    /// # Errors
-    /// Names the first that is not a glob.
-    pub fn new<S: AsRef<str>>(texts: &[S]) -> Result<Self, InvalidValue> {
-        let mut set = GlobSetBuilder::new();
-        for text in texts {
-            let text = text.as_ref();
-            let glob = GlobBuilder::new(text).literal_separator(true).build();
-            set.add(glob.map_err(|_| InvalidValue::Glob(text.to_owned()))?);
-        }
-        set.build().map(Self).map_err(|error| InvalidValue::Glob(error.to_string()))
-    }
-
-    /// Whether one of them matches.
-    pub fn matches(&self, repo: &RepoName) -> bool {
-        self.0.is_match(repo.as_str())
-    }
-}
-
 macro_rules! deserialize_from_text {
     ($name:ident) => {
         impl<'de> Deserialize<'de> for $name {
@@ -107,12 +80,6 @@ macro_rules! deserialize_from_text {
 deserialize_from_text!(PublicUrl);
 deserialize_from_text!(HostPort);
 
-impl<'de> Deserialize<'de> for RepoGlobs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::new(&Vec::<String>::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
 /// Why a text is not such a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidValue {
@@ -124,9 +91,6 @@ pub enum InvalidValue {
     /// Not a host and a port.
     #[error("expected a host and a port, as in primary.example.com:5443")]
     HostPort,
-    /// Not a glob.
-    #[error("`{0}` is not a glob")]
-    Glob(String),
 }
 
 #[cfg(test)]
@@ -158,16 +122,5 @@ mod tests {
         for bad in ["", "primary", "primary:", "primary:0", "primary:70000", ":1"] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn globs_know_path_components() {
-        let globs = RepoGlobs::new(&["team/*", "base/**"]).unwrap();
-        for (repo, matched) in
-            [("team/app", true), ("team/app/x", false), ("base/a/b", true), ("other", false)]
-        {
-            assert_eq!(globs.matches(&repo.parse().unwrap()), matched, "{repo}");
-        }
-        assert!(RepoGlobs::new(&["a["]).is_err());
     }
 }

@@ -11,10 +11,14 @@
 //! so no reader ever gets a complete wrong blob. They are released then, while the fsync goes on:
 //! what a client got needs no durability here, what the store shows does.
 //!
+//! What the site's policy excludes is shared and verified just so, and then not given its place in
+//! the store: the file is gone with its last reader.
+//!
 //! When the disk is full a flight ends *unkept*: each of its readers goes on from the upstream
 //! itself, under the same rule.
 
 mod metrics;
+mod pace;
 mod passthrough;
 mod progress;
 mod reader;
@@ -37,6 +41,7 @@ use crate::{
     store::{PumpOptions, Store, StoreError},
 };
 pub use metrics::FlightMetrics;
+pub use pace::Pace;
 use progress::{Shared, Stage};
 pub use reader::FlightReader;
 
@@ -101,6 +106,7 @@ struct Node {
     shutdown: Shutdown,
     options: FlightOptions,
     metrics: FlightMetrics,
+    pace: Pace,
     flying: Mutex<HashMap<Digest, Arc<Shared>>>,
     client_turns: Arc<Semaphore>,
     background_turns: Arc<Semaphore>,
@@ -120,6 +126,8 @@ pub struct Flight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Client,
+    /// For a client of a site that does not keep it.
+    Passing,
     Background,
 }
 
@@ -132,12 +140,25 @@ impl Flights {
         options: FlightOptions,
         metrics: FlightMetrics,
     ) -> Self {
+        Self::paced(store, upstream, shutdown, options, metrics, Pace::unlimited())
+    }
+
+    /// The same, where fills that nobody waits for go at a pace.
+    pub fn paced(
+        store: Store,
+        upstream: Arc<dyn Upstream>,
+        shutdown: Shutdown,
+        options: FlightOptions,
+        metrics: FlightMetrics,
+        pace: Pace,
+    ) -> Self {
         let node = Node {
             store,
             upstream,
             shutdown,
             options,
             metrics,
+            pace,
             flying: Mutex::default(),
             client_turns: Arc::new(Semaphore::new(options.flights_max)),
             background_turns: Arc::new(Semaphore::new(options.background_flights_max)),
@@ -152,13 +173,24 @@ impl Flights {
         self.board(repo, digest, linked, Purpose::Client)
     }
 
+    /// As [`Flights::join`], for a blob that this site does not keep: it does not come into the store,
+    /// unless somebody else on board wants it there.
+    pub fn pass(&self, repo: &RepoName, digest: &Digest, linked: Linked) -> Flight {
+        self.board(repo, digest, linked, Purpose::Passing)
+    }
+
     /// Brings `digest` into the store without haste, unless it is there, and waits until it is durable;
     /// returns its size in bytes. The fill goes on when this future is dropped.
     ///
     /// # Errors
     /// As [`Flight::size`]; [`FillError::Disk`] when it could not be kept.
     pub async fn ensure(&self, repo: &RepoName, digest: &Digest, linked: Linked) -> Result<u64, FillError> {
-        self.board(repo, digest, linked, Purpose::Background).kept().await
+        self.bring(repo, digest, linked).kept().await
+    }
+
+    /// The same, without waiting.
+    pub fn bring(&self, repo: &RepoName, digest: &Digest, linked: Linked) -> Flight {
+        self.board(repo, digest, linked, Purpose::Background)
     }
 
     /// Flights in the air or waiting for their turn.
@@ -173,13 +205,16 @@ impl Flights {
             None => (Arc::new(Shared::new(*digest)), false),
         };
         shared.admit(repo);
+        if purpose != Purpose::Passing {
+            shared.keep();
+        }
         if is_joined {
             self.node.metrics.joined.inc();
         } else {
             flying.insert(*digest, Arc::clone(&shared));
             task::start(&self.node, &shared, linked, purpose);
         }
-        if purpose == Purpose::Client {
+        if purpose != Purpose::Background {
             shared.hurry();
         }
         drop(flying);
@@ -191,6 +226,11 @@ impl Flight {
     /// Whether somebody else had started it.
     pub fn is_joined(&self) -> bool {
         self.is_joined
+    }
+
+    /// Bytes that have come.
+    pub fn received(&self) -> u64 {
+        self.shared.received()
     }
 
     /// Size in bytes of the blob, as soon as it is known. Of a blob so small that it is held back whole, it is
@@ -234,6 +274,7 @@ impl Flight {
                 match (&now.stage, now.size) {
                     (Stage::Kept(_), Some(size)) => return self.linked.check(size),
                     (Stage::Unkept(unkept), _) => return Err(FillError::Disk(Arc::clone(&unkept.why))),
+                    (Stage::Passed(_), _) => return Err(FillError::Lost),
                     _ => {}
                 }
             }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName};
 
 pub use flight::{
-    FillError, Flight, FlightMetrics, FlightOptions, FlightReader, Flights, HOLD_BACK_BYTES, Linked,
+    FillError, Flight, FlightMetrics, FlightOptions, FlightReader, Flights, HOLD_BACK_BYTES, Linked, Pace,
 };
 
 /// A boxed future, as trait objects need them.

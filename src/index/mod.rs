@@ -13,6 +13,7 @@ mod home;
 mod hot;
 mod key;
 mod kv;
+mod listing;
 mod memory;
 mod open;
 mod row;

@@ -1,8 +1,8 @@
 //! Which blobs are still to be copied, and up to where in the log none is: pure bookkeeping.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{cmp::Reverse, collections::BTreeMap};
 
-use outport_proto::{Change, Digest, Event, Offset, RepoName, oci::ChildKind};
+use outport_proto::{Digest, Offset, RepoName};
 
 /// A blob to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,28 +13,12 @@ pub(super) struct Want {
     pub(super) digest: Digest,
     /// Its size in bytes.
     pub(super) size: u64,
+    /// Higher is copied first.
+    pub(super) priority: i32,
 }
 
-/// The blobs a site that keeps the event's repository needs because of it. Child manifests come
-/// with events of their own.
-pub(super) fn needs(event: &Event) -> Vec<Want> {
-    let want = |repo: &RepoName, digest: &Digest, size| Want { repo: repo.clone(), digest: *digest, size };
-    match &event.change {
-        Change::BlobCommitted { repo, digest, size } | Change::BlobMounted { repo, digest, size, .. } => {
-            vec![want(repo, digest, *size)]
-        }
-        Change::ManifestPut(put) => {
-            let itself = put.bytes.is_none().then(|| want(&put.repo, &put.digest, put.size));
-            let blobs = put.children.iter().filter(|child| child.kind == ChildKind::Blob);
-            itself.into_iter().chain(blobs.map(|child| want(&put.repo, &child.digest, child.size))).collect()
-        }
-        Change::TagDeleted { .. }
-        | Change::ManifestDeleted { .. }
-        | Change::BlobDeleted { .. }
-        | Change::RepositoryDeleted { .. }
-        | Change::EpochBegan { .. } => Vec::new(),
-    }
-}
+/// A place in the queue.
+type Turn = (Reverse<i32>, u64);
 
 /// A window of the log whose blobs are being copied. Events enter in order at its end; it
 /// is complete up to the first event that still waits for a blob.
@@ -46,7 +30,12 @@ pub(super) struct Window {
     waiting: BTreeMap<Offset, usize>,
     /// Who waits for a blob, and whether somebody copies it.
     missing: BTreeMap<Digest, Vec<Offset>>,
-    queue: VecDeque<Want>,
+    /// Blobs to copy, by priority and in the order in which they came.
+    queue: BTreeMap<Turn, Want>,
+    /// Where each stands in the queue.
+    turns: BTreeMap<Digest, Turn>,
+    /// Blobs that ever entered the queue.
+    queued: u64,
     /// How complete it was when a walk began that has not ended.
     walk: Option<Offset>,
 }
@@ -107,12 +96,14 @@ impl Window {
     fn wait(&mut self, offset: Offset, wants: Vec<Want>) {
         for want in wants {
             let waiters = self.missing.entry(want.digest).or_default();
-            if waiters.is_empty() {
-                self.queue.push_back(want);
-            }
+            let is_new = waiters.is_empty();
             if waiters.last() != Some(&offset) {
                 waiters.push(offset);
                 *self.waiting.entry(offset).or_default() += 1;
+            }
+            let turn = self.turns.get(&want.digest).copied();
+            if is_new || turn.is_some_and(|(Reverse(priority), _)| priority < want.priority) {
+                self.enqueue(want);
             }
         }
     }
@@ -128,7 +119,9 @@ impl Window {
 
     /// The next blob to copy.
     pub(super) fn take(&mut self) -> Option<Want> {
-        self.queue.pop_front()
+        let (_, want) = self.queue.pop_first()?;
+        self.turns.remove(&want.digest);
+        Some(want)
     }
 
     /// A taken blob is here, or no longer needed.
@@ -138,9 +131,18 @@ impl Window {
         }
     }
 
-    /// A taken blob could not be copied: its turn comes again behind the others.
+    /// A taken blob could not be copied: its turn comes again behind others of its priority.
     pub(super) fn postponed(&mut self, want: Want) {
-        self.queue.push_back(want);
+        self.enqueue(want);
+    }
+
+    fn enqueue(&mut self, want: Want) {
+        let turn = (Reverse(want.priority), self.queued);
+        self.queued += 1;
+        if let Some(before) = self.turns.insert(want.digest, turn) {
+            self.queue.remove(&before);
+        }
+        self.queue.insert(turn, want);
     }
 }
 
@@ -149,7 +151,8 @@ mod tests {
     use super::*;
 
     fn want(name: &str) -> Want {
-        Want { repo: "team/app".parse().unwrap(), digest: Digest::sha256(name.as_bytes()), size: 1 }
+        let repo = "team/app".parse().unwrap();
+        Want { repo, digest: Digest::sha256(name.as_bytes()), size: 1, priority: 0 }
     }
 
     fn at(seq: u64) -> Offset {
@@ -172,6 +175,19 @@ mod tests {
         assert_eq!(window.complete(), at(4));
         window.settled(&want("a").digest);
         assert_eq!((window.complete(), window.missing()), (at(7), 0));
+    }
+
+    #[test]
+    fn higher_priorities_come_first_and_a_queued_blob_is_raised() {
+        let mut window = Window::after(at(0));
+        let with = |name, priority| Want { priority, ..want(name) };
+        window.enter(at(1), vec![with("low", -1), with("a", 0), with("b", 0)]);
+        window.enter(at(2), vec![with("high", 7), with("b", 5), with("a", -3)]);
+        let taken: Vec<_> = std::iter::from_fn(|| window.take()).collect();
+        assert_eq!(taken, [with("high", 7), with("b", 5), with("a", 0), with("low", -1)]);
+        assert_eq!(window.complete(), at(0));
+        taken.iter().for_each(|want| window.settled(&want.digest));
+        assert_eq!((window.complete(), window.missing()), (at(2), 0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod complete;
 pub mod dial;
+mod excluded;
 mod intake;
 pub mod memory;
 pub mod prefetch;

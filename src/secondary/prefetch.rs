@@ -1,9 +1,9 @@
-//! Copies the blobs of the repositories a site keeps eagerly ahead of the first pull, and knows
-//! up to which offset nothing is missing.
+//! Copies the blobs that a site's policy keeps eagerly ahead of the first pull, and knows up to
+//! which offset none of them is missing.
 //!
 //! It is a second reader of the site's own log: it looks at applied events at its own pace, so
-//! nothing is queued for it and what waits is bounded. Where the log no longer reaches back, it
-//! walks the index instead.
+//! nothing is queued for it and what waits is bounded. Where the log no longer reaches back, or the
+//! policy is another than the one it last worked by, it walks the index instead.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,8 @@ use tokio::{
 };
 
 use super::{
-    complete::{Want, Window, needs},
+    complete::{Want, Window},
+    excluded,
     rate::Rate,
 };
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     fetch::{FillError, Flights, Linked},
     index::IndexError,
     log::LogError,
+    policy::{Blob, Contents, Policy},
     process,
     registry::journal::Journal,
     shutdown::Shutdown,
@@ -53,9 +55,6 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// File name inside the site's data directory.
 const FILE: &str = "complete";
-
-/// Whether the site keeps a repository's blobs before anybody asks.
-pub type Keeps = Arc<dyn Fn(&RepoName) -> bool + Send + Sync>;
 
 /// How much is copied at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +88,10 @@ pub struct Prefetch {
     flights: Flights,
     options: PrefetchOptions,
     path: PathBuf,
+    /// Stands for the policy in the file.
+    fingerprint: Digest,
+    /// What is here came by another policy.
+    policy_changed: bool,
     progress: watch::Sender<Progress>,
 }
 
@@ -100,25 +103,33 @@ type Looked = (Offset, Vec<Want>);
 struct Source {
     journal: Journal,
     store: Store,
-    keeps: Keeps,
+    policy: Arc<Policy>,
 }
 
 impl Prefetch {
-    /// A copier that goes on where the file in `dir` says, and the end that follows it.
+    /// A copier that goes on where the file in `dir` says, and the end that follows it. With
+    /// another policy than then it begins anew.
     pub fn new(
         dir: &Path,
         journal: Journal,
         store: Store,
-        keeps: Keeps,
+        policy: Arc<Policy>,
         flights: Flights,
         options: PrefetchOptions,
     ) -> (Self, watch::Receiver<Progress>) {
         let path = dir.join(FILE);
-        let complete = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-        let complete = complete.filter(|complete| *complete <= journal.applied()).unwrap_or_default();
+        let fingerprint = Digest::sha256(policy.to_string().as_bytes());
+        let saved = fs::read_to_string(&path).ok().and_then(|text| {
+            let (complete, fingerprint) = text.trim().split_once(' ')?;
+            Some((complete.parse::<Offset>().ok()?, fingerprint.parse::<Digest>().ok()?))
+        });
+        let policy_changed = saved.is_some_and(|(_, by)| by != fingerprint);
+        let complete = saved.map(|(complete, _)| complete).filter(|complete| *complete <= journal.applied());
+        let complete = complete.filter(|_| !policy_changed).unwrap_or_default();
         let (progress, receiver) = watch::channel(Progress { complete, ..Progress::default() });
-        let source = Source { journal, store, keeps };
-        (Self { source, flights, options, path, progress }, receiver)
+        let source = Source { journal, store, policy };
+        let copier = Self { source, flights, options, path, fingerprint, policy_changed, progress };
+        (copier, receiver)
     }
 
     /// Copies until shutdown.
@@ -132,6 +143,9 @@ impl Prefetch {
             retries: BTreeMap::new(),
             look_at: Instant::now(),
         };
+        if self.policy_changed && !self.follow_policy(&mut run, &shutdown).await {
+            return;
+        }
         let mut applied = self.source.journal.watch_applied();
         let mut save = tokio::time::interval(SAVE_INTERVAL);
         loop {
@@ -163,6 +177,25 @@ impl Prefetch {
         }
         run.copies.abort_all();
         self.save().await;
+    }
+
+    /// The policy changed: removes what it excludes, then looks for what it keeps. False when the
+    /// site stops meanwhile; then the next start does it again.
+    async fn follow_policy(&self, run: &mut Run, shutdown: &Shutdown) -> bool {
+        let (source, stopping) = (self.source.clone(), shutdown.clone());
+        let removed = blocking::spawn(move || {
+            excluded::remove(&source.policy, source.journal.index(), &source.store, &stopping)
+        });
+        match removed.await {
+            _ if shutdown.is_requested() => return false,
+            Ok(Ok(removed)) => {
+                tracing::info!(blobs = removed.blobs, bytes = removed.bytes, "the policy changed");
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "cannot remove what the policy excludes"),
+            Err(error) => tracing::error!(%error, "removing what the policy excludes crashed"),
+        }
+        self.begin_walk(run);
+        true
     }
 
     /// Takes in applied events until the window is full or the log is at its end.
@@ -227,7 +260,8 @@ impl Prefetch {
     }
 
     async fn save(&self) {
-        let (path, text) = (self.path.clone(), self.progress.borrow().complete.to_string());
+        let (path, complete) = (self.path.clone(), self.progress.borrow().complete);
+        let text = format!("{complete} {}", self.fingerprint);
         let saved = blocking::spawn(move || {
             let temporary = path.with_extension("new");
             fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path))
@@ -343,41 +377,52 @@ impl Source {
         };
         let mut events = Vec::with_capacity(records.len());
         for record in records.iter().take_while(|record| record.event.offset <= applied) {
-            let kept = record.event.change.repo().is_some_and(|repo| (self.keeps)(repo));
-            let wanted = if kept { needs(&record.event) } else { vec![] };
-            events.push((record.event.offset, self.absent(wanted)?));
+            let wanted = match record.event.change.repo() {
+                Some(repo) => self.absent(repo, self.contents().wanted_by(&record.event.change)?)?,
+                None => Vec::new(),
+            };
+            events.push((record.event.offset, wanted));
         }
         Ok(Some(events))
     }
 
     fn walk(&self, found: &mpsc::Sender<Found>) -> Result<(), PrefetchError> {
         self.journal.index().dump(PART_BYTES, &mut |entries| {
-            let wanted = entries.into_iter().filter_map(|entry| match entry {
-                Entry::Link { repo, digest, size, .. } => Some(Want { repo, digest, size }),
-                Entry::Manifest { manifest, .. } if manifest.bytes.is_none() => {
-                    Some(Want { repo: manifest.repo, digest: manifest.digest, size: manifest.size })
-                }
-                _ => None,
-            });
-            let wanted = wanted.filter(|want| (self.keeps)(&want.repo)).collect();
-            let wants = self.absent(wanted).map_err(std::io::Error::other)?;
+            let mut wants = Vec::new();
+            for entry in &entries {
+                let found = match entry {
+                    Entry::Link { repo, digest, size, .. } => {
+                        let blob = self.contents().wanted_link(repo, *digest, *size);
+                        self.absent(repo, blob.into_iter().collect())
+                    }
+                    Entry::Manifest { manifest, .. } => {
+                        let wanted = self.contents().wanted_beyond_links(manifest);
+                        wanted
+                            .map_err(PrefetchError::from)
+                            .and_then(|blobs| self.absent(&manifest.repo, blobs))
+                    }
+                    Entry::Tag { .. } | Entry::Tombstone { .. } => continue,
+                };
+                wants.extend(found.map_err(std::io::Error::other)?);
+            }
             blocking::send(found, Found::Some(wants)).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
         })?;
         Ok(())
     }
 
-    fn absent(&self, mut wants: Vec<Want>) -> Result<Vec<Want>, PrefetchError> {
-        let mut failed = None;
-        wants.retain(|want| {
-            self.store
-                .size(&want.digest)
-                .unwrap_or_else(|error| {
-                    failed = Some(error);
-                    None
-                })
-                .is_none()
-        });
-        failed.map_or(Ok(wants), |error| Err(error.into()))
+    fn contents(&self) -> Contents<'_> {
+        Contents::new(&self.policy, self.journal.index())
+    }
+
+    /// Those of `blobs` that are not here.
+    fn absent(&self, repo: &RepoName, blobs: Vec<Blob>) -> Result<Vec<Want>, PrefetchError> {
+        let mut wants = Vec::new();
+        for Blob { digest, size, priority } in blobs {
+            if self.store.size(&digest)?.is_none() {
+                wants.push(Want { repo: repo.clone(), digest, size, priority });
+            }
+        }
+        Ok(wants)
     }
 }
 

@@ -8,20 +8,18 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    prefetch::{Keeps, Progress},
-    view::SiteView,
-};
+use super::{prefetch::Progress, view::SiteView};
 use crate::{
     clock::SharedClock,
     fetch::{At, BoxFuture, Upstream},
+    policy::{Policy, Verdict},
     registry::{
         Journal, SessionView,
         whereabouts::{
             AskError, ImageRef, Missing, Sites, Stage, Standing, WaitFor, Whereabouts, WhyNot,
             answer::{Waited, WaitedSite, Why},
             looked_up, missing, standing,
-            why::{CutOff, Facts, Own, Word},
+            why::{CutOff, Facts, NotKeptBy, Own, Word},
         },
     },
     status::{SiteState, StoreStatus},
@@ -37,8 +35,8 @@ pub struct OwnWhereabouts {
     pub journal: Journal,
     /// Its blobs.
     pub store: Store,
-    /// Which repositories it keeps.
-    pub keeps: Keeps,
+    /// What it keeps.
+    pub policy: Arc<Policy>,
     /// How far copying ahead is.
     pub progress: watch::Receiver<Progress>,
     /// The primary.
@@ -189,13 +187,14 @@ impl OwnWhereabouts {
         let index = self.journal.index();
         let standing = standing(index, self.journal.log(), &image)?;
         let missing = match &standing {
-            Standing::Shown { digest, .. } => missing(index, &self.store, &image.repo, digest)?,
+            Standing::Shown { digest, .. } => missing(index, &self.store, &self.policy, &image.repo, digest)?,
             Standing::Deleted(_) | Standing::Unknown => Missing::default(),
         };
         let status = self.view.status(StoreStatus::default());
         let silence = status.heartbeat_age_seconds.map(Duration::from_secs_f64);
         let cut_off = status.state == SiteState::Disconnected;
-        let keeps = (self.keeps)(&image.repo);
+        let by = |verdict: Verdict| NotKeptBy { keep: verdict.keep, text: self.policy.describe(&verdict) };
+        let rule = missing.verdict.map(by);
         Ok(Facts {
             denied: None,
             image,
@@ -207,7 +206,7 @@ impl OwnWhereabouts {
             lag_events: status.lag_events,
             lag_seconds: status.lag_seconds.applied,
             missing_blobs: status.missing_blobs,
-            own: Some(Own { standing, missing, keeps, fill_rate: progress.fill_rate }),
+            own: Some(Own { standing, missing, rule, fill_rate: progress.fill_rate }),
         })
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 
 const MIB: usize = 1024 * 1024;
 const REPO: &str = "bench/image";
-const LAZY: &str = "[keep]\neager = []\n";
+const LAZY: &str = "[[policy]]\nkeep = 'lazy'\n";
 
 /// Warm manifest by tag at a secondary, token checked, against the same bytes elsewhere.
 pub fn warm_manifest() -> Vec<Figure> {

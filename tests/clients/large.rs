@@ -16,7 +16,7 @@ const SITE_BYTES_MAX: u64 = 256 * 1024;
 #[test]
 fn push_bytes_never_pass_the_site() {
     // Copied on the first pull only: what frankfurt holds in the end came with the push.
-    let options = Options { site_toml: "[keep]\neager = []\n".to_owned(), ..Options::default() };
+    let options = Options { site_toml: "[[policy]]\nkeep = 'lazy'\n".to_owned(), ..Options::default() };
     let Some(bed) = Bed::start(&["skopeo"], options) else { return };
     let layout = Layout::create(&bed.sandbox.path("large"));
     let manifest = layout.large_image(LAYER_BYTES);

@@ -14,9 +14,9 @@ use crate::{
 };
 
 async fn start(disk: &Disk, name: &str, identity: &Identity, trusts: &Authority, primary: &Primary) -> Site {
-    let keeps: outport::secondary::prefetch::Keeps = Arc::new(|_| true);
+    let policy = Arc::default();
     let (primary, journal) = (primary.address, followed());
-    Site::start(disk, SiteConfig { name, identity, trusts, primary, keeps, journal }).await
+    Site::start(disk, SiteConfig { name, identity, trusts, primary, policy, journal }).await
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use outport::{
     },
     index::{Index, Opened},
     log::{Log, faulty::FaultyDisk},
+    policy::{Keep, Policy, PolicyRule},
     primary::{
         fleet::{Fleet, Head},
         log_stream::{LogPublisher, PrimaryIdentity},
@@ -28,7 +29,7 @@ use outport::{
     secondary::{
         dial::Dialer,
         memory::Memory,
-        prefetch::{Keeps, Prefetch, PrefetchOptions, Progress},
+        prefetch::{Prefetch, PrefetchOptions, Progress},
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
     },
@@ -211,7 +212,7 @@ pub(crate) struct SiteConfig<'a> {
     pub(crate) identity: &'a Identity,
     pub(crate) trusts: &'a Authority,
     pub(crate) primary: SocketAddr,
-    pub(crate) keeps: Keeps,
+    pub(crate) policy: Arc<Policy>,
     pub(crate) journal: JournalOptions,
 }
 
@@ -254,7 +255,7 @@ impl Site {
             disk.path(),
             journal.clone(),
             store.clone(),
-            config.keeps,
+            config.policy,
             flights,
             PrefetchOptions::default(),
         );
@@ -378,9 +379,14 @@ impl World {
     }
 
     fn site_config<'a>(&'a self, identity: &'a Identity, primary: SocketAddr) -> SiteConfig<'a> {
-        let keeps: Keeps = Arc::new(|repo| !repo.as_str().starts_with("lazy/"));
+        let lazy = PolicyRule {
+            repository: Some("lazy/**".to_owned()),
+            keep: Some(Keep::Lazy),
+            ..PolicyRule::default()
+        };
+        let policy = Arc::new(Policy::new(&[lazy]).unwrap());
         let journal = followed();
-        SiteConfig { name: "mumbai", identity, trusts: &self.authority, primary, keeps, journal }
+        SiteConfig { name: "mumbai", identity, trusts: &self.authority, primary, policy, journal }
     }
 }
 

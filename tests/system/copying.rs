@@ -27,7 +27,8 @@ fn a_layer_is_at_the_site_before_any_manifest_names_it() {
 
 #[test]
 fn only_what_is_kept_eagerly_is_copied_ahead() {
-    let site_toml = "[keep]\neager = ['base/**']\n".to_owned();
+    let site_toml =
+        "[[policy]]\nrepository = 'base/**'\nkeep = 'eager'\n[[policy]]\nkeep = 'lazy'\n".to_owned();
     let cluster = Cluster::start(Options { sites: vec!["mumbai"], site_toml, ..Options::default() });
     let (eager, lazy) = (bytes(10_000, 6), bytes(20_000, 7));
     let pusher = Session::user(&cluster, &cluster.primary, &["base/os", REPO]);

@@ -21,7 +21,7 @@ const LARGE: usize = 48 << 20;
 const HELD_BACK: usize = 64 << 10;
 
 fn lazy_site() -> Cluster {
-    let site_toml = "[keep]\neager = []\n".to_owned();
+    let site_toml = "[[policy]]\nkeep = 'lazy'\n".to_owned();
     Cluster::start(Options { sites: vec!["mumbai"], site_toml, ..Options::default() })
 }
 

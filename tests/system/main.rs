@@ -17,6 +17,7 @@ mod crash;
 mod demo;
 mod fills;
 mod outage;
+mod policy;
 mod promises;
 mod redirect;
 mod status;

@@ -96,7 +96,8 @@ fn every_cause_has_its_name() {
     let mut cluster = Cluster::start(Options {
         sites: vec!["mumbai"],
         public: "team/**",
-        site_toml: "[keep]\neager = ['team/**']\n".to_owned(),
+        site_toml: "[[policy]]\nrepository = 'team/**'\nkeep = 'eager'\n[[policy]]\nkeep = 'lazy'\n"
+            .to_owned(),
         ..Options::default()
     });
     let pusher = Session::user(&cluster, &cluster.primary, &[REPO, "lazy/app"]);
@@ -108,6 +109,7 @@ fn every_cause_has_its_name() {
         let lazy = why(site, "lazy/app:1", site);
         assert_eq!((&lazy["code"], &lazy["blobs"]), (&"not_kept".into(), &1.into()), "{lazy}");
         assert_eq!(lazy["bytes"], 50_000, "{lazy}");
+        assert_eq!((&lazy["keep"], &lazy["rule"]), (&"lazy".into(), &"rule 2: everything".into()), "{lazy}");
         let unknown = why(primary, "lazy/app:1", site);
         assert!(unknown["not_known_here"].to_string().contains("policy"), "{unknown}");
         for asked in [primary, site] {

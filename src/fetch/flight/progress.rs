@@ -2,7 +2,10 @@
 
 use std::{
     fs::File,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use outport_proto::{Digest, RepoName, digest::Hasher};
@@ -20,6 +23,8 @@ pub(super) struct Shared {
     repos: Mutex<Vec<RepoName>>,
     /// Cancelled when a client is on board of what began as a background fill.
     hurried: CancellationToken,
+    /// Somebody on board wants it in the store.
+    keep: AtomicBool,
 }
 
 /// How far a flight is.
@@ -45,6 +50,8 @@ pub(super) enum Stage {
     Verified(Arc<File>),
     /// The store has it.
     Kept(Arc<File>),
+    /// The digest matched, and nobody wanted it in the store.
+    Passed(Arc<File>),
     /// The disk does not take it; everybody goes on alone.
     Unkept(Arc<Unkept>),
     /// It is over.
@@ -68,6 +75,7 @@ impl Shared {
             progress: watch::Sender::new(Progress::default()),
             repos: Mutex::default(),
             hurried: CancellationToken::new(),
+            keep: AtomicBool::new(false),
         }
     }
 
@@ -104,6 +112,15 @@ impl Shared {
     pub(super) fn refuse(&self, repo: &RepoName) {
         self.repos.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other != repo);
         self.update(|progress| progress.refused.push(repo.clone()));
+    }
+
+    /// To be called while the list of flights is locked: a flight that is off the list has decided.
+    pub(super) fn keep(&self) {
+        self.keep.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_to_be_kept(&self) -> bool {
+        self.keep.load(Ordering::SeqCst)
     }
 
     pub(super) fn hurry(&self) {

@@ -173,7 +173,7 @@ impl Cursor {
                 to if next < to => read(file, to),
                 _ => Action::Wait,
             },
-            Stage::Verified(file) | Stage::Kept(file) => read(file, end),
+            Stage::Verified(file) | Stage::Kept(file) | Stage::Passed(file) => read(file, end),
             Stage::Unkept(unkept) => match (&unkept.file, readable(unkept.received, size)) {
                 (Some(file), to) if next < to => read(file, to),
                 _ => Action::GoAlone(Arc::clone(unkept), size),

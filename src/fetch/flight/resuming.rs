@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{Digest, RepoName};
+use tokio_util::sync::CancellationToken;
 
 use super::{FillError, Node, progress::Shared};
 use crate::{
@@ -45,12 +46,17 @@ impl Resuming {
 
     /// The blob's size in bytes, from the upstream.
     pub(super) async fn size(&mut self) -> Result<u64, FillError> {
-        let stopping = self.node.shutdown.token().clone();
+        let stopping = self.stopping();
         tokio::select! {
             biased;
             () = stopping.cancelled() => Err(FillError::Stopping),
             connected = self.connect() => connected,
         }
+    }
+
+    /// Ends the fill.
+    pub(super) fn stopping(&self) -> CancellationToken {
+        self.node.shutdown.token().clone()
     }
 
     async fn connect(&mut self) -> Result<u64, FillError> {
@@ -147,7 +153,7 @@ impl ByteSource for Resuming {
     type Error = FillError;
 
     async fn next(&mut self) -> Result<Option<Bytes>, FillError> {
-        let stopping = self.node.shutdown.token().clone();
+        let stopping = self.stopping();
         tokio::select! {
             biased;
             () = stopping.cancelled() => Err(FillError::Stopping),

@@ -1,13 +1,14 @@
 //! The task that fills.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use outport_proto::digest::Hasher;
+use outport_proto::{Digest, digest::Hasher};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     FillError, Linked, Node, Purpose,
+    pace::Paced,
     progress::{Shared, Stage, Unkept},
     resuming::{Claim, Resuming},
 };
@@ -61,6 +62,7 @@ impl Flying {
         }
         let began = Instant::now();
         let mut source = Resuming::new(node, digest, Claim::Flight(Arc::clone(shared)), linked.size, 0);
+        let mut source = Paced::begin(&mut source, &node.pace, shared).await;
         let size = source.size().await?;
         let store = node.store.clone();
         let ingest = match blocking(move || store.ingest(digest.algorithm())).await? {
@@ -80,7 +82,8 @@ impl Flying {
         match pumped.end {
             Ok(()) => {
                 let stage = self.keep(ingest).await?;
-                tracing::info!(%digest, bytes = size, ms = began.elapsed().as_millis() as u64, "fill finished");
+                let kept = matches!(stage, Stage::Kept(_));
+                tracing::info!(%digest, bytes = size, kept, ms = began.elapsed().as_millis() as u64, "fill finished");
                 Ok(stage)
             }
             Err(PumpError::Source(error)) => Err(error),
@@ -92,7 +95,7 @@ impl Flying {
         let client_turns = Arc::clone(&self.node.client_turns);
         let background = async {
             match purpose {
-                Purpose::Client => std::future::pending().await,
+                Purpose::Client | Purpose::Passing => std::future::pending().await,
                 Purpose::Background => Arc::clone(&self.node.background_turns).acquire_owned().await,
             }
         };
@@ -113,6 +116,9 @@ impl Flying {
             error => error.into(),
         })?;
         self.shared.update(|progress| progress.stage = Stage::Verified(Arc::clone(&file)));
+        if self.passes() {
+            return Ok(Stage::Passed(file));
+        }
         match blocking(move || verified.publish()).await? {
             Ok(_) => Ok(Stage::Kept(file)),
             // After a failed fsync not even the file's content is to be believed.
@@ -132,6 +138,16 @@ impl Flying {
         }))
     }
 
+    /// Takes the flight off the list unless somebody on board wants the blob in the store.
+    fn passes(&self) -> bool {
+        let mut flying = self.node.flying();
+        let passes = !self.shared.is_to_be_kept();
+        if passes {
+            self.remove_from(&mut flying);
+        }
+        passes
+    }
+
     /// Takes the flight off the list before its readers hear how it ended, so that whoever tries
     /// again then starts another.
     fn land(self, stage: Stage) {
@@ -140,7 +156,10 @@ impl Flying {
     }
 
     fn unlist(&self) {
-        let mut flying = self.node.flying();
+        self.remove_from(&mut self.node.flying());
+    }
+
+    fn remove_from(&self, flying: &mut HashMap<Digest, Arc<Shared>>) {
         if flying.get(&self.shared.digest).is_some_and(|listed| Arc::ptr_eq(listed, &self.shared)) {
             flying.remove(&self.shared.digest);
         }

@@ -575,3 +575,81 @@ proptest::proptest! {
         });
     }
 }
+
+impl World {
+    fn pass(&self) -> Flight {
+        self.flights.pass(&app(), &self.digest, Linked { size: Some(self.content.len() as u64) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_kept_is_shared_and_verified_all_the_same() {
+    let world = world(&[]);
+    world.meter();
+    let readers: Vec<_> = (0..7)
+        .map(|_| {
+            let flight = world.pass();
+            tokio::spawn(async move { read_all(&flight).await })
+        })
+        .collect();
+    world.script.pieces.add_permits(100);
+    for reader in readers {
+        assert!(reader.await.unwrap() == world.content);
+    }
+    assert_eq!(world.script.asked_from(), [0], "one fill for all");
+    while world.flights.in_progress() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!world.is_stored());
+    assert_eq!(world.temp_files(), 0);
+    // The next one begins anew, and gets no wrong byte either.
+    world.script.plans.lock().unwrap().push_back(Plan::WrongByteAt(SIZE - 1));
+    let wrong = world.pass();
+    let (got, end) = drain(&mut wrong.reader(0..SIZE as u64)).await;
+    assert!(matches!(end, Err(FillError::WrongContent { .. })) && got.len() < SIZE, "{end:?}");
+    assert_eq!(world.script.asked_from(), [0, 0]);
+}
+
+#[tokio::test]
+async fn somebody_on_board_who_keeps_it_is_enough() {
+    let world = world(&[]);
+    world.meter();
+    let passing = world.pass();
+    let kept = world.flights.bring(&app(), &world.digest, Linked { size: None });
+    assert!(kept.is_joined());
+    world.script.pieces.add_permits(100);
+    assert_eq!(kept.kept().await.unwrap(), SIZE as u64);
+    assert!(read_all(&passing).await == world.content);
+    assert!(world.is_stored());
+    assert!(read_all(&world.pass()).await == world.content);
+    assert_eq!(world.script.asked_from(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_nobody_waits_for_goes_at_the_pace_and_hurries_for_a_client() {
+    let mut world = world(&[]);
+    let upstream = Arc::new(Upstreamed(Arc::clone(&world.script)));
+    let limit = SIZE as u64 / 10;
+    world.flights = Flights::paced(
+        world.store.clone(),
+        upstream,
+        world.shutdown.clone(),
+        options(),
+        world.metrics.clone(),
+        Pace::new(move || Some(limit)),
+    );
+    let began = tokio::time::Instant::now();
+    let linked = Linked { size: None };
+    assert_eq!(world.flights.ensure(&app(), &world.digest, linked).await.unwrap(), SIZE as u64);
+    let took = began.elapsed().as_secs_f64();
+    assert!((9.5..10.5).contains(&took), "at the limit it takes 10 s, not {took}");
+
+    world.store.remove(&world.digest).unwrap();
+    let background = world.flights.bring(&app(), &world.digest, linked);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!((SIZE / 5..SIZE / 2).contains(&(background.received() as usize)), "{}", background.received());
+    let began = tokio::time::Instant::now();
+    assert!(read_all(&world.join()).await == world.content);
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(world.script.asked_from(), [0, 0], "it is the same fill");
+}

@@ -121,7 +121,12 @@ impl Shared {
         let Some(remote) = &self.remote else {
             return Err(UpstreamError::Unavailable("a primary has no upstream".to_owned()).into());
         };
-        let flight = remote.flights.join(repo, digest, Linked { size: Some(size) });
+        let linked = Linked { size: Some(size) };
+        let flight = if remote.exclusion.excludes(repo, digest).await {
+            remote.flights.pass(repo, digest, linked)
+        } else {
+            remote.flights.join(repo, digest, linked)
+        };
         let result = if flight.is_joined() { PullResult::Joined } else { PullResult::Filled };
         let size = flight.size().await?;
         Ok((Filling { flight }, size, result))

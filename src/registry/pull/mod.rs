@@ -1,11 +1,12 @@
 //! Pulls: what a client may read, answered by the read rules on both roles.
 //!
 //! - `rules`: gathers the facts, waits; `word`: what the primary says;
-//!   `fill`: bytes on their way here.
+//!   `fill`: bytes on their way here; `exclusion`: whether they are kept.
 //! - `manifest`, `blob`, `list`: one kind of pull each, from the rules' decision to an answer.
 
 mod answer;
 mod blob;
+mod exclusion;
 mod fill;
 mod follow;
 mod list;
@@ -22,13 +23,14 @@ pub use answer::{
 pub use fill::{FillReader, Filling};
 use outport_proto::{Digest, Event, Offset, Reference, RepoName, Tag};
 
-use self::{rules::Ask, word::Word};
+use self::{exclusion::Exclusion, rules::Ask, word::Word};
 use super::{Intents, PullMetrics, SessionView, metrics::PullResult, remembered::Remembered};
 use crate::{
     auth::Caller,
     clock::SharedClock,
     fetch::{Flights, Upstream},
     index::Index,
+    policy::Policy,
     shutdown::Shutdown,
     store::Store,
 };
@@ -40,9 +42,9 @@ pub struct PullService {
 }
 
 /// How pulls are answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PullRules {
-    /// A tag answered while connected is never older than this.
+    /// A tag answered while connected is never older than this, unless the policy says so.
     pub staleness_bound: Duration,
     /// Cut off, an answer older than this is not given; `None` gives any, with its age.
     pub stale_max: Option<Duration>,
@@ -57,6 +59,8 @@ pub struct PullRules {
     pub remembered_max: usize,
     /// Most names in one page of a listing.
     pub page_max: usize,
+    /// What the site keeps, and how old the tags of a repository may be.
+    pub policy: Arc<Policy>,
 }
 
 impl Default for PullRules {
@@ -68,6 +72,7 @@ impl Default for PullRules {
             token_freshness: true,
             remembered_max: 0,
             page_max: 10_000,
+            policy: Arc::default(),
         }
     }
 }
@@ -109,6 +114,7 @@ struct Shared {
 struct Remote {
     word: Word,
     flights: Flights,
+    exclusion: Exclusion,
     session: SessionView,
     intents: Intents,
     remembered: Remembered,
@@ -125,6 +131,7 @@ impl PullService {
         let remote = Remote {
             word: Word::new(edge.upstream, &edge.shutdown),
             flights: edge.flights,
+            exclusion: Exclusion::new(Arc::clone(&site.rules.policy), site.index.clone()),
             session: edge.session,
             intents: edge.intents,
             remembered: Remembered::new(site.rules.remembered_max),

@@ -150,7 +150,7 @@ impl Shared {
             session_live: view.session.live && self.was_whole(view),
             reachable: view.session.reachable && !tried.cut,
             age: view.session.age(view.now),
-            staleness_bound: rules.staleness_bound,
+            staleness_bound: rules.policy.staleness_bound(ask.repo).unwrap_or(rules.staleness_bound),
             stale_max: rules.stale_max,
             applied: view.applied,
             closed_time: view.session.closed_time,

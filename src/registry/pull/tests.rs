@@ -1,9 +1,13 @@
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use outport_proto::{Digest, Offset, Timestamp, oci::media_type};
 
 use crate::{
     auth::{Actions, Caller},
+    policy::{Keep, Policy, PolicyRule},
     registry::{
         BlobContent, ManifestAnswer, Page, PullError, PullOptions, PullRules, Staleness, Want,
         metrics::PullResult,
@@ -124,6 +128,52 @@ async fn a_moved_tag_is_seen_by_those_who_must_see_it() {
     assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest);
     assert_eq!(pull_as(&site, &after_push, "1").await.unwrap().digest, new.digest);
     assert_eq!(site.link.asked(), asked, "the events ended every doubt");
+}
+
+fn with_policy(rule: PolicyRule) -> PullRules {
+    let policy = Arc::new(Policy::new(&[rule]).unwrap());
+    PullRules { policy, wait_max: Duration::from_millis(5), ..PullRules::default() }
+}
+
+#[tokio::test]
+async fn the_policy_sets_a_staleness_bound_by_repository() {
+    let primary = Primary::new().await;
+    for (glob, asked) in [("team/*", 0), ("other/*", 1)] {
+        primary.image(&repo(APP), "1", "old").await;
+        let rule = PolicyRule {
+            repository: Some(glob.to_owned()),
+            staleness_bound_ms: Some(10_000),
+            ..PolicyRule::default()
+        };
+        let site = Secondary::with(&primary, with_policy(rule));
+        site.catch_up(&primary);
+        site.connect(5 * SECOND);
+        pull(&site, "1").await.unwrap();
+        assert_eq!(site.link.asked(), asked, "{glob}: closed time is 5 s old");
+        site.connect(11 * SECOND);
+        pull(&site, "1").await.unwrap();
+        assert_eq!(site.link.asked(), asked + 1, "{glob}: 11 s are more than any bound here");
+    }
+}
+
+#[tokio::test]
+async fn what_the_policy_excludes_is_streamed_through_and_its_manifest_is_known() {
+    let primary = Primary::new().await;
+    let pushed = primary.image(&repo(APP), "1", "{}").await;
+    let rule = PolicyRule { keep: Some(Keep::Exclude), ..PolicyRule::default() };
+    let site = Secondary::with(&primary, with_policy(rule));
+    site.catch_up(&primary);
+    assert_eq!(pull(&site, "1").await.unwrap().digest, pushed.digest);
+    let config = Digest::sha256(b"{}");
+    for _ in 0..2 {
+        let blob = site.pull.blob(&puller(), &repo(APP), &config, PullOptions::default()).await.unwrap();
+        assert_eq!(read(blob.content, blob.size).await, b"{}");
+    }
+    assert_eq!(site.store.size(&config).unwrap(), None);
+    assert_eq!(site.link.asked(), 0, "it is known what is there");
+    site.cut_off(SECOND);
+    assert_eq!(pull(&site, "1").await.unwrap().digest, pushed.digest);
+    assert!(is_unavailable(&site.pull.blob(&puller(), &repo(APP), &config, PullOptions::default()).await));
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use self::{
     why::Asked,
 };
 pub use self::{
-    missing::{Missing, missing},
+    missing::{Missing, missing, missing_blobs},
     standing::{Deletion, Standing, standing},
 };
 use crate::{blocking, fetch::BoxFuture, index::IndexError, store::StoreError};
@@ -140,6 +140,9 @@ pub enum AskError {
     /// No site has this name.
     #[error("no site is called {0}")]
     UnknownSite(SiteName),
+    /// No repository has this name.
+    #[error("the registry has no repository {0}")]
+    UnknownRepository(RepoName),
     /// A site knows itself alone.
     #[error("this is site {0}; ask the primary about other sites")]
     OtherSite(SiteName),

@@ -9,6 +9,7 @@ use super::{
     Caller, Deletion, ImageRef, Missing, Standing,
     answer::{Shown, Why, rfc3339},
 };
+use crate::policy::Keep;
 
 /// Digests named in an answer at most; their number is always whole.
 const DIGESTS_MAX: usize = 100;
@@ -47,10 +48,19 @@ pub struct Own {
     pub standing: Standing,
     /// What it lacks of the image, as its index shows it.
     pub missing: Missing,
-    /// Whether its policy keeps the repository's blobs before anybody asks.
-    pub keeps: bool,
+    /// The rule of its policy by which it lacks what it does not copy before anybody asks.
+    pub rule: Option<NotKeptBy>,
     /// How fast it copied lately, in bytes a second; `None` when it did not.
     pub fill_rate: Option<u64>,
+}
+
+/// A rule of a policy that does not copy ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotKeptBy {
+    /// What it says.
+    pub keep: Keep,
+    /// Its number and conditions.
+    pub text: String,
 }
 
 /// What the primary shows of a reference.
@@ -116,8 +126,12 @@ pub enum Cause {
         /// At the rate of late; `null` when unknown.
         eta_seconds: Option<f64>,
     },
-    /// It shows the image, and its policy copies blobs on the first pull only.
+    /// It shows the image, and its policy does not copy what is missing before anybody asks.
     NotKept {
+        /// The rule that says so: its number and conditions.
+        rule: String,
+        /// `lazy` when the first pull keeps them, `exclude` when no pull does.
+        keep: Keep,
         /// How many are not there.
         blobs: u64,
         /// Their bytes.
@@ -206,12 +220,15 @@ fn held(facts: &Facts, offset: Offset) -> Cause {
     match (&facts.own, facts.cut_off) {
         _ if is_here => Cause::Visible,
         (_, Some(cut_off)) => cut(cut_off),
-        (Some(own), None) if !own.keeps => {
-            let Missing { blobs, bytes } = &own.missing;
-            Cause::NotKept { blobs: blobs.len() as u64, bytes: *bytes, digests: few(blobs) }
-        }
+        (Some(Own { missing, rule: Some(rule), .. }), None) if missing.blobs.is_empty() => Cause::NotKept {
+            rule: rule.text.clone(),
+            keep: rule.keep,
+            blobs: missing.not_kept.len() as u64,
+            bytes: missing.not_kept_bytes,
+            digests: few(&missing.not_kept),
+        },
         (Some(own), None) => {
-            let Missing { blobs, bytes } = &own.missing;
+            let Missing { blobs, bytes, .. } = &own.missing;
             let rate = own.fill_rate.filter(|rate| *rate > 0);
             Cause::WaitingForBlobs {
                 blobs: blobs.len() as u64,
@@ -285,9 +302,14 @@ impl Facts {
                      pulls there fill what is missing."
                 )
             }
-            Cause::NotKept { blobs, .. } => {
+            Cause::NotKept { blobs, rule, keep, .. } => {
+                let when = match keep {
+                    Keep::Exclude => "are streamed through when pulled",
+                    Keep::Lazy | Keep::Eager => "come with the first pull",
+                };
                 format!(
-                    "{site} shows {image}; by its policy its {blobs} missing blobs come with the first pull."
+                    "{site} shows {image}; its {blobs} missing blobs are not replicated by policy ({rule}): \
+                     they {when}."
                 )
             }
             Cause::CutOff { since } => {
@@ -388,7 +410,7 @@ mod tests {
     /// A site at event 5 that keeps the repository and holds all of the image.
     fn at_site() -> Facts {
         let own =
-            Own { standing: shown("a", 5), missing: Missing::default(), keeps: true, fill_rate: Some(100) };
+            Own { standing: shown("a", 5), missing: Missing::default(), rule: None, fill_rate: Some(100) };
         Facts { own: Some(own), ..at_primary() }
     }
 
@@ -397,7 +419,14 @@ mod tests {
     }
 
     fn lacks(facts: &mut Facts) {
-        own(facts).missing = Missing { blobs: vec![digest("x"), digest("y")], bytes: 500 };
+        own(facts).missing =
+            Missing { blobs: vec![digest("x"), digest("y")], bytes: 500, ..Missing::default() };
+    }
+
+    fn lacks_by_policy(facts: &mut Facts) {
+        let not_kept = vec![digest("x"), digest("y")];
+        own(facts).missing = Missing { not_kept, not_kept_bytes: 500, ..Missing::default() };
+        own(facts).rule = Some(NotKeptBy { keep: Keep::Lazy, text: "rule 1: everything".to_owned() });
     }
 
     fn cut(facts: &mut Facts) {
@@ -419,7 +448,9 @@ mod tests {
         let waits =
             |eta| Cause::WaitingForBlobs { blobs: 2, bytes: Some(500), digests: both(), eta_seconds: eta };
         let unseen = || Cause::WaitingForBlobs { blobs: 4, bytes: None, digests: vec![], eta_seconds: None };
-        let lazy = || Cause::NotKept { blobs: 2, bytes: 500, digests: both() };
+        let rule = || "rule 1: everything".to_owned();
+        let lazy =
+            || Cause::NotKept { rule: rule(), keep: Keep::Lazy, blobs: 2, bytes: 500, digests: both() };
         #[rustfmt::skip]
         let primary: [(&str, Change, Cause); 12] = [
             ("shows and holds",            |_| {},                                                Cause::Visible),
@@ -441,8 +472,8 @@ mod tests {
             ("shows, copies",              lacks,                                                 waits(Some(5.0))),
             ("shows, copies, no rate",     |f| { lacks(f); own(f).fill_rate = None },             waits(None)),
             ("shows, copies, cut off",     |f| { lacks(f); cut(f) },                              cut_off()),
-            ("shows, not kept",            |f| { lacks(f); own(f).keeps = false },                lazy()),
-            ("holds, not kept",            |f| own(f).keeps = false,                              Cause::Visible),
+            ("shows, not kept",            lacks_by_policy,                                       lazy()),
+            ("holds, not kept",            |f| { lacks_by_policy(f); own(f).missing = Missing::default() }, Cause::Visible),
             ("shows an older one",         |f| { own(f).standing = shown("o", 2); f.applied = at(4) }, behind()),
             ("shows nothing yet",          |f| { own(f).standing = Standing::Unknown; f.applied = at(4) }, behind()),
             ("shows a newer one",          |f| own(f).standing = shown("n", 5),                   Cause::Visible),
@@ -484,7 +515,7 @@ mod tests {
     #[test]
     fn a_long_list_of_blobs_is_cut_and_counted() {
         let mut facts = at_site();
-        own(&mut facts).missing = Missing { blobs: vec![digest("x"); 150], bytes: 150 };
+        own(&mut facts).missing = Missing { blobs: vec![digest("x"); 150], bytes: 150, ..Missing::default() };
         let Cause::WaitingForBlobs { blobs, digests, .. } = cause(&facts) else { panic!("{facts:?}") };
         assert_eq!((blobs, digests.len()), (150, DIGESTS_MAX));
     }

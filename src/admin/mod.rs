@@ -1,26 +1,29 @@
-//! The admin listener: health, readiness, metrics, status, where images are, garbage collection.
+//! The admin listener: health, readiness, metrics, status, where images are, garbage collection,
+//! copying on demand.
 //!
 //! [`Admin::respond`] leads from request to response; `app` puts it behind a listener. Only
-//! `/v1/wait` takes its time.
+//! `/v1/wait` and `/v1/prefetch` take their time.
 
 mod ask;
 mod gc;
 mod metrics;
+mod prefetch;
 
 use std::sync::Arc;
 
 use aws_lc_rs::constant_time;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub use ask::{TIMEOUT_MAX, WAITS_MAX};
 pub use metrics::StatusCollector;
+pub use prefetch::{Lines, PREFETCHES_MAX};
 
 use crate::{
-    registry::{Collector, whereabouts::Whereabouts},
+    registry::{Collector, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
     telemetry::Metrics,
@@ -45,16 +48,33 @@ pub struct Admin {
     pub waits: Semaphore,
     /// Removes what no repository names.
     pub collector: Collector,
+    /// Copies what is asked for; `None` at a primary.
+    pub prefetches: Option<Arc<dyn Prefetches>>,
+    /// A permit for each such request under way: [`PREFETCHES_MAX`] of them.
+    pub prefetch_turns: Arc<Semaphore>,
     /// Ends the waits.
     pub shutdown: Shutdown,
 }
 
+/// An answer's body: at once, or line by line.
+pub type Body = Either<Full<Bytes>, Lines>;
+
 impl Admin {
     /// Answers one request. Dropping it ends a wait.
-    pub async fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    pub async fn respond<B>(&self, request: &Request<B>) -> Response<Body> {
+        let (uri, headers) = (request.uri(), request.headers());
+        let is_prefetch = uri.path() == "/v1/prefetch" && request.method() == Method::POST;
+        if is_prefetch && self.admits(headers) {
+            return self.prefetch(uri.query().unwrap_or_default(), headers);
+        }
+        self.page(request).await.map(Either::Left)
+    }
+
+    async fn page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        if !is_read && (path, request.method()) != ("/v1/gc", &Method::POST) {
+        let acts = matches!(path, "/v1/gc" | "/v1/prefetch") && request.method() == Method::POST;
+        if !is_read && !acts {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
         }
         match path {
@@ -80,6 +100,7 @@ impl Admin {
             },
             "/v1/gc" if is_read => self.collection(),
             "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
             _ => error(StatusCode::NOT_FOUND, "no such page"),
@@ -177,6 +198,8 @@ mod tests {
             whereabouts: Arc::new(Nowhere),
             waits: Semaphore::new(1),
             collector: collector(),
+            prefetches: None,
+            prefetch_turns: Arc::new(Semaphore::new(1)),
             shutdown: Shutdown::new(),
         }
     }

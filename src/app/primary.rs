@@ -16,7 +16,7 @@ use super::{
     open_store, store_status,
 };
 use crate::{
-    admin::{Admin, StatusCollector, WAITS_MAX},
+    admin::{Admin, PREFETCHES_MAX, StatusCollector, WAITS_MAX},
     auth::{
         AccessRules, Identity, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier,
         authority::load_certificates, random_text, site_of, tls,
@@ -191,6 +191,8 @@ pub async fn start(
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),
         waits: Semaphore::new(WAITS_MAX),
+        prefetches: None,
+        prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         collector,
         shutdown: shutdown.clone(),
     };

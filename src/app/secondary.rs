@@ -15,7 +15,7 @@ use super::{
     open_store, store_status,
 };
 use crate::{
-    admin::{Admin, Readiness, StatusCollector, WAITS_MAX},
+    admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
     auth::{AccessRules, Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
     clock::{SharedClock, SystemClock},
     config,
@@ -33,6 +33,7 @@ use crate::{
     secondary::{
         dial::Dialer,
         memory::Memory,
+        on_demand::OnDemand,
         prefetch::{Prefetch, PrefetchOptions},
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
@@ -137,7 +138,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         journal.clone(),
         store.clone(),
         Arc::clone(&policy),
-        flights,
+        flights.clone(),
         PrefetchOptions::default(),
     );
     pull.follow(&journal, &shutdown);
@@ -162,6 +163,13 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         },
     );
 
+    let on_demand = OnDemand {
+        journal: journal.clone(),
+        store: store.clone(),
+        upstream: Arc::clone(&upstream),
+        flights: flights.clone(),
+        shutdown: shutdown.clone(),
+    };
     let whereabouts = OwnWhereabouts {
         site: config.site.clone(),
         journal: journal.clone(),
@@ -206,6 +214,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),
         waits: Semaphore::new(WAITS_MAX),
+        prefetches: Some(Arc::new(on_demand)),
+        prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         collector,
         shutdown: shutdown.clone(),
     };

@@ -4,11 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use http::{Method, Request, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinHandle};
 
 /// Largest page in bytes: the status of thousands of sites fits.
 const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -41,16 +41,72 @@ impl AdminAddress {
         target: &str,
         timeout: Duration,
     ) -> anyhow::Result<(StatusCode, String)> {
-        let token = match &self.token_file {
-            Some(file) => {
-                Some(std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?)
-            }
-            None => None,
-        };
-        tokio::time::timeout(timeout, send(&self.admin, method, target, token.as_deref().map(str::trim)))
+        let token = self.token()?;
+        tokio::time::timeout(timeout, send(&self.admin, method, target, token.as_deref()))
             .await
             .with_context(|| format!("ask {}: no answer within {timeout:?}", self.admin))?
             .with_context(|| format!("ask {}", self.admin))
+    }
+
+    /// The answer to a POST as it comes, line by line.
+    pub(super) async fn post_lines(&self, target: &str) -> anyhow::Result<Lines> {
+        let token = self.token()?;
+        let failed = || format!("ask {}", self.admin);
+        let (response, connection) =
+            begin(&self.admin, Method::POST, target, token.as_deref()).await.with_context(failed)?;
+        let status = response.status();
+        let mut lines = Lines { body: response.into_body(), read: Vec::new(), connection };
+        if status != StatusCode::OK {
+            let said = lines.next().await?.unwrap_or_default();
+            anyhow::bail!("ask {}: {status}: {said}", self.admin);
+        }
+        Ok(lines)
+    }
+
+    fn token(&self) -> anyhow::Result<Option<String>> {
+        let Some(file) = &self.token_file else { return Ok(None) };
+        let token = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        Ok(Some(token.trim().to_owned()))
+    }
+}
+
+/// The lines of an answer.
+pub(super) struct Lines {
+    body: Incoming,
+    read: Vec<u8>,
+    connection: JoinHandle<hyper::Result<()>>,
+}
+
+/// Longest line in bytes.
+const LINE_BYTES_MAX: usize = 1024 * 1024;
+
+impl Lines {
+    /// The next line; `None` at the end.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return Ok(Some(String::from_utf8(line).context("read answer")?.trim_end().to_owned()));
+            }
+            if self.read.len() > LINE_BYTES_MAX {
+                anyhow::bail!("read answer: a line of more than {LINE_BYTES_MAX} bytes");
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Some(data) = frame.context("read answer")?.data_ref() {
+                        self.read.extend_from_slice(data);
+                    }
+                }
+                None if self.read.is_empty() => return Ok(None),
+                None => self.read.push(b'\n'),
+            }
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.connection.abort();
     }
 }
 
@@ -60,6 +116,21 @@ async fn send(
     target: &str,
     token: Option<&str>,
 ) -> anyhow::Result<(StatusCode, String)> {
+    let (response, connection) = begin(admin, method, target, token).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
+    connection.abort();
+    let body = body.map_err(|error| anyhow::anyhow!(error)).context("read answer")?.to_bytes();
+    Ok((status, String::from_utf8(body.to_vec()).context("read answer")?))
+}
+
+/// The head of an answer, and the task of the connection that its body comes over.
+async fn begin(
+    admin: &str,
+    method: Method,
+    target: &str,
+    token: Option<&str>,
+) -> anyhow::Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>)> {
     let stream = TcpStream::connect(admin).await.context("connect")?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("open connection")?;
@@ -69,9 +140,5 @@ async fn send(
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }
     let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await.context("send request")?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await;
-    connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!(error)).context("read answer")?.to_bytes();
-    Ok((status, String::from_utf8(body.to_vec()).context("read answer")?))
+    Ok((response, connection))
 }

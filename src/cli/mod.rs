@@ -5,6 +5,7 @@ mod cert;
 mod config;
 mod demo;
 mod gc;
+mod prefetch;
 mod primary;
 mod secondary;
 mod status;
@@ -40,6 +41,8 @@ enum Command {
     Why(why::Why),
     /// Remove blobs that no repository names any more
     Gc(gc::Gc),
+    /// Copy images to a site now, whatever its policy says
+    Prefetch(prefetch::Prefetch),
     /// Make the cluster authority and the certificates of its nodes
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -60,6 +63,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Wait(wait) => return wait.run().await,
+            Command::Prefetch(prefetch) => return prefetch.run().await,
             Command::Demo(demo) => demo.run().await,
             Command::Primary(primary) => primary.run().await,
             Command::Secondary(secondary) => secondary.run().await,

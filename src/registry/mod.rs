@@ -6,6 +6,7 @@ mod intents;
 pub mod journal;
 mod lines;
 mod metrics;
+pub mod prefetch;
 mod pull;
 mod push;
 mod remembered;

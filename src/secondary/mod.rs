@@ -5,6 +5,7 @@ pub mod dial;
 mod excluded;
 mod intake;
 pub mod memory;
+pub mod on_demand;
 pub mod prefetch;
 pub mod primary_clock;
 mod rate;

@@ -226,3 +226,52 @@ fn copying_ahead_keeps_to_its_limit_and_a_client_does_not_wait_for_it() {
     assert!(began.elapsed() < PATIENCE, "at the limit it takes four minutes");
     settled(&cluster);
 }
+
+#[test]
+fn an_operator_copies_now_what_the_policy_does_not() {
+    let cluster = cluster("[[policy]]\nkeep = 'lazy'\n");
+    let repos = ["team/app", "team/other"];
+    let pusher = Session::user(&cluster, &cluster.primary, &repos);
+    let child = child(&pusher, "team/app", "amd64", &bytes(100_000, 12));
+    put_index(&pusher, "team/app", "1", &[child]);
+    pusher.push_image("team/other", "1", &[&bytes(30_000, 13), &bytes(30_000, 14)]);
+    let site = &cluster.sites[0];
+    let prefetch = |arguments: &[&str], node: &Node| {
+        let output = Command::new(BINARY)
+            .arg("prefetch")
+            .args(arguments)
+            .args(["--admin", &node.admin()])
+            .output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    // It asks the primary, so the image need not be here yet.
+    let (code, text, errors) = prefetch(&["team/app:1", "--json"], site);
+    assert_eq!(code, 0, "{text}{errors}");
+    let steps: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&steps[0]["event"], &steps[0]["blobs"]), (&"found".into(), &2.into()), "{text}");
+    let done = steps.last().unwrap();
+    assert_eq!((&done["event"], &done["blobs"], &done["failed"]), (&"done".into(), &2.into(), &0.into()));
+    assert_eq!(blobs(site), 2);
+
+    settled(&cluster);
+    let (code, text, errors) = prefetch(&["team/other", "team/app:never", "no/such"], site);
+    assert_eq!(code, 3, "{text}{errors}");
+    assert!(text.contains("team/other: 2 blobs") && text.contains("2 blobs ("), "{text}");
+    assert!(errors.contains("team/app:never: the registry has no such image"), "{errors}");
+    assert!(errors.contains("no/such: the registry has no repository no/such"), "{errors}");
+    let (code, text, _) = prefetch(&["team/other"], site);
+    assert_eq!((code, text.contains("nothing is missing")), (0, true), "{text}");
+
+    let (code, _, errors) = prefetch(&["team/app"], &cluster.primary);
+    assert!(code == 1 && errors.contains("ask a site"), "{errors}");
+    let (code, _, errors) = prefetch(&["registry.example.com:5000/app"], site);
+    assert!(code == 2 && errors.contains("without a host"), "{errors}");
+    // A web page is no operator.
+    let http = crate::support::http::Client::plain();
+    let target = "/v1/prefetch?ref=team/app";
+    assert_eq!(http.send(&site.admin(), "GET", target, &[], b"").status, 405);
+    let page = [("Origin", "https://example.com")];
+    assert_eq!(http.send(&site.admin(), "POST", target, &page, b"").status, 403);
+}

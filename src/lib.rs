@@ -61,6 +61,7 @@
 //!   snapshots/  of the index, so that a rebuild need not begin at the first event
 //!   index/      rebuilt from snapshot and log whenever it is in doubt
 //!   keys/       a primary's own secrets
+//!   intents/    what a secondary led to its primary and did not see happen yet
 //!   session     what a secondary was told by its primary
 //! ```
 

@@ -1,14 +1,15 @@
 //! Clients: they push, move and delete tags, fetch tokens at any time and pull through any site.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use outport::registry::decide::Kind;
-use outport_proto::{Change, Digest, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp};
+use outport::{
+    log::Cause,
+    registry::{Intent, decide::Kind},
+};
+use outport_proto::{Change, Digest, IntentId, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp};
 
 use crate::{
     Broken,
-    oracle::Run,
+    primary::site_name,
     pulls::Pull,
     world::{Happening, World},
 };
@@ -16,8 +17,6 @@ use crate::{
 const REPOS: u64 = 2;
 const TAGS: u64 = 6;
 const MANIFESTS: u64 = 6;
-/// How long a ticket in a redirect is good for.
-const TICKET: Duration = Duration::from_secs(60);
 
 /// Somebody who does one thing after another.
 #[derive(Debug, Default)]
@@ -44,10 +43,8 @@ pub(crate) struct Write {
     client: usize,
     change: Change,
     reference: Option<Reference>,
-    /// The run of the site that redirected it.
-    through: Option<Run>,
-    /// What that site had applied when it did.
-    applied: u64,
+    /// The site that redirected it, and the intent it opened.
+    through: Option<(usize, IntentId)>,
 }
 
 impl World {
@@ -128,15 +125,16 @@ impl World {
             }
             _ => (Change::RepositoryDeleted { repo: repo.clone() }, None),
         };
-        let through = reference.as_ref().and_then(|reference| self.redirect(&repo, reference));
-        let applied = through.and_then(|(site, _)| self.sites[site].running.as_ref());
-        let applied = applied.map_or(0, |process| process.index.applied().seq);
+        let takes_tags = matches!(change, Change::ManifestDeleted { .. });
+        let redirected =
+            reference.as_ref().map(|reference| self.redirect(&repo, reference, takes_tags)).transpose()?;
+        let through = redirected.flatten();
         if let Some(reference) = &reference {
-            let site = through.map(|(site, _)| site);
+            let site = through.as_ref().map(|(site, _)| *site);
             self.clients[client].wrote = Some((repo, reference.clone(), site));
         }
         let write = self.number();
-        self.writes.insert(write, Write { client, change, reference, through, applied });
+        self.writes.insert(write, Write { client, change, reference, through });
         if self.random.percent(3) {
             self.write_ends(write, None);
         } else {
@@ -146,13 +144,21 @@ impl World {
     }
 
     /// A site sends most writes on to the primary and notes that it did.
-    fn redirect(&mut self, repo: &RepoName, reference: &Reference) -> Option<Run> {
-        let number = self.random.index(self.sites.len());
-        let site = &self.sites[number];
-        let process = site.running.as_ref().filter(|_| self.random.percent(75))?;
-        let now = site.clock.now();
-        process.intents.open(repo, reference, now, now.plus(TICKET));
-        Some((number, site.life))
+    fn redirect(
+        &mut self,
+        repo: &RepoName,
+        reference: &Reference,
+        takes_tags: bool,
+    ) -> Result<Option<(usize, IntentId)>, Broken> {
+        let site = self.random.index(self.sites.len());
+        let number = self.number();
+        let running = self.sites[site].running.as_ref();
+        let Some(process) = running.filter(|_| self.random.percent(75)) else { return Ok(None) };
+        let names = vec![reference.clone()];
+        process
+            .intents
+            .open(Intent { number, repo: repo.clone(), names, takes_tags }, self.sites[site].clock.now());
+        Ok(Some((site, IntentId { site: site_name(site)?, number })))
     }
 
     pub(crate) fn write_arrives(&mut self, number: u64) {
@@ -172,28 +178,18 @@ impl World {
         if !exists {
             return self.write_ends(number, None);
         }
+        let intent = write.through.as_ref().map(|(_, intent)| intent.clone());
+        let cause = Cause { actor: "client".to_owned(), intent };
         let change = write.change.clone();
-        self.commit(number, change);
+        self.commit(number, cause, change);
     }
 
     /// The primary says that a write is done.
     pub(crate) fn acknowledge(&mut self, number: u64, offset: Offset) {
         let Some(write) = self.writes.get(&number) else { return };
         let named = write.change.repo().cloned().zip(write.reference.clone());
-        let through = write.through.zip(named);
-        let mut through = through.map(|((site, life), (repo, reference))| {
-            // To be strict is not to accept a restart of the site as an excuse.
-            ((site, if self.is_strict { 0 } else { life }), repo, reference)
-        });
-        if !self.is_strict
-            && let Some((_, repo, reference)) = &through
-            && (write.applied + 1..offset.seq)
-                .filter_map(|seq| self.oracle.event(seq))
-                .any(|event| ends_intent(&event.change, repo, reference))
-        {
-            self.report.intents_mistaken += 1;
-            through = None;
-        }
+        let site = write.through.as_ref().map(|(site, _)| *site);
+        let through = site.zip(named).map(|(site, (repo, reference))| (site, repo, reference));
         self.oracle.acknowledge(self.now, offset.seq, through);
         self.report.acknowledged += 1;
         self.note(&[number, offset.seq]);
@@ -240,11 +236,7 @@ impl World {
             token: client.token.unwrap_or_default(),
             min_offset: client.seen.filter(|_| self.random.percent(30)),
             acknowledged: self.oracle.acknowledged_at(self.now),
-            written_here: self.oracle.written_through(
-                if self.is_strict { (site, 0) } else { run },
-                &repo,
-                &reference,
-            ),
+            written_here: self.oracle.written_through(site, &repo, &reference),
             repo,
             reference,
             stage: 0,
@@ -271,19 +263,4 @@ impl World {
         let padding = "x".repeat(usize::try_from(number * number * 37).unwrap_or_default());
         format!("{{\"schemaVersion\":2,\"number\":{number},\"padding\":\"{padding}\"}}").into()
     }
-}
-
-/// Whether a site takes `change` for what it was told of `reference`.
-fn ends_intent(change: &Change, in_repo: &RepoName, reference: &Reference) -> bool {
-    Some(in_repo) == change.repo()
-        && match (change, reference) {
-            (Change::ManifestPut(put), Reference::Tag(tag)) => put.tags.contains(tag),
-            (Change::ManifestPut(put), Reference::Digest(digest)) => put.digest == *digest,
-            (Change::TagDeleted { tag: deleted, .. }, Reference::Tag(tag)) => deleted == tag,
-            (
-                Change::ManifestDeleted { digest: deleted, .. } | Change::BlobDeleted { digest: deleted, .. },
-                Reference::Digest(digest),
-            ) => deleted == digest,
-            _ => false,
-        }
 }

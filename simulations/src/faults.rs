@@ -75,6 +75,8 @@ impl World {
         let session = site.running.take().and_then(|process| process.connection());
         let is_power_cut = site.disk.is_off() || seed % 2 == 0;
         site.disk = if is_power_cut { site.disk.power_on(seed) } else { site.disk.after_kill() };
+        site.notes = if is_power_cut { site.notes.power_on(seed) } else { site.notes.after_kill() };
+        site.boots += u64::from(is_power_cut);
         self.count_fault(if is_power_cut { "site loses power" } else { "site killed" });
         if let Some(session) = session {
             self.network.cut(session);

@@ -25,11 +25,6 @@
 //! equal state hashes; once all is healed, every site has a live session and the primary's state
 //! within a minute, and no pull is left waiting.
 //!
-//! **Excused**, unless [`Options::strict`]: a write through a site before the site restarted (write
-//! intents are in memory alone), and one whose intent another write of the same tag ended, that
-//! came from elsewhere meanwhile (an event does not say which redirect led to it). How often the
-//! latter happens is counted.
-//!
 //! **Replay:** a world is its seed and its options. `cargo run --release -p simulations -- --seed
 //! 17 --minutes 5` runs the one world that failed; the same seed gives the same trace hash. To
 //! look closer, print in any `World` method: nothing there depends on time or order of printing.
@@ -60,8 +55,6 @@ pub struct Options {
     pub duration: Duration,
     /// A mistake to make on purpose.
     pub bug: Option<Bug>,
-    /// Accept no excuse for a site that forgot a write intent.
-    pub strict: bool,
 }
 
 /// A promise that was not kept.

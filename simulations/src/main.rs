@@ -28,9 +28,6 @@ struct Arguments {
     /// Make a mistake on purpose.
     #[arg(long, value_enum)]
     bug: Option<Bug>,
-    /// Accept no excuse for a site that forgot a write intent.
-    #[arg(long)]
-    strict: bool,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -44,21 +41,20 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
     for seed in first..first.saturating_add(worlds) {
         let duration = Duration::from_secs(arguments.minutes * 60);
-        let outcome = run(&Options { seed, duration, bug: arguments.bug, strict: arguments.strict });
+        let outcome = run(&Options { seed, duration, bug: arguments.bug });
         report.add(&outcome.report);
         if worlds == 1 {
             writeln!(out, "trace {:016x}", outcome.trace).context("write")?;
         }
         if let Some((at, broken)) = outcome.broken {
             let bug = arguments.bug.map(|bug| format!(" --bug {}", bug.name())).unwrap_or_default();
-            let strict = if arguments.strict { " --strict" } else { "" };
             let minutes = arguments.minutes;
             write!(out, "{report}").context("write")?;
             writeln!(out, "BROKEN at {:.6} s with seed {seed}: {broken}", at.as_secs_f64())
                 .context("write")?;
             writeln!(
                 out,
-                "replay: cargo run --release -p simulations -- --seed {seed} --minutes {minutes}{bug}{strict}"
+                "replay: cargo run --release -p simulations -- --seed {seed} --minutes {minutes}{bug}"
             )
             .context("write")?;
             return Ok(ExitCode::FAILURE);

@@ -25,7 +25,7 @@ pub(crate) struct Oracle {
     /// When which event was the newest acknowledged one.
     acknowledged: Vec<(Duration, u64)>,
     /// The newest acknowledged write of a reference that went through one run of a site.
-    through: BTreeMap<(Run, RepoName, Reference), u64>,
+    through: BTreeMap<(usize, RepoName, Reference), u64>,
 }
 
 /// A site between two of its starts.
@@ -137,7 +137,7 @@ impl Oracle {
         &mut self,
         now: Duration,
         seq: u64,
-        through: Option<(Run, RepoName, Reference)>,
+        through: Option<(usize, RepoName, Reference)>,
     ) {
         let newest = self.acknowledged.last().map_or(0, |(_, newest)| *newest);
         self.acknowledged.push((now, newest.max(seq)));
@@ -153,10 +153,10 @@ impl Oracle {
         later.checked_sub(1).and_then(|last| self.acknowledged.get(last)).map_or(0, |(_, seq)| *seq)
     }
 
-    /// The newest acknowledged write that concerns `reference` and went through `run` of a site.
-    pub(crate) fn written_through(&self, run: Run, repo: &RepoName, reference: &Reference) -> u64 {
-        let of_run = self.through.iter().filter(|((of, in_repo, _), _)| *of == run && in_repo == repo);
-        let concerns = of_run.filter(|((_, _, written), _)| {
+    /// The newest acknowledged write that concerns `reference` and went through `site`.
+    pub(crate) fn written_through(&self, site: usize, repo: &RepoName, reference: &Reference) -> u64 {
+        let of_site = self.through.iter().filter(|((of, in_repo, _), _)| *of == site && in_repo == repo);
+        let concerns = of_site.filter(|((_, _, written), _)| {
             // Deleting a manifest takes its tags along.
             written == reference || matches!((reference, written), (Reference::Tag(_), Reference::Digest(_)))
         });

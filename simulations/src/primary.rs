@@ -13,7 +13,7 @@ use std::{
 use outport::{
     clock::SharedClock,
     index::{Index, IndexOptions},
-    log::{Log, LogError, LogOptions, Stepper, faulty::FaultyDisk},
+    log::{Cause, Log, LogError, LogOptions, Stepper, faulty::FaultyDisk},
 };
 use outport_proto::{
     Change, Digest, Offset, Reference,
@@ -146,11 +146,11 @@ impl World {
     }
 
     /// Asks the log for `change`, on behalf of a client.
-    pub(crate) fn commit(&mut self, write: u64, change: Change) {
+    pub(crate) fn commit(&mut self, write: u64, cause: Cause, change: Change) {
         let life = self.primary.life;
         let Some(process) = &mut self.primary.running else { return };
         let log = process.log.clone();
-        let mut appending: Appending = Box::pin(async move { log.append("client", vec![change]).await });
+        let mut appending: Appending = Box::pin(async move { log.append(cause, vec![change]).await });
         let answered = poll_now(&mut appending);
         if let Some(Err(_)) = answered {
             return self.write_ends(write, None);

@@ -15,8 +15,6 @@ pub struct Report {
     pub events: u64,
     /// Writes that the primary acknowledged.
     pub acknowledged: u64,
-    /// Of these, writes whose intent was ended by another write of the same thing.
-    pub intents_mistaken: u64,
     /// Pulls that got an answer, by how.
     pub pulls: BTreeMap<&'static str, u64>,
     /// Faults, by kind.
@@ -33,7 +31,6 @@ impl Report {
         self.happenings += other.happenings;
         self.events += other.events;
         self.acknowledged += other.acknowledged;
-        self.intents_mistaken += other.intents_mistaken;
         add_all(&mut self.pulls, &other.pulls);
         add_all(&mut self.faults, &other.faults);
         add_all(&mut self.rules, &other.rules);
@@ -51,13 +48,12 @@ impl fmt::Display for Report {
         let pulls: u64 = self.pulls.values().sum();
         writeln!(
             f,
-            "{} worlds, {:.2} virtual hours, {} happenings, {} events, {} writes acknowledged ({} intents mistaken), {pulls} pulls",
+            "{} worlds, {:.2} virtual hours, {} happenings, {} events, {} writes acknowledged, {pulls} pulls",
             self.worlds,
             self.time.as_secs_f64() / 3600.0,
             self.happenings,
             self.events,
             self.acknowledged,
-            self.intents_mistaken
         )?;
         let list = |f: &mut fmt::Formatter<'_>, title: &str, counts: &BTreeMap<&'static str, u64>| {
             writeln!(f, "{title}")?;

@@ -7,7 +7,7 @@ use outport::{
     clock::SharedClock,
     index::Index,
     log::{Log, Record, Stepper, faulty::FaultyDisk},
-    registry::{Intents, Session},
+    registry::{Intents, Past, Session},
     secondary::primary_clock::PrimaryClock,
 };
 use outport_proto::{
@@ -30,11 +30,18 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// How long dialling takes that leads nowhere.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Intents that a site keeps one by one.
+const INTENTS_MAX: usize = 1000;
+
 /// The machine a site runs on.
 pub(crate) struct Site {
     pub(crate) number: usize,
     pub(crate) clock: SharedClock,
     pub(crate) disk: FaultyDisk,
+    /// The disk of its write intents.
+    pub(crate) notes: FaultyDisk,
+    /// Counts the starts of the machine.
+    pub(crate) boots: u64,
     /// Counts its starts.
     pub(crate) life: u64,
     /// What its log held for sure when it last ran.
@@ -44,7 +51,8 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(number: usize, clock: SharedClock) -> Self {
-        Self { number, clock, disk: FaultyDisk::new(), life: 0, durable: 0, running: None }
+        let (disk, notes) = (FaultyDisk::new(), FaultyDisk::new());
+        Self { number, clock, disk, notes, boots: 0, life: 0, durable: 0, running: None }
     }
 }
 
@@ -121,13 +129,21 @@ impl World {
         let (head, log_bytes) = (log.head(), log.bytes());
         let progress =
             Progress { received: head, durable: head, applied: index.applied(), complete: head, log_bytes };
+        let past = if site.life == 0 { Past::None } else { Past::Perhaps };
+        let intents = Intents::open_on(
+            Arc::new(site.notes.clone()),
+            Some(&format!("boot {}", site.boots)),
+            past,
+            (site_name(number)?, INTENTS_MAX),
+            site.clock.now(),
+        );
         site.life += 1;
         site.running = Some(SiteProcess {
             log,
             stepper,
             index,
             subscriber: Subscriber::new(config, progress),
-            intents: Intents::new(1000),
+            intents,
             backoff: Backoff::default(),
             primary_clock: PrimaryClock::default(),
             rtt: Duration::ZERO,

@@ -9,7 +9,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const WORLDS_MAX: u64 = 300;
 
 fn world(seed: u64, bug: Option<Bug>) -> Outcome {
-    run(&Options { seed, duration: MINUTE, bug, strict: false })
+    run(&Options { seed, duration: MINUTE, bug })
 }
 
 #[test]

@@ -97,7 +97,6 @@ pub(crate) struct World {
     pub(crate) now: Duration,
     pub(crate) random: Random,
     pub(crate) bug: Option<Bug>,
-    pub(crate) is_strict: bool,
     pub(crate) report: Report,
     pub(crate) oracle: Oracle,
     pub(crate) network: Network,
@@ -132,7 +131,6 @@ impl World {
         Self {
             now: Duration::from_secs(100),
             bug: options.bug,
-            is_strict: options.strict,
             report: Report { worlds: 1, ..Report::default() },
             oracle: Oracle::default(),
             network: Network { links, sessions: BTreeMap::new() },

@@ -19,7 +19,7 @@ use crate::{
     admin::{Admin, PREFETCHES_MAX, StatusCollector, WAITS_MAX},
     auth::{
         AccessRules, Identity, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier,
-        authority::load_certificates, random_text, site_of, tls,
+        authority::load_certificates, random_text, site_of, ticket::WRITE_TIME_MAX, tls,
     },
     blocking,
     clock::{SharedClock, SystemClock},
@@ -151,6 +151,7 @@ pub async fn start(
             tokens: Arc::new(token_service(&config.auth, &keys, rules.clone(), &clock, journal.log())?),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
+            write_time_max: WRITE_TIME_MAX,
         })),
     };
 

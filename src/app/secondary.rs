@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
     auth::{AccessRules, Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
+    blocking,
     clock::{SharedClock, SystemClock},
     config,
     fetch::{
@@ -25,9 +26,11 @@ use crate::{
         quic::TransportOptions,
     },
     http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses},
+    index::boot_id,
+    log::disk::OsDisk,
     policy::{Bandwidth, Policy},
     registry::{
-        Edge, Intents, Journal, PullMetrics, PullRules, PullService, SessionView, Site,
+        Edge, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site,
         journal::{JournalCollector, JournalOptions, Origin},
     },
     secondary::{
@@ -90,6 +93,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         config.bandwidth().map_err(|error| StartError::new("read the bandwidth limits", error))?;
     let memory = Memory::open(&config.data_dir)
         .map_err(|error| StartError::new("read what the site remembers of its primary", error))?;
+    // Without a primary nothing was ever led to one.
+    let past = if memory.last().is_none() { Past::None } else { Past::Perhaps };
     let store = open_store(&data_dir).await?;
     let journal = Journal::open(
         &config.data_dir,
@@ -110,7 +115,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         pace(bandwidth, &clock),
     );
     let (session_feed, session) = SessionView::new();
-    let intents = Intents::new(INTENTS_MAX);
+    let intents = open_intents(config, &data_dir, past, &clock).await?;
     let site = Site {
         index: journal.index().clone(),
         store: store.clone(),
@@ -259,6 +264,21 @@ impl Trust {
             }
         }
     }
+}
+
+async fn open_intents(
+    config: &config::Secondary,
+    data_dir: &DataDir,
+    past: Past,
+    clock: &SharedClock,
+) -> Result<Intents, StartError> {
+    let (dir, site, now) = (data_dir.join("intents"), config.site.clone(), clock.now());
+    let opening = blocking::spawn(move || {
+        let disk = OsDisk::open(&dir)?;
+        Ok(Intents::open_on(disk, boot_id().as_deref(), past, (site, INTENTS_MAX), now))
+    });
+    let failed = |error: std::io::Error| StartError::new("open the write intents", error);
+    opening.await.map_err(std::io::Error::other).and_then(|opened| opened).map_err(failed)
 }
 
 fn rules(config: &config::Read, policy: &Arc<Policy>) -> PullRules {

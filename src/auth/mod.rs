@@ -31,7 +31,7 @@ pub use challenge::{Authorization, Challenge, ChallengeError};
 pub use files::FileError;
 pub use keys::{KeysError, PrimaryKeys};
 pub use password::PasswordError;
-pub use random::{NoRandomness, random_text};
+pub use random::{NoRandomness, random_number, random_text};
 pub use rules::{AccessRule, AccessRules, RuleError};
 pub use scope::{Access, Action, Actions, Scope};
 pub use secret::Secret;

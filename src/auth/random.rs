@@ -11,6 +11,14 @@ pub(super) fn bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
     Ok(bytes)
 }
 
+/// A random number.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn random_number() -> Result<u64, NoRandomness> {
+    bytes().map(u64::from_le_bytes)
+}
+
 /// `N` random bytes as unpadded base64url.
 pub(super) fn text<const N: usize>() -> Result<String, NoRandomness> {
     bytes::<N>().map(|bytes| URL_SAFE_NO_PAD.encode(bytes))

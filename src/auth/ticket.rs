@@ -3,7 +3,8 @@
 //! Clients drop `Authorization` when a redirect leads to another host. A secondary therefore
 //! seals it, together with what it may be used for, under a key it shares with the primary, and
 //! puts the ticket in the redirect's query. The primary opens it and acts with that
-//! `Authorization` as if it had come in the header: a ticket grants nothing by itself.
+//! `Authorization` as if it had come in the header: a ticket grants nothing by itself. It also names
+//! the write intent that the site opened for the request.
 //!
 //! Text form: unpadded base64url of `version (1) | key id (4, big endian) | nonce (12) |
 //! AES-256-GCM ciphertext and tag`, with version and key id as associated data.
@@ -25,6 +26,8 @@ pub const TICKET_PARAMETER: &str = "ticket";
 pub const TICKET_LIFE: Duration = Duration::from_secs(30);
 /// A ticket that claims to live longer than this is refused.
 pub const TICKET_LIFE_MAX: Duration = Duration::from_secs(60);
+/// How long after its ticket has expired a write may be acknowledged: a manifest may come slowly.
+pub const WRITE_TIME_MAX: Duration = Duration::from_secs(240);
 /// Longest redirect URL in bytes that servers and proxies take without trouble.
 pub const REDIRECT_URL_BYTES_MAX: usize = 6 * 1024;
 /// Longest ticket that is looked at, in bytes.
@@ -75,6 +78,8 @@ pub struct TicketContents {
     pub authorization: Option<Secret>,
     /// The site that sealed it.
     pub site: SiteName,
+    /// The number of the write intent that the site opened for the request, if it opened one.
+    pub intent: Option<u64>,
     /// From then on it is worth nothing.
     pub expires: Timestamp,
 }
@@ -101,6 +106,8 @@ struct Plain<'a> {
     expires_micros: u64,
     #[serde(rename = "s")]
     site: SiteName,
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    intent: Option<u64>,
 }
 
 /// A secondary's end: seals with the newest key its primary gave it.
@@ -130,6 +137,17 @@ impl TicketSealer {
         usage: &TicketUse,
         now: Timestamp,
     ) -> Result<String, TicketError> {
+        self.seal_announced(authorization, usage, None, now)
+    }
+
+    /// [`TicketSealer::seal`] for a request that a write intent announces, by its number.
+    pub fn seal_announced(
+        &self,
+        authorization: Option<&str>,
+        usage: &TicketUse,
+        intent: Option<u64>,
+        now: Timestamp,
+    ) -> Result<String, TicketError> {
         let key = self.key.load();
         let (id, key) = key.as_deref().ok_or(TicketError::NoKey)?;
         let plain = Plain {
@@ -139,6 +157,7 @@ impl TicketSealer {
             mount_from: usage.mount_from.clone(),
             expires_micros: now.plus(TICKET_LIFE).as_micros(),
             site: self.site.clone(),
+            intent,
         };
         seal_bytes(*id, key, serde_json::to_vec(&plain).map_err(|_| TicketError::Sealing)?)
     }
@@ -217,7 +236,7 @@ fn check(
         return Err(TicketError::Use);
     }
     let authorization = plain.authorization.map(|text| Secret::from(text.into_owned()));
-    Ok(TicketContents { authorization, site: plain.site, expires })
+    Ok(TicketContents { authorization, site: plain.site, intent: plain.intent, expires })
 }
 
 fn aead_key(key: &SealKey) -> Result<LessSafeKey, TicketError> {

@@ -1,19 +1,20 @@
 //! Who asks: by token, by ticket, by an upload's state.
 
 use http::{HeaderMap, header};
-use outport_proto::{RepoName, route::UploadId};
+use outport_proto::{IntentId, RepoName, Timestamp, route::UploadId};
 
 use super::{
     action::Action,
     error::ApiError,
+    headers::ANNOUNCED,
     push::Pushes,
     request::{Asked, RequestBody},
     router::{Api, PrimaryRole},
 };
 use crate::{
     auth::{
-        Authorization, Caller, ChallengeError, Scope, Secret, TokenError, ticket::TICKET_PARAMETER,
-        upload_state::UPLOAD_STATE_PARAMETER,
+        Authorization, Caller, ChallengeError, Scope, Secret, TicketContents, TicketUse, TokenError,
+        ticket::TICKET_PARAMETER, upload_state::UPLOAD_STATE_PARAMETER,
     },
     registry::{PullError, PushError, UploadRight},
 };
@@ -22,6 +23,15 @@ use crate::{
 pub(super) struct Proven {
     pub(super) caller: Caller,
     pub(super) by: Proof,
+    /// What the site that led it here announced.
+    pub(super) announced: Option<Announced>,
+}
+
+/// The write intent that a site opened for a request.
+pub(super) struct Announced {
+    pub(super) intent: IntentId,
+    /// When the site stops to expect what the request does: it must not be acknowledged later.
+    pub(super) until: Timestamp,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,12 +88,16 @@ impl Api {
         action: &Action,
         asked: &Asked<B>,
     ) -> Result<Proven, ApiError> {
-        let Some(sealed) = self.sealed_authorization(role, action, asked)? else {
-            return Ok(Proven { caller: self.caller(&asked.headers, action)?, by: Proof::Header });
+        let Some(opened) = self.opened_ticket(role, action, asked)? else {
+            let caller = self.caller(&asked.headers, action)?;
+            return Ok(Proven { caller, by: Proof::Header, announced: self.announced(role, action, asked)? });
         };
         let refused = |_| ApiError::Denied("the credentials in the ticket are not valid");
-        let authorization = sealed.ok_or(ApiError::Denied("the ticket holds no credentials"))?;
-        Ok(Proven { caller: self.verify(authorization.expose(), refused)?, by: Proof::Ticket })
+        let announced = Announced::of(&opened, role);
+        let authorization =
+            opened.authorization.ok_or(ApiError::Denied("the ticket holds no credentials"))?;
+        let caller = self.verify(authorization.expose(), refused)?;
+        Ok(Proven { caller, by: Proof::Ticket, announced })
     }
 
     /// The `Authorization` in a ticket, `Some(None)` for a ticket without one; `None` without a ticket.
@@ -93,14 +107,46 @@ impl Api {
         action: &Action,
         asked: &Asked<B>,
     ) -> Result<Option<Option<Secret>>, ApiError> {
+        Ok(self.opened_ticket(role, action, asked)?.map(|opened| opened.authorization))
+    }
+
+    fn opened_ticket<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        action: &Action,
+        asked: &Asked<B>,
+    ) -> Result<Option<TicketContents>, ApiError> {
         let (Some(ticket), Some(usage)) = (asked.query().get(TICKET_PARAMETER), action.ticket_use()) else {
             return Ok(None);
         };
-        let opened = role.tickets.open(&ticket, &usage, self.clock.now()).map_err(|error| {
+        self.open(role, &ticket, &usage, action).map(Some)
+    }
+
+    /// What a site announced that streams the request through.
+    fn announced<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        action: &Action,
+        asked: &Asked<B>,
+    ) -> Result<Option<Announced>, ApiError> {
+        let (Some(ticket), Some(usage)) = (asked.headers.get(ANNOUNCED), action.ticket_use()) else {
+            return Ok(None);
+        };
+        let ticket = ticket.to_str().map_err(|_| ApiError::Header("Outport-Intent"))?;
+        self.open(role, ticket, &usage, action).map(|opened| Announced::of(&opened, role))
+    }
+
+    fn open(
+        &self,
+        role: &PrimaryRole,
+        ticket: &str,
+        usage: &TicketUse,
+        action: &Action,
+    ) -> Result<TicketContents, ApiError> {
+        role.tickets.open(ticket, usage, self.clock.now()).map_err(|error| {
             tracing::info!(action = action.name(), %error, "ticket refused");
-            ApiError::Denied("the ticket in the query is not valid for this request or has expired")
-        })?;
-        Ok(Some(opened.authorization))
+            ApiError::Denied("the ticket is not valid for this request or has expired")
+        })
     }
 
     /// The right to act on an upload: by its state in the query, else by a token that may push.
@@ -124,6 +170,13 @@ impl Api {
                     .map_err(|error| explain_denial(ApiError::Push(error), action, Proof::Header))
             }
         }
+    }
+}
+
+impl Announced {
+    fn of(opened: &TicketContents, role: &PrimaryRole) -> Option<Self> {
+        let intent = IntentId { site: opened.site.clone(), number: opened.intent? };
+        Some(Self { intent, until: opened.expires.plus(role.write_time_max) })
     }
 }
 

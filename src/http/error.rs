@@ -214,7 +214,7 @@ fn push_reply(error: &PushError) -> Reply {
     let unknown = |code| Reply::new(StatusCode::NOT_FOUND, code);
     let bad = |code| Reply::new(StatusCode::BAD_REQUEST, code);
     match error {
-        PushError::Denied => Reply::new(StatusCode::FORBIDDEN, "DENIED"),
+        PushError::Denied | PushError::TicketUsed => Reply::new(StatusCode::FORBIDDEN, "DENIED"),
         PushError::NameUnknown => unknown("NAME_UNKNOWN"),
         PushError::BlobUnknown => unknown("BLOB_UNKNOWN"),
         PushError::ManifestUnknown => unknown("MANIFEST_UNKNOWN"),

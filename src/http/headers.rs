@@ -13,6 +13,9 @@ pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry
 pub(super) const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 pub(super) const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 pub(super) const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// The ticket with the write intent of a request that a site streams through to its primary. Only a
+/// site can seal one, so it may come from anybody.
+pub(super) const ANNOUNCED: HeaderName = HeaderName::from_static("outport-intent");
 const OFFSET: HeaderName = HeaderName::from_static("outport-offset");
 const MIN_OFFSET: HeaderName = HeaderName::from_static("outport-min-offset");
 const STALENESS: HeaderName = HeaderName::from_static("outport-staleness");

@@ -26,6 +26,7 @@ use super::{
     alone::Reachability,
     body::Body,
     error::ApiError,
+    headers::ANNOUNCED,
     request::{Asked, BoxError, RequestBody},
 };
 
@@ -94,11 +95,13 @@ impl Proxy {
         self.reachability.or_probe(async { probe.await.unwrap_or(false) }).await
     }
 
-    /// Sends a request with its body to `target` and answers what comes back.
+    /// Sends a request with its body to `target` and answers what comes back. `announced` is the
+    /// ticket with the request's write intent; what a client sent in its place goes no further.
     pub(super) async fn forward<B: RequestBody>(
         &self,
         asked: &mut Asked<B>,
         target: Uri,
+        announced: Option<String>,
         sent_bytes: &Counter,
     ) -> Result<Response<Body>, ApiError> {
         let sent = Arc::new(AtomicU64::new(0));
@@ -113,6 +116,10 @@ impl Proxy {
         *request.method_mut() = asked.method.clone();
         *request.uri_mut() = target;
         *request.headers_mut() = end_to_end(&asked.headers);
+        request.headers_mut().remove(ANNOUNCED);
+        if let Some(announced) = announced {
+            request.headers_mut().insert(ANNOUNCED, announced.try_into().map_err(|_| ApiError::Internal)?);
+        }
         let mut answer = pin!(self.client.request(request));
         // A layer may take hours on its way; only silence is a reason to give up.
         let answer = loop {

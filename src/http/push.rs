@@ -8,7 +8,7 @@ use outport_proto::{
 };
 
 use super::{
-    action::{UploadStart, UploadStep},
+    action::{Action, UploadStart, UploadStep},
     body::Body,
     error::{ApiError, upload_range},
     headers::{
@@ -39,8 +39,26 @@ pub(super) struct Pushes<'a> {
 }
 
 impl Pushes<'_> {
+    /// A request that changes something and belongs to no upload.
+    pub(super) async fn change<B: RequestBody>(
+        &self,
+        caller: &Caller,
+        action: &Action,
+        asked: &mut Asked<B>,
+    ) -> Result<Response<Body>, ApiError> {
+        match action {
+            Action::StartUpload { repo, start } => self.start_upload(caller, repo, start, asked).await,
+            Action::PutManifest { repo, reference, tags } => {
+                self.put_manifest(caller, (repo, reference, tags), asked).await
+            }
+            Action::DeleteManifest { repo, reference } => self.delete_manifest(caller, repo, reference).await,
+            Action::DeleteBlob { repo, digest } => self.delete_blob(caller, repo, digest).await,
+            _ => Err(ApiError::Internal),
+        }
+    }
+
     /// `POST /v2/<name>/blobs/uploads/`.
-    pub(super) async fn start_upload<B: RequestBody>(
+    async fn start_upload<B: RequestBody>(
         &self,
         caller: &Caller,
         repo: &RepoName,
@@ -149,7 +167,7 @@ impl Pushes<'_> {
     }
 
     /// `PUT /v2/<name>/manifests/<reference>`.
-    pub(super) async fn put_manifest<B: RequestBody>(
+    async fn put_manifest<B: RequestBody>(
         &self,
         caller: &Caller,
         (repo, reference, tags): (&RepoName, &Reference, &[Tag]),
@@ -178,7 +196,7 @@ impl Pushes<'_> {
     }
 
     /// `DELETE /v2/<name>/manifests/<reference>`.
-    pub(super) async fn delete_manifest(
+    async fn delete_manifest(
         &self,
         caller: &Caller,
         repo: &RepoName,
@@ -191,7 +209,7 @@ impl Pushes<'_> {
     }
 
     /// `DELETE /v2/<name>/blobs/<digest>`.
-    pub(super) async fn delete_blob(
+    async fn delete_blob(
         &self,
         caller: &Caller,
         repo: &RepoName,

@@ -1,10 +1,8 @@
 //! Leading what only the primary may do to the primary: by a 307 with a ticket where a client can
 //! follow it, by streaming it through where not.
 
-use std::time::Duration;
-
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
-use outport_proto::{Reference, RepoName, Tag, Timestamp, route::Endpoint};
+use outport_proto::{Reference, route::Endpoint};
 
 use super::{
     action::{Action, UploadStart},
@@ -17,15 +15,14 @@ use super::{
     request::{Asked, RequestBody},
 };
 use crate::{
-    auth::ticket::{
-        MethodClass, TICKET_LIFE_MAX, TICKET_PARAMETER, TicketError, TicketSealer, TicketUse, fits_redirect,
+    auth::{
+        random_number,
+        ticket::{MethodClass, TICKET_PARAMETER, TicketError, TicketSealer, TicketUse, fits_redirect},
     },
+    blocking,
     clock::SharedClock,
-    registry::{Intents, SessionView},
+    registry::{Intent, Intents, SessionView},
 };
-
-/// How long what is streamed through may take to happen at the primary: no ticket ends it.
-const PROXIED_LIFE_MAX: Duration = Duration::from_secs(600);
 
 /// How a site leads pushes to the primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,17 +58,29 @@ impl Redirects {
         addresses: &Addresses,
         (clock, metrics): (&SharedClock, &HttpMetrics),
     ) -> Result<Response<Body>, ApiError> {
+        let intent = intent_of(action)?;
+        let usage = action.ticket_use().map(|usage| (usage, intent.as_ref().map(|intent| intent.number)));
         if let Some(kind) = self.redirectable(action, asked)
-            && let Some(url) = self.url(action, asked, addresses, clock)?
+            && let Some(usage) = &usage
+            && let Some(url) = self.url(action, asked, addresses, usage, clock)?
         {
-            self.note_intents(action, clock.now(), TICKET_LIFE_MAX);
+            self.open(intent, clock).await?;
             metrics.led_to_primary(kind);
             return Ok(temporary_redirect(url));
         }
-        self.note_intents(action, clock.now(), PROXIED_LIFE_MAX);
+        // Without credentials: those travel in their header.
+        let announced = match &usage {
+            Some((usage, Some(number))) => Some(self.sealed(None, (usage, Some(*number)), clock)?),
+            _ => None,
+        };
+        self.open(intent.clone(), clock).await?;
         metrics.led_to_primary(RedirectKind::Proxied);
         let target = Target { base: &addresses.public_url, path: path_of(action)?, query: asked.uri.query() };
-        let mut response = self.proxy.forward(asked, target.uri()?, &metrics.proxied_bytes).await?;
+        let target = target.uri()?;
+        let mut response = self.proxy.forward(asked, target, announced, &metrics.proxied_bytes).await?;
+        if let Some(intent) = intent.filter(|_| is_refusal(response.status())) {
+            self.intents.end(&intent.repo, intent.number);
+        }
         if self.mode == PushMode::Proxy {
             stay_here(response.headers_mut(), &addresses.public_url);
         }
@@ -86,7 +95,7 @@ impl Redirects {
         (clock, metrics): (&SharedClock, &HttpMetrics),
     ) -> Result<Response<Body>, ApiError> {
         let usage = TicketUse { class: MethodClass::Token, repository: None, mount_from: None };
-        let url = self.ticketed(&addresses.token_realm, &usage, asked, clock)?;
+        let url = self.ticketed(&addresses.token_realm, (&usage, None), asked, clock)?;
         metrics.led_to_primary(RedirectKind::Token);
         Ok(temporary_redirect(url))
     }
@@ -114,32 +123,23 @@ impl Redirects {
         action: &Action,
         asked: &Asked<B>,
         addresses: &Addresses,
+        (usage, intent): &(TicketUse, Option<u64>),
         clock: &SharedClock,
     ) -> Result<Option<String>, ApiError> {
-        let Some(usage) = action.ticket_use() else { return Ok(None) };
         let base = format!("{}{}", addresses.public_url, path_of(action)?);
-        let url = self.ticketed(&base, &usage, asked, clock)?;
+        let url = self.ticketed(&base, (usage, *intent), asked, clock)?;
         Ok(fits_redirect(&url).then_some(url))
     }
 
     fn ticketed<B: RequestBody>(
         &self,
         base: &str,
-        usage: &TicketUse,
+        usage: (&TicketUse, Option<u64>),
         asked: &Asked<B>,
         clock: &SharedClock,
     ) -> Result<String, ApiError> {
         let authorization = asked.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let now = self.session.now().primary_now(clock.now());
-        let ticket = self.sealer.seal(authorization, usage, now).map_err(|error| match error {
-            TicketError::NoKey => {
-                ApiError::Unavailable("this site has no connection to the primary yet; pushes need it".into())
-            }
-            error => {
-                tracing::error!(%error, "cannot seal a ticket");
-                ApiError::Internal
-            }
-        })?;
+        let ticket = self.sealed(authorization, usage, clock)?;
         let mut query = form_urlencoded::Serializer::new(String::new());
         for (name, value) in asked.query().pairs().filter(|(name, _)| name != TICKET_PARAMETER) {
             query.append_pair(&name, &value);
@@ -147,21 +147,68 @@ impl Redirects {
         Ok(format!("{base}?{}", query.append_pair(TICKET_PARAMETER, &ticket).finish()))
     }
 
-    /// What the request would move is about to move: reads of it ask the primary until it has.
-    fn note_intents(&self, action: &Action, now: Timestamp, life: Duration) {
-        let open = |repo: &RepoName, reference: &Reference| {
-            self.intents.open(repo, reference, now, now.plus(life));
-        };
-        match action {
-            Action::PutManifest { repo, reference, tags } => {
-                open(repo, reference);
-                tags.iter().for_each(|tag: &Tag| open(repo, &Reference::Tag(tag.clone())));
+    /// A ticket for a request, with the number of the intent that announces it.
+    fn sealed(
+        &self,
+        authorization: Option<&str>,
+        (usage, intent): (&TicketUse, Option<u64>),
+        clock: &SharedClock,
+    ) -> Result<String, ApiError> {
+        let now = self.session.now().primary_now(clock.now());
+        self.sealer.seal_announced(authorization, usage, intent, now).map_err(|error| match error {
+            TicketError::NoKey => {
+                ApiError::Unavailable("this site has no connection to the primary yet; pushes need it".into())
             }
-            Action::DeleteManifest { repo, reference } => open(repo, reference),
-            Action::DeleteBlob { repo, digest } => open(repo, &Reference::Digest(*digest)),
-            _ => {}
-        }
+            error => {
+                tracing::error!(%error, "cannot seal a ticket");
+                ApiError::Internal
+            }
+        })
     }
+
+    /// Opens the intent before the request goes anywhere.
+    async fn open(&self, intent: Option<Intent>, clock: &SharedClock) -> Result<(), ApiError> {
+        let Some(intent) = intent else { return Ok(()) };
+        let (intents, now) = (self.intents.clone(), clock.now());
+        blocking::spawn(move || intents.open(intent, now)).await.map_err(|error| {
+            tracing::error!(%error, "noting a write intent broke off");
+            ApiError::Internal
+        })
+    }
+}
+
+/// What the request will move, by a new number. An upload or a mount moves nothing that a site
+/// answers by itself: that a blob is missing is the primary's word alone.
+fn intent_of(action: &Action) -> Result<Option<Intent>, ApiError> {
+    let (repo, names, takes_tags) = match action {
+        Action::PutManifest { repo, reference, tags } => {
+            let tags = tags.iter().cloned().map(Reference::Tag);
+            (repo, std::iter::once(reference.clone()).chain(tags).collect(), false)
+        }
+        Action::DeleteManifest { repo, reference } => {
+            (repo, vec![reference.clone()], matches!(reference, Reference::Digest(_)))
+        }
+        Action::DeleteBlob { repo, digest } => (repo, vec![Reference::Digest(*digest)], false),
+        _ => return Ok(None),
+    };
+    let number = random_number().map_err(|error| {
+        tracing::error!(%error, "cannot draw the number of a write intent");
+        ApiError::Internal
+    })?;
+    Ok(Some(Intent { number, repo: repo.clone(), names, takes_tags }))
+}
+
+/// Whether the primary said that it did nothing. Somebody between may say other things.
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::PAYLOAD_TOO_LARGE
+    )
 }
 
 /// The request's path, spelled anew from what was understood of it.

@@ -1,13 +1,16 @@
 //! From a request to its answer: parse, authenticate, call, account.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
     action::Action,
     addresses::{Addresses, SharedAddresses},
-    authenticate::{Proof, explain_denial, grants_all, insufficient},
+    authenticate::{Announced, Proof, explain_denial, grants_all, insufficient},
     body::Body,
     connection::Connection,
     error::ApiError,
@@ -46,6 +49,8 @@ pub struct PrimaryRole {
     pub tickets: Arc<TicketOpener>,
     /// Signs uploads' states.
     pub upload_states: UploadStates,
+    /// How long after its ticket's expiry a request that a site led here is acknowledged.
+    pub write_time_max: Duration,
 }
 
 /// The OCI distribution API of one site.
@@ -184,17 +189,15 @@ impl Api {
         if !sufficient {
             return Err(insufficient(action, proven.by));
         }
-        let caller = &proven.caller;
-        let result = match action {
-            Action::StartUpload { repo, start } => pushes.start_upload(caller, repo, start, asked).await,
-            Action::PutManifest { repo, reference, tags } => {
-                pushes.put_manifest(caller, (repo, reference, tags), asked).await
+        let result = match proven.announced {
+            None => pushes.change(&proven.caller, action, asked).await,
+            Some(Announced { intent, until }) => {
+                let led = role.push.led(intent);
+                let pushes = Pushes { service: &led, ..pushes };
+                let left = until.since(self.clock.now());
+                let change = pushes.change(&proven.caller, action, asked);
+                tokio::time::timeout(left, change).await.unwrap_or_else(|_| Err(too_slow()))
             }
-            Action::DeleteManifest { repo, reference } => {
-                pushes.delete_manifest(caller, repo, reference).await
-            }
-            Action::DeleteBlob { repo, digest } => pushes.delete_blob(caller, repo, digest).await,
-            _ => Err(ApiError::Internal),
         };
         result.map_err(|error| explain_denial(error, action, proven.by))
     }
@@ -239,6 +242,11 @@ impl Api {
             (error, Some(addresses)) => error.into_response(&addresses.token_realm, &addresses.service),
         }
     }
+}
+
+/// It may have happened all the same; what is not acknowledged nobody has to see.
+fn too_slow() -> ApiError {
+    ApiError::Unavailable("the request took too long on its way from the site that led it here".into())
 }
 
 pub(super) fn ping() -> Response<Body> {

@@ -35,6 +35,11 @@ const DAMAGED: &str = "damaged";
 const DATABASE: &str = "db";
 const DOUBTFUL: &str = "doubtful-";
 
+/// A name for this run of the kernel; `None` where that cannot be known.
+pub(crate) fn boot_id() -> Option<String> {
+    fs::read_to_string(BOOT_ID).ok().map(|id| id.trim().to_owned())
+}
+
 /// The directory, locked.
 #[derive(Debug)]
 pub(super) struct Home {
@@ -80,8 +85,7 @@ impl Home {
         let lock = File::create(dir.join("lock")).map_err(failed("create the index lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| failed("lock the index, which another process may have open")(error.into()))?;
-        let boot = fs::read_to_string(BOOT_ID).ok().map(|id| id.trim().to_owned());
-        Ok(Self { dir: dir.to_owned(), boot, stopped: Mutex::new(None), _lock: lock })
+        Ok(Self { dir: dir.to_owned(), boot: boot_id(), stopped: Mutex::new(None), _lock: lock })
     }
 
     /// As seen by a machine that has gone down and come up again.

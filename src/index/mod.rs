@@ -41,6 +41,7 @@ use outport_proto::{
 use tokio::sync::watch;
 
 use home::Home;
+pub(crate) use home::boot_id;
 use hot::{Hot, HotKey};
 use kv::Kv;
 use memory::MemoryKv;

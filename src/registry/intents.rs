@@ -1,7 +1,14 @@
-//! Write intents: this site just redirected a push or delete, so what it changes is about to move.
+//! Write intents: this site leads a push or delete to the primary, so what it names is about to
+//! move, and reads of it ask the primary until it has moved.
 //!
-//! An intent ends with the first event that does what it announced, else when its ticket does.
-//! Two pushes of one tag at once open two intents and end by two events.
+//! An intent has a number that travels with the request it announces and comes back in the event
+//! that the request ends in: that event ends the intent, and no other does. A request that is
+//! refused ends in no event; its intent ends when no request can be acknowledged any longer.
+//!
+//! On disk an intent is noted before its client is sent away, so that a restart forgets none. A
+//! start that cannot know what it may have forgotten takes everything for announced for as long.
+
+mod notes;
 
 use std::{
     collections::HashMap,
@@ -9,9 +16,35 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
-use outport_proto::{Change, Event, Reference, RepoName, Timestamp};
+use outport_proto::{Event, Reference, RepoName, SiteName, Timestamp};
+
+use self::notes::{Note, Notes};
+use crate::{
+    auth::ticket::{TICKET_LIFE_MAX, WRITE_TIME_MAX},
+    log::disk::SharedDisk,
+};
+
+/// How long an intent waits for its event: no request that was led to the primary is acknowledged
+/// later than this.
+pub const INTENT_LIFE: Duration = TICKET_LIFE_MAX.saturating_add(WRITE_TIME_MAX);
+/// Intents that have run out are looked for this often; until then they count for nothing.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a request that is led to the primary will change there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Drawn at random.
+    pub number: u64,
+    /// The repository.
+    pub repo: RepoName,
+    /// The tags, manifests and blobs it names.
+    pub names: Vec<Reference>,
+    /// Whether tags go that it does not name: a deleted manifest takes those that name it along.
+    pub takes_tags: bool,
+}
 
 /// The open write intents of a site. Cloning gives another handle to the same set.
 #[derive(Clone, Debug)]
@@ -21,97 +54,161 @@ pub struct Intents {
 
 #[derive(Debug)]
 struct Shared {
+    site: SiteName,
     intents_max: usize,
     /// Readers pass without the lock while there is no intent, which is nearly always.
     any: AtomicBool,
     open: Mutex<Open>,
+    /// `None` when a restart may forget them.
+    notes: Option<Mutex<Notes>>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    repos: HashMap<RepoName, Vec<Intent>>,
+    repos: HashMap<RepoName, Vec<Waiting>>,
     count: usize,
-    /// Until then everything counts as open, because an intent found no room.
-    overflow_until: Timestamp,
+    /// Until then everything counts as announced.
+    everything_until: Timestamp,
+    swept: Timestamp,
 }
 
 #[derive(Debug)]
-struct Intent {
-    reference: Reference,
+struct Waiting {
+    intent: Intent,
     expires: Timestamp,
 }
 
+/// Whether a site can have opened an intent before this start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It never knew a primary.
+    None,
+    /// It may have led requests to its primary.
+    Perhaps,
+}
+
 impl Intents {
-    /// No intent. At most `intents_max` are kept one by one; beyond that every read of the site
-    /// counts as having one, until the one without room expires.
-    pub fn new(intents_max: usize) -> Self {
-        let shared = Shared { intents_max, any: AtomicBool::new(false), open: Mutex::default() };
-        Self { shared: Arc::new(shared) }
+    /// No intent, and none survives a restart. At most `intents_max` are kept one by one; beyond
+    /// that every read counts as announced until the one without room has run out.
+    pub fn in_memory(site: SiteName, intents_max: usize) -> Self {
+        Self::with(site, intents_max, None, Vec::new(), Timestamp::default())
     }
 
-    /// A push or delete of `reference` in `repo` is being redirected with a ticket that ends at
-    /// `expires`; both times by the local clock. To be called before the redirect is sent.
-    pub fn open(&self, repo: &RepoName, reference: &Reference, now: Timestamp, expires: Timestamp) {
-        let mut open = self.lock();
-        self.shared.any.store(true, Ordering::Release);
-        if open.count >= self.shared.intents_max {
-            open.sweep(now);
-        }
-        if open.count >= self.shared.intents_max {
-            open.overflow_until = open.overflow_until.max(expires);
-            return;
-        }
-        open.count += 1;
-        let intent = Intent { reference: reference.clone(), expires };
-        open.repos.entry(repo.clone()).or_default().push(intent);
+    /// Those that stand on `disk`, which is theirs alone. `boot` names the run of the kernel: what
+    /// another one left in its caches is lost. What cannot be read is no error, it is doubt. May
+    /// block on the disk.
+    pub fn open_on(
+        disk: SharedDisk,
+        boot: Option<&str>,
+        past: Past,
+        (site, intents_max): (SiteName, usize),
+        now: Timestamp,
+    ) -> Self {
+        let (notes, standing) = Notes::open(disk, boot, past);
+        Self::with(site, intents_max, Some(Mutex::new(notes)), standing, now)
     }
 
-    /// Whether an intent on `reference` in `repo` is open. One on a digest concerns every tag as
-    /// well: deleting a manifest takes its tags.
+    /// Intents that stood on disk live as long as if they were opened now: how long ago that was
+    /// is not known for sure.
+    fn with(
+        site: SiteName,
+        intents_max: usize,
+        notes: Option<Mutex<Notes>>,
+        standing: Vec<Note>,
+        now: Timestamp,
+    ) -> Self {
+        let mut open = Open::default();
+        let expires = now.plus(INTENT_LIFE);
+        for note in standing {
+            match note {
+                Note::Intent(intent) => open.add(intent, expires),
+                Note::Everything => open.everything_until = expires,
+            }
+        }
+        let any = AtomicBool::new(open.is_any());
+        let open = Mutex::new(open);
+        Self { shared: Arc::new(Shared { site, intents_max, any, open, notes }) }
+    }
+
+    /// Opens an intent, by the local clock, and notes it on disk; the request may be led away
+    /// once this returns. May block on the disk.
+    pub fn open(&self, intent: Intent, now: Timestamp) {
+        let expires = now.plus(INTENT_LIFE);
+        let note = {
+            let mut open = self.lock();
+            self.shared.any.store(true, Ordering::Release);
+            if open.count >= self.shared.intents_max {
+                open.sweep(now);
+            }
+            if open.count >= self.shared.intents_max {
+                open.everything_until = open.everything_until.max(expires);
+                Note::Everything
+            } else {
+                open.add(intent.clone(), expires);
+                Note::Intent(intent)
+            }
+        };
+        if let Some(notes) = &self.shared.notes {
+            let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+            // Looked at again behind the lock of the file: what is open and not in it yet waits for that.
+            let standing = {
+                let mut open = self.lock();
+                open.sweep_now_and_then(now);
+                let rest_is_over = open.count <= 1 && open.everything_until <= now;
+                (rest_is_over || notes.is_large()).then(|| open.notes(now))
+            };
+            match standing {
+                Some(standing) => notes.begin_anew(&standing),
+                None => notes.add(&note),
+            }
+        }
+    }
+
+    /// Whether `reference` in `repo` is announced to move, or may be.
     pub fn is_open(&self, repo: &RepoName, reference: &Reference, now: Timestamp) -> bool {
         let is_tag = matches!(reference, Reference::Tag(_));
-        self.any_open(repo, now, |intent| {
-            intent.reference == *reference || is_tag && matches!(intent.reference, Reference::Digest(_))
+        self.any_open(now, |open| {
+            open.of(repo, now).any(|intent| intent.takes_tags && is_tag || intent.names.contains(reference))
         })
     }
 
-    /// Whether any intent in `repo` is open: referrers and listings may move with each.
+    /// Whether anything in `repo` is announced to move: referrers and its tags may.
     pub fn is_open_in(&self, repo: &RepoName, now: Timestamp) -> bool {
-        self.any_open(repo, now, |_| true)
+        self.any_open(now, |open| open.of(repo, now).next().is_some())
     }
 
-    fn any_open(&self, repo: &RepoName, now: Timestamp, concerns: impl Fn(&Intent) -> bool) -> bool {
+    /// Whether anything is announced to move: the list of repositories may.
+    pub fn is_any_open(&self, now: Timestamp) -> bool {
+        self.any_open(now, |open| open.repos.values().flatten().any(|waiting| waiting.expires > now))
+    }
+
+    fn any_open(&self, now: Timestamp, concerns: impl Fn(&Open) -> bool) -> bool {
         if !self.shared.any.load(Ordering::Acquire) {
             return false;
         }
         let mut open = self.lock();
-        open.sweep(now);
-        self.shared.any.store(open.count > 0 || open.overflow_until > now, Ordering::Release);
-        open.overflow_until > now || open.repos.get(repo).is_some_and(|intents| intents.iter().any(concerns))
+        open.sweep_now_and_then(now);
+        self.shared.any.store(open.is_any(), Ordering::Release);
+        open.everything_until > now || concerns(&open)
     }
 
-    /// An event was applied: the intents it fulfils end.
+    /// An event was applied: the intent it fulfils ends, if this site opened it.
     pub fn note_applied(&self, event: &Event) {
+        if let (Some(intent), Some(repo)) = (&event.intent, event.change.repo())
+            && intent.site == self.shared.site
+        {
+            self.end(repo, intent.number);
+        }
+    }
+
+    /// The primary refused the request that intent `number` announced: nothing moves.
+    pub fn end(&self, repo: &RepoName, number: u64) {
         if !self.shared.any.load(Ordering::Acquire) {
             return;
         }
         let mut open = self.lock();
-        match &event.change {
-            Change::ManifestPut(put) => {
-                for tag in &put.tags {
-                    open.end(&put.repo, &Reference::Tag(tag.clone()));
-                }
-                open.end(&put.repo, &Reference::Digest(put.digest));
-            }
-            Change::TagDeleted { repo, tag } => open.end(repo, &Reference::Tag(tag.clone())),
-            Change::ManifestDeleted { repo, digest } | Change::BlobDeleted { repo, digest } => {
-                open.end(repo, &Reference::Digest(*digest));
-            }
-            Change::RepositoryDeleted { .. }
-            | Change::BlobCommitted { .. }
-            | Change::BlobMounted { .. }
-            | Change::EpochBegan { .. } => {}
-        }
+        open.end(repo, number);
+        self.shared.any.store(open.is_any(), Ordering::Release);
     }
 
     /// Nothing in here can be half done by a panic: every change is one step.
@@ -121,115 +218,56 @@ impl Intents {
 }
 
 impl Open {
-    fn sweep(&mut self, now: Timestamp) {
-        self.repos.retain(|_, intents| {
-            intents.retain(|intent| intent.expires > now);
-            !intents.is_empty()
-        });
-        self.count = self.repos.values().map(Vec::len).sum();
+    fn add(&mut self, intent: Intent, expires: Timestamp) {
+        self.count += 1;
+        self.repos.entry(intent.repo.clone()).or_default().push(Waiting { intent, expires });
     }
 
-    /// Ends the oldest intent on `reference`.
-    fn end(&mut self, repo: &RepoName, reference: &Reference) {
-        let Some(intents) = self.repos.get_mut(repo) else {
-            return;
-        };
-        if let Some(position) = intents.iter().position(|intent| intent.reference == *reference) {
-            intents.remove(position);
-            self.count -= 1;
-        }
-        if intents.is_empty() {
+    fn end(&mut self, repo: &RepoName, number: u64) {
+        let Some(waiting) = self.repos.get_mut(repo) else { return };
+        let before = waiting.len();
+        waiting.retain(|waiting| waiting.intent.number != number);
+        self.count -= before - waiting.len();
+        if waiting.is_empty() {
             self.repos.remove(repo);
+        }
+    }
+
+    fn is_any(&self) -> bool {
+        self.count > 0 || self.everything_until > Timestamp::default()
+    }
+
+    /// Those in `repo` that have not run out.
+    fn of(&self, repo: &RepoName, now: Timestamp) -> impl Iterator<Item = &Intent> {
+        let waiting = self.repos.get(repo).into_iter().flatten();
+        waiting.filter(move |waiting| waiting.expires > now).map(|waiting| &waiting.intent)
+    }
+
+    /// What has to stand on disk.
+    fn notes(&self, now: Timestamp) -> Vec<Note> {
+        let intents = self.repos.values().flatten().map(|waiting| Note::Intent(waiting.intent.clone()));
+        let everything = (self.everything_until > now).then_some(Note::Everything);
+        everything.into_iter().chain(intents).collect()
+    }
+
+    fn sweep_now_and_then(&mut self, now: Timestamp) {
+        if now < self.swept || now.since(self.swept) >= SWEEP_INTERVAL {
+            self.sweep(now);
+        }
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        self.swept = now;
+        self.repos.retain(|_, waiting| {
+            waiting.retain(|waiting| waiting.expires > now);
+            !waiting.is_empty()
+        });
+        self.count = self.repos.values().map(Vec::len).sum();
+        if self.everything_until <= now {
+            self.everything_until = Timestamp::default();
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use outport_proto::{Digest, ManifestPut, Offset};
-
-    use super::*;
-
-    const NOW: Timestamp = Timestamp::from_secs(100);
-    const EXPIRES: Timestamp = Timestamp::from_secs(160);
-
-    fn repo() -> RepoName {
-        "team/app".parse().unwrap()
-    }
-
-    fn tag(text: &str) -> Reference {
-        Reference::Tag(text.parse().unwrap())
-    }
-
-    fn put(tags: &[&str]) -> Event {
-        let put = ManifestPut {
-            repo: repo(),
-            digest: Digest::sha256(b"m"),
-            media_type: String::new(),
-            size: 1,
-            bytes: None,
-            tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
-            subject: None,
-            artifact_type: None,
-            platform: None,
-            annotations: Vec::new(),
-            children: Vec::new(),
-        };
-        let change = Change::ManifestPut(Box::new(put));
-        Event { offset: Offset::new(1, 1), time: NOW, actor: String::new(), intent: None, change }
-    }
-
-    #[test]
-    fn the_event_ends_it() {
-        let intents = Intents::new(10);
-        assert!(!intents.is_open(&repo(), &tag("1"), NOW));
-        intents.open(&repo(), &tag("1"), NOW, EXPIRES);
-        assert!(intents.is_open(&repo(), &tag("1"), NOW));
-        assert!(intents.is_open_in(&repo(), NOW));
-        assert!(!intents.is_open(&repo(), &tag("2"), NOW));
-        assert!(!intents.is_open(&"team/other".parse().unwrap(), &tag("1"), NOW));
-        intents.note_applied(&put(&["2"]));
-        assert!(intents.is_open(&repo(), &tag("1"), NOW));
-        intents.note_applied(&put(&["1", "2"]));
-        assert!(!intents.is_open_in(&repo(), NOW));
-    }
-
-    #[test]
-    fn a_digest_concerns_every_tag() {
-        let intents = Intents::new(10);
-        let digest = Reference::Digest(Digest::sha256(b"m"));
-        intents.open(&repo(), &digest, NOW, EXPIRES);
-        assert!(intents.is_open(&repo(), &tag("1"), NOW));
-        assert!(!intents.is_open(&repo(), &Reference::Digest(Digest::sha256(b"n")), NOW));
-        intents.note_applied(&put(&[]));
-        assert!(!intents.is_open(&repo(), &tag("1"), NOW));
-    }
-
-    #[test]
-    fn the_ticket_ends_it() {
-        let intents = Intents::new(10);
-        intents.open(&repo(), &tag("1"), NOW, EXPIRES);
-        assert!(!intents.is_open(&repo(), &tag("1"), EXPIRES));
-        assert!(!intents.shared.any.load(Ordering::Acquire));
-    }
-
-    #[test]
-    fn two_pushes_end_by_two_events() {
-        let intents = Intents::new(10);
-        intents.open(&repo(), &tag("1"), NOW, EXPIRES);
-        intents.open(&repo(), &tag("1"), NOW, EXPIRES);
-        intents.note_applied(&put(&["1"]));
-        assert!(intents.is_open(&repo(), &tag("1"), NOW));
-        intents.note_applied(&put(&["1"]));
-        assert!(!intents.is_open(&repo(), &tag("1"), NOW));
-    }
-
-    #[test]
-    fn without_room_everything_counts_as_open_for_a_while() {
-        let intents = Intents::new(1);
-        intents.open(&repo(), &tag("1"), NOW, EXPIRES);
-        intents.open(&repo(), &tag("2"), NOW, EXPIRES);
-        assert!(intents.is_open(&"other".parse().unwrap(), &tag("x"), NOW));
-        assert!(!intents.is_open(&"other".parse().unwrap(), &tag("x"), EXPIRES));
-    }
-}
+mod tests;

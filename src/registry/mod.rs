@@ -16,7 +16,7 @@ pub(crate) mod testing;
 pub mod whereabouts;
 
 pub use collect::Collector;
-pub use intents::Intents;
+pub use intents::{INTENT_LIFE, Intent, Intents, Past};
 pub use journal::{Journal, JournalError};
 pub use metrics::PullMetrics;
 pub use pull::{

@@ -10,7 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use outport_proto::{Digest, Event, ManifestPut, Offset, Reference, RepoName, Timestamp, oci::media_type};
+use outport_proto::{
+    Digest, Event, IntentId, ManifestPut, Offset, Reference, RepoName, Timestamp, oci::media_type,
+};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
@@ -36,7 +38,7 @@ pub(super) fn repo(name: &str) -> RepoName {
     name.parse().unwrap()
 }
 
-pub(super) fn reference(text: &str) -> Reference {
+pub(crate) fn reference(text: &str) -> Reference {
     text.parse().unwrap()
 }
 
@@ -137,11 +139,26 @@ impl Primary {
         self.push.put_manifest(&pusher_of(repo), repo, manifest).await
     }
 
+    /// This primary as site `mumbai` leads requests to it that it announced as `number`.
+    pub(super) fn led(&self, number: u64) -> PushService {
+        self.push.led(IntentId { site: "mumbai".parse().unwrap(), number })
+    }
+
     /// Pushes an image without layers whose config is `text`.
     pub(super) async fn image(&self, repo: &RepoName, named: &str, text: &'static str) -> ManifestPushed {
+        self.image_as(&self.push, repo, named, text).await
+    }
+
+    /// [`Primary::image`] with another handle for the manifest.
+    pub(super) async fn image_as(
+        &self,
+        push: &PushService,
+        repo: &RepoName,
+        named: &str,
+        text: &'static str,
+    ) -> ManifestPushed {
         let config = self.blob(repo, text.as_bytes()).await;
-        let bytes = image(&config, "");
-        self.put(repo, named, media_type::OCI_MANIFEST, bytes).await.unwrap()
+        push.put_manifest(&pusher_of(repo), repo, new_image(named, image(&config, ""))).await.unwrap()
     }
 
     /// Every event from `after` on.
@@ -149,6 +166,11 @@ impl Primary {
         let records = self.journal.log().read(after, usize::MAX).unwrap();
         records.into_iter().map(|record| record.event).collect()
     }
+}
+
+fn new_image(named: &str, bytes: String) -> NewManifest {
+    let content_type = media_type::OCI_MANIFEST.to_owned();
+    NewManifest { reference: reference(named), tags: Vec::new(), content_type, bytes: bytes.into() }
 }
 
 pub(super) fn pusher_of(repo: &RepoName) -> Caller {
@@ -292,7 +314,7 @@ impl Secondary {
         let (store, _) = Store::open(dir.path()).unwrap();
         let (index, link, metrics) = (index(), Link::of(primary), PullMetrics::new(&mut Registry::default()));
         let (session, view) = SessionView::new();
-        let (intents, shutdown) = (Intents::new(100), Shutdown::new());
+        let (intents, shutdown) = (Intents::in_memory("mumbai".parse().unwrap(), 100), Shutdown::new());
         let site = Site {
             index: index.clone(),
             store: store.clone(),

@@ -32,6 +32,7 @@ use crate::{
 
 mod alone;
 mod hostile;
+mod intents;
 mod leading;
 mod pulling;
 mod pushing;
@@ -76,6 +77,7 @@ impl Primary {
             tokens: Arc::new(token_service(&dir, &keys, &clock)),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
+            write_time_max: std::time::Duration::ZERO,
         };
         let api = Arc::new(Api {
             pull: inner.pull.clone(),

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     BlobAnswer, BlobContent, PullError, Remote, Shared, Want,
-    rules::{Ask, Found, Tried, note_cut, unavailable},
+    rules::{Ask, Concerns, Found, Tried, note_cut, unavailable},
 };
 use crate::{
     auth::Action,
@@ -38,7 +38,7 @@ impl Shared {
         }
         let mut tried = Tried::default();
         loop {
-            let view = self.view(ask.repo, Some(&Reference::Digest(*digest)));
+            let view = self.view(ask.repo, Concerns::Reference(&Reference::Digest(*digest)));
             let link = self.looked_up(self.site.index.link(ask.repo, digest))?;
             // Without a link the store is not even looked at: what it holds for others must not show.
             let blob = match (link, kind) {

@@ -6,7 +6,7 @@ use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName, Tag};
 
 use super::{
     Listing, Next, Page, PullError, PullOptions, Referrer, Referrers, Remote, Shared,
-    rules::{Ask, Found, Tried, View, note_cut, unavailable},
+    rules::{Ask, Concerns, Found, Tried, View, note_cut, unavailable},
 };
 use crate::{
     auth::Caller,
@@ -36,7 +36,7 @@ impl Shared {
             }
             self.site.index.tags(ask.repo, last, limit).map(Some)
         };
-        self.listing(ask, page, (true, ask.holds_push()), look).await
+        self.listing(ask, page, ((true, ask.holds_push()), Concerns::Repository), look).await
     }
 
     pub(super) async fn catalog(
@@ -51,7 +51,7 @@ impl Shared {
         let repo = ANY_REPOSITORY.parse().map_err(|_| PullError::Internal)?;
         let ask = Ask { caller, repo: &repo, options };
         let look = |last: Option<&str>, limit| self.site.index.repositories(last, limit).map(Some);
-        self.listing(&ask, page, (true, false), look).await
+        self.listing(&ask, page, ((true, false), Concerns::Catalog), look).await
     }
 
     /// One page of what `look` finds. Where the rules say "ask the primary", its head is asked for
@@ -60,14 +60,14 @@ impl Shared {
         &self,
         ask: &Ask<'_>,
         page: &Page,
-        rights: (bool, bool),
+        (rights, concerns): ((bool, bool), Concerns<'_>),
         look: impl Fn(Option<&str>, usize) -> Result<Option<Vec<T>>, IndexError>,
     ) -> Result<(Listing<T>, PullResult), PullError> {
         let limit = page.n.unwrap_or(usize::MAX).min(self.site.rules.page_max);
         let look = || self.looked_up(look(page.last.as_deref(), limit.saturating_add(1)));
         let mut tried = Tried::default();
         loop {
-            let view = self.view(ask.repo, None);
+            let view = self.view(ask.repo, concerns);
             let names = look()?;
             let found = Found { known: names.is_some(), local: true, remembered_no: false };
             let ruling = self.rule_for(ask, Kind::Listing, &view, found, &tried, rights);
@@ -116,7 +116,7 @@ impl Shared {
         ask.scope()?;
         let mut tried = Tried::default();
         loop {
-            let view: View = self.view(ask.repo, None);
+            let view: View = self.view(ask.repo, Concerns::Repository);
             let found = self.looked_up(self.site.index.referrers(ask.repo, subject).map(Some))?;
             let manifests = found.unwrap_or_default();
             // An empty list is a "no": only the primary may say it.

@@ -7,7 +7,7 @@ use outport_proto::{Digest, ManifestPut, Offset, Reference};
 
 use super::{
     ManifestAnswer, PullError, Remote, Shared, Want,
-    rules::{Ask, Found, Tried, note_cut, unavailable},
+    rules::{Ask, Concerns, Found, Tried, note_cut, unavailable},
 };
 use crate::{
     fetch::FillError,
@@ -31,7 +31,7 @@ impl Shared {
         };
         let mut tried = Tried::default();
         loop {
-            let view = self.view(ask.repo, Some(reference));
+            let view = self.view(ask.repo, Concerns::Reference(reference));
             let manifest = self.looked_up(self.site.index.manifest(ask.repo, reference))?;
             let bytes = match &manifest {
                 Some(manifest) => self.bytes_here(manifest).await,

@@ -62,6 +62,17 @@ pub(super) struct View {
     intent_open: bool,
 }
 
+/// What an answer is about, as far as write intents tell.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Concerns<'a> {
+    /// A tag, or a manifest or blob by its digest.
+    Reference(&'a Reference),
+    /// All of a repository: its tags, its referrers.
+    Repository,
+    /// All repositories.
+    Catalog,
+}
+
 /// What was found here.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Found {
@@ -99,14 +110,14 @@ impl Ruling {
 }
 
 impl Shared {
-    /// How far this site is now. Write intents on `reference` concern the pull; `None` for any of
-    /// the repository.
-    pub(super) fn view(&self, repo: &RepoName, reference: Option<&Reference>) -> View {
+    /// How far this site is now. Write intents on what the pull `concerns` concern it.
+    pub(super) fn view(&self, repo: &RepoName, concerns: Concerns<'_>) -> View {
         let now = self.site.clock.now();
         let session = self.remote.as_ref().map(|remote| remote.session.now()).unwrap_or_default();
-        let intent_open = self.remote.as_ref().is_some_and(|remote| match reference {
-            Some(reference) => remote.intents.is_open(repo, reference, now),
-            None => remote.intents.is_open_in(repo, now),
+        let intent_open = self.remote.as_ref().is_some_and(|remote| match concerns {
+            Concerns::Reference(reference) => remote.intents.is_open(repo, reference, now),
+            Concerns::Repository => remote.intents.is_open_in(repo, now),
+            Concerns::Catalog => remote.intents.is_any_open(now),
         });
         View { applied: self.site.index.applied(), whole: self.site.index.whole(), session, now, intent_open }
     }
@@ -116,9 +127,12 @@ impl Shared {
         view.whole.is_some() && view.whole == self.site.index.whole()
     }
 
-    /// Whether the primary's "no" is remembered.
+    /// Whether the primary's "no" is remembered. While something of the repository is announced to
+    /// move it is not believed: a push by tag brings a digest that the announcement does not name.
     pub(super) fn remembers(&self, repo: &RepoName, asked: &Asked) -> bool {
-        self.remote.as_ref().is_some_and(|remote| remote.remembered.get(repo, asked).is_some())
+        let Some(remote) = &self.remote else { return false };
+        remote.remembered.get(repo, asked).is_some()
+            && !remote.intents.is_open_in(repo, self.site.clock.now())
     }
 
     /// Applies the rules.

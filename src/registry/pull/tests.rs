@@ -3,13 +3,13 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::{Digest, Offset, Timestamp, oci::media_type};
+use outport_proto::{Digest, Offset, oci::media_type};
 
 use crate::{
     auth::{Actions, Caller},
     policy::{Keep, Policy, PolicyRule},
     registry::{
-        BlobContent, ManifestAnswer, Page, PullError, PullOptions, PullRules, Staleness, Want,
+        BlobContent, Intent, ManifestAnswer, Page, PullError, PullOptions, PullRules, Staleness, Want,
         metrics::PullResult,
         testing::{NOW, Primary, Secondary, caller, image, puller, pusher, reference, repo},
     },
@@ -25,6 +25,10 @@ async fn pull_as(site: &Secondary, who: &Caller, named: &str) -> Result<Manifest
 
 async fn pull(site: &Secondary, named: &str) -> Result<ManifestAnswer, PullError> {
     pull_as(site, &puller(), named).await
+}
+
+fn announced(number: u64, named: &str) -> Intent {
+    Intent { number, repo: repo(APP), names: vec![reference(named)], takes_tags: false }
 }
 
 fn head() -> PullOptions {
@@ -107,7 +111,7 @@ async fn a_moved_tag_is_seen_by_those_who_must_see_it() {
     let site =
         Secondary::with(&primary, PullRules { wait_max: Duration::from_millis(5), ..PullRules::default() });
     site.catch_up(&primary);
-    let new = primary.image(&repo(APP), "1", "new").await;
+    let new = primary.image_as(&primary.led(7), &repo(APP), "1", "new").await;
     assert_eq!(pull(&site, "1").await.unwrap().digest, old.digest, "within the staleness bound");
     let after_push = Caller { offset: Some(new.offset), ..puller() };
     assert_eq!(pull_as(&site, &after_push, "1").await.unwrap().digest, new.digest, "token after the push");
@@ -120,7 +124,7 @@ async fn a_moved_tag_is_seen_by_those_who_must_see_it() {
     site.connect(2 * SECOND);
     assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest, "closed time is too far behind");
     site.connect(Duration::ZERO);
-    site.intents.open(&repo(APP), &reference("1"), NOW, Timestamp::from_secs(NOW.as_secs() + 60));
+    site.intents.open(announced(7, "1"), NOW);
     assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest, "redirected from here");
     let asked = site.link.asked();
     assert_eq!(asked, 6);
@@ -405,12 +409,11 @@ async fn listings_in_pages() {
 async fn what_the_journal_applies_ends_write_intents() {
     let primary = Primary::new().await;
     let (site, shutdown) = (Secondary::of(&primary), Shutdown::new());
-    let expires = Timestamp::from_secs(NOW.as_secs() + 60);
-    site.intents.open(&repo(APP), &reference("1"), NOW, expires);
+    site.intents.open(announced(7, "1"), NOW);
     site.pull.follow(&primary.journal, &shutdown);
-    primary.image(&repo(APP), "2", "{}").await;
-    assert!(site.intents.is_open(&repo(APP), &reference("1"), NOW));
     primary.image(&repo(APP), "1", "{}").await;
+    assert!(site.intents.is_open(&repo(APP), &reference("1"), NOW));
+    primary.image_as(&primary.led(7), &repo(APP), "1", "{}").await;
     while site.intents.is_open(&repo(APP), &reference("1"), NOW) {
         tokio::task::yield_now().await;
     }

@@ -163,6 +163,9 @@ pub enum PushError {
     /// It makes no sense or is not offered here.
     #[error("unsupported: {0}")]
     Unsupported(&'static str),
+    /// The ticket that led it here was used for something else: 403.
+    #[error("the ticket in the query was used for another request")]
+    TicketUsed,
     /// It cannot be done now: 503.
     #[error("{reason}")]
     Unavailable {

@@ -25,14 +25,14 @@ impl PushService {
         let actor = caller.subject.clone();
         self.to_its_end(async move {
             let _alone = service.locks.remove(&repo).await;
-            let exists = match &reference {
-                Reference::Tag(tag) => service.index().tag(&repo, tag)?.is_some(),
-                Reference::Digest(digest) => service.index().manifest_record(&repo, digest)?.is_some(),
+            let exists = || {
+                let exists = match &reference {
+                    Reference::Tag(tag) => service.index().tag(&repo, tag)?.is_some(),
+                    Reference::Digest(digest) => service.index().manifest_record(&repo, digest)?.is_some(),
+                };
+                if exists { Ok(()) } else { Err(service.unknown(&repo, PushError::ManifestUnknown)?) }
             };
-            if !exists {
-                return Err(service.unknown(&repo, PushError::ManifestUnknown)?);
-            }
-            Ok(Deleted { offset: service.commit(&actor, change).await? })
+            Ok(Deleted { offset: service.commit_once(&actor, change, exists).await? })
         })
         .await
     }
@@ -52,11 +52,12 @@ impl PushService {
         let actor = caller.subject.clone();
         self.to_its_end(async move {
             let _alone = service.locks.remove(&repo).await;
-            if service.link(&repo, &digest)?.is_none() {
-                return Err(service.unknown(&repo, PushError::BlobUnknown)?);
-            }
+            let exists = || match service.link(&repo, &digest)? {
+                Some(_) => Ok(()),
+                None => Err(service.unknown(&repo, PushError::BlobUnknown)?),
+            };
             let change = Change::BlobDeleted { repo: repo.clone(), digest };
-            Ok(Deleted { offset: service.commit(&actor, change).await? })
+            Ok(Deleted { offset: service.commit_once(&actor, change, exists).await? })
         })
         .await
     }

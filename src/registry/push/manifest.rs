@@ -47,11 +47,11 @@ impl PushService {
                     service.keep_as_blob(digest, manifest.bytes).await?;
                 }
                 let _kept = service.locks.keep(&put.repo).await;
-                service.check_children(&put)?;
                 if let Some(config) = config {
                     put.platform = service.platform(config).await;
                 }
-                let committed = service.commit(&actor, Change::ManifestPut(Box::new(put))).await;
+                let change = Change::ManifestPut(Box::new(put.clone()));
+                let committed = service.commit_once(&actor, change, || service.check_children(&put)).await;
                 drop(lease);
                 committed
             })

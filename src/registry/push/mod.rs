@@ -7,6 +7,7 @@
 
 mod answer;
 mod delete;
+mod fulfilled;
 mod locks;
 mod manifest;
 mod upload;
@@ -17,8 +18,9 @@ pub use answer::{
     BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, UploadRight,
     UploadStatus,
 };
+use fulfilled::{Fulfilled, digest_of};
 use locks::Locks;
-use outport_proto::{Change, Digest, Offset, RepoName};
+use outport_proto::{Change, Digest, IntentId, Offset, RepoName};
 pub use upload::UploadAppend;
 
 use super::{Journal, JournalError};
@@ -27,6 +29,7 @@ use crate::{
     blocking,
     clock::SharedClock,
     index::{Index, IndexError},
+    log::Cause,
     shutdown::Shutdown,
     store::{Lease, Store, StoreError},
 };
@@ -42,6 +45,9 @@ pub struct PushService {
     clock: SharedClock,
     limits: PushLimits,
     locks: Arc<Locks>,
+    fulfilled: Arc<Fulfilled>,
+    /// The write intent that this handle's changes fulfil.
+    intent: Option<IntentId>,
     shutdown: Shutdown,
 }
 
@@ -55,7 +61,15 @@ impl PushService {
         limits: PushLimits,
         shutdown: Shutdown,
     ) -> Self {
-        Self { journal, store, clock, limits, locks: Arc::default(), shutdown }
+        let (locks, fulfilled) = (Arc::default(), Arc::default());
+        Self { journal, store, clock, limits, locks, fulfilled, intent: None, shutdown }
+    }
+
+    /// A handle for one request that a site led here: what it changes fulfils the site's write
+    /// intent `intent`, and changes once, also when the request comes again.
+    #[must_use]
+    pub fn led(&self, intent: IntentId) -> Self {
+        Self { intent: Some(intent), ..self.clone() }
     }
 
     fn index(&self) -> &Index {
@@ -64,7 +78,31 @@ impl PushService {
 
     /// Appends what happened; when this returns it is durable and can be read.
     async fn commit(&self, actor: &str, change: Change) -> Result<Offset, PushError> {
-        self.journal.commit(actor, vec![change]).await.map_err(not_durable)
+        let cause = Cause { actor: actor.to_owned(), intent: self.intent.clone() };
+        self.journal.commit(cause, vec![change]).await.map_err(not_durable)
+    }
+
+    /// Commits `change` when `allowed` lets it; a request of a site that comes again is told what
+    /// it led to, without a second look.
+    async fn commit_once(
+        &self,
+        actor: &str,
+        change: Change,
+        allowed: impl FnOnce() -> Result<(), PushError>,
+    ) -> Result<Offset, PushError> {
+        let Some(intent) = &self.intent else {
+            allowed()?;
+            return self.commit(actor, change).await;
+        };
+        let turn = self.fulfilled.turn(intent, self.journal.log(), self.clock.now()).await?;
+        if let Some(offset) = turn.done(&change)? {
+            return Ok(offset);
+        }
+        allowed()?;
+        let digest = digest_of(&change)?;
+        let offset = self.commit(actor, change).await?;
+        turn.finish(digest, offset);
+        Ok(offset)
     }
 
     /// Does `work` to its end, also when the caller of this leaves.

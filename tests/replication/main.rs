@@ -7,8 +7,11 @@ mod epochs;
 mod following;
 mod hostile;
 mod logs;
+mod propagation;
 mod refusals;
 mod relay;
 mod requests;
 mod snapshots;
+#[path = "../support/wire.rs"]
+mod wire;
 mod world;

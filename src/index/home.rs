@@ -94,6 +94,11 @@ impl Home {
         Self { boot: Some("another".into()), ..Self::enter(dir).unwrap() }
     }
 
+    /// Where all of it is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the database is.
     pub(super) fn database(&self) -> PathBuf {
         self.dir.join(DATABASE)

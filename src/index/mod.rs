@@ -8,6 +8,7 @@
 //! disk, `memory` does not; `home` and `open` decide whether what is on disk may be believed.
 
 mod apply;
+mod defer;
 mod dump;
 mod home;
 mod hot;
@@ -16,6 +17,7 @@ mod kv;
 mod listing;
 mod memory;
 mod open;
+mod overlay;
 mod row;
 mod sled;
 mod standing;
@@ -30,7 +32,10 @@ mod tests;
 use std::{
     fmt, mem,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -40,12 +45,14 @@ use outport_proto::{
 };
 use tokio::sync::watch;
 
+use defer::Below;
 use home::Home;
 pub(crate) use home::boot_id;
 use hot::{Hot, HotKey};
 use kv::Kv;
 use memory::MemoryKv;
 use open::OpenIndex;
+use overlay::Overlay;
 use row::State;
 pub use standing::Placed;
 use tx::Tx;
@@ -57,6 +64,8 @@ const CLEAR_ROWS: usize = 1024;
 /// Most events or entries written in one batch. Readers that miss the hot manifests wait while a
 /// batch is written, so it is kept short.
 const BATCH_ITEMS_MAX: usize = 128;
+/// The same above a database that is behind, where a batch takes no longer.
+const BATCH_ITEMS_MAX_ABOVE: usize = 1024;
 /// Manifest bytes from which on a batch is not made longer.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
 
@@ -68,7 +77,11 @@ pub struct Index {
 }
 
 struct Shared {
-    kv: Box<dyn Kv>,
+    /// The database.
+    base: Arc<dyn Kv>,
+    below: Below,
+    /// What readers see above it while it is behind.
+    overlay: RwLock<Option<Arc<Overlay>>>,
     /// `None` in memory.
     home: Option<Home>,
     hot: Hot,
@@ -81,7 +94,7 @@ struct Shared {
 
 /// Held by whoever writes.
 struct Writer {
-    /// What the store holds.
+    /// What readers see.
     stored: State,
     closed: bool,
 }
@@ -140,12 +153,14 @@ impl Index {
 
     /// An index in memory alone, for tests and simulations.
     pub fn in_memory(options: IndexOptions) -> Self {
-        Self::new(Box::new(MemoryKv::default()), None, open::NOTHING, &options)
+        Self::new(Arc::new(MemoryKv::default()), None, open::NOTHING, &options)
     }
 
-    fn new(kv: Box<dyn Kv>, home: Option<Home>, state: State, options: &IndexOptions) -> Self {
+    fn new(base: Arc<dyn Kv>, home: Option<Home>, state: State, options: &IndexOptions) -> Self {
         let shared = Shared {
-            kv,
+            base,
+            below: Below { state: Mutex::new(state), closed: AtomicBool::new(false) },
+            overlay: RwLock::new(None),
             home,
             hot: Hot::new(options.hot_bytes_max),
             writer: Mutex::new(Writer { stored: state, closed: false }),
@@ -260,8 +275,8 @@ impl Index {
     /// When it is not durable. After one failure every further checkpoint fails: what a failed
     /// fsync left on disk cannot be known.
     pub fn checkpoint(&self) -> Result<Offset, IndexError> {
-        let state = *lock(&self.shared.state);
-        self.shared.checkpoint(state, false)
+        let below = *lock(&self.shared.below.state);
+        self.shared.checkpoint(below, false)
     }
 
     /// Makes a last checkpoint and notes that the index was shut down cleanly. Reads still work
@@ -341,7 +356,10 @@ impl Index {
 
 impl Shared {
     fn read<T>(&self, read: impl FnOnce(&dyn Kv) -> Result<T, IndexError>) -> Result<T, IndexError> {
-        self.noting_damage(read(self.kv.as_ref()))
+        match self.overlay() {
+            Some(overlay) => self.noting_damage(read(&*overlay)),
+            None => self.noting_damage(read(&*self.base)),
+        }
     }
 
     /// Takes `items` in, in atomic batches.
@@ -359,7 +377,8 @@ impl Shared {
                 batch_bytes += bytes(item);
                 had_room
             };
-            let len = rest.iter().take(BATCH_ITEMS_MAX).take_while(fits).count();
+            let items_max = if self.overlay().is_some() { BATCH_ITEMS_MAX_ABOVE } else { BATCH_ITEMS_MAX };
+            let len = rest.iter().take(items_max).take_while(fits).count();
             let (batch, later) = rest.split_at(len);
             self.noting_damage(self.write_batch(batch, &take_in))?;
             rest = later;
@@ -373,21 +392,29 @@ impl Shared {
         take_in: impl Fn(&mut Tx<'_>, &T) -> Result<(), IndexError>,
     ) -> Result<(), IndexError> {
         let mut writer = self.writer_if_open()?;
-        let mut tx = Tx::new(self.kv.as_ref(), &self.hot, &mut writer.stored);
-        for item in items {
-            take_in(&mut tx, item)?;
+        let overlay = self.overlay();
+        let kv = overlay.as_deref().map_or(&*self.base, |overlay| overlay as &dyn Kv);
+        let mut tx = Tx::new(kv, &self.hot, &mut writer.stored);
+        let taken_in = items.iter().try_for_each(|item| take_in(&mut tx, item));
+        let stored = taken_in.and_then(|()| tx.store());
+        if overlay.is_none() {
+            *lock(&self.below.state) = writer.stored;
         }
-        let state = tx.store()?;
+        let state = stored?;
         *lock(&self.state) = state;
         self.applied.send_if_modified(|applied| mem::replace(applied, state.applied) != state.applied);
-        Ok(())
+        overlay.map_or(Ok(()), |overlay| overlay.spill(state.applied))
     }
 
-    /// Changes something in one atomic batch.
+    /// Changes something in one atomic batch, unless the database is behind: then nothing is changed.
     fn change(&self, change: impl FnOnce(&mut Tx<'_>) -> Result<(), IndexError>) -> Result<(), IndexError> {
         let mut writer = self.writer_if_open()?;
-        let mut tx = Tx::new(self.kv.as_ref(), &self.hot, &mut writer.stored);
+        if self.overlay().is_some() {
+            return Ok(());
+        }
+        let mut tx = Tx::new(&*self.base, &self.hot, &mut writer.stored);
         let changed = change(&mut tx).and_then(|()| tx.store());
+        *lock(&self.below.state) = writer.stored;
         *lock(&self.state) = self.noting_damage(changed)?;
         Ok(())
     }
@@ -409,15 +436,18 @@ impl Shared {
                 reason: error.to_string(),
             })?;
         }
+        let mut below = lock(&self.below.state);
+        *self.overlay.write().unwrap_or_else(PoisonError::into_inner) = None;
         loop {
-            let page = self.kv.page(&[], &[], CLEAR_ROWS)?;
+            let page = self.base.page(&[], &[], CLEAR_ROWS)?;
             if page.is_empty() {
                 break;
             }
-            self.kv.write(page.into_iter().map(|(key, _)| (key, None)).collect())?;
+            self.base.write(page.into_iter().map(|(key, _)| (key, None)).collect())?;
         }
         self.hot.clear();
-        writer.stored = open::NOTHING;
+        (writer.stored, *below) = (open::NOTHING, open::NOTHING);
+        drop(below);
         *lock(&self.state) = open::NOTHING;
         self.applied.send_replace(Offset::ZERO);
         self.checkpoint(open::NOTHING, false)?;
@@ -429,18 +459,19 @@ impl Shared {
 
     fn checkpoint(&self, state: State, clean: bool) -> Result<Offset, IndexError> {
         if let Some(home) = &self.home {
-            self.noting_damage(home.checkpoint(state, clean, || self.kv.flush()))?;
+            self.noting_damage(home.checkpoint(state, clean, || self.base.flush()))?;
         }
         Ok(state.applied)
     }
 
     fn close(&self) -> Result<Offset, IndexError> {
         let mut writer = lock(&self.writer);
-        if writer.closed {
-            return Ok(writer.stored.applied);
+        self.below.closed.store(true, Ordering::SeqCst);
+        let below = lock(&self.below.state);
+        if mem::replace(&mut writer.closed, true) {
+            return Ok(below.applied);
         }
-        writer.closed = true;
-        self.checkpoint(writer.stored, true)
+        self.checkpoint(*below, true)
     }
 
     /// Damage is noted in the directory, so that the next start rebuilds the index.

@@ -1,7 +1,7 @@
 //! Opening the index of a directory: use the database that is there, or set it aside and start
 //! with an empty one.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use outport_proto::{Offset, statehash::StateHash};
 
@@ -18,7 +18,7 @@ use super::{
 /// An open database and what it holds.
 pub(super) struct OpenIndex {
     pub(super) home: Home,
-    pub(super) kv: Box<dyn Kv>,
+    pub(super) kv: Arc<dyn Kv>,
     pub(super) state: State,
     pub(super) opened: Opened,
 }
@@ -46,7 +46,7 @@ pub(super) fn open(dir: &Path, cache_bytes_max: u64) -> Result<OpenIndex, IndexE
     if !(marked_in_use && matches!(opened, Opened::Ready(_))) {
         home.checkpoint(state, false, || kv.flush())?;
     }
-    Ok(OpenIndex { home, kv: Box::new(kv), state, opened })
+    Ok(OpenIndex { home, kv: Arc::new(kv), state, opened })
 }
 
 fn existing(home: &Home, cache_bytes_max: u64, marker: &Marker) -> Result<(SledKv, State), IndexError> {

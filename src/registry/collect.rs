@@ -325,7 +325,7 @@ impl Shared {
     /// Whether the bytes of the blob are needed: any repository names it, or nobody can tell.
     fn is_needed(&self, digest: &Digest) -> Result<bool, CollectError> {
         let is_named = self.index.is_named(digest)?;
-        Ok(is_named || self.index.applied() == Offset::ZERO)
+        Ok(is_named || self.index.applied() == Offset::ZERO || self.index.whole().is_none())
     }
 }
 

@@ -280,7 +280,27 @@ impl Journal {
     /// # Errors
     /// [`LogError::Gap`] inside when they do not follow the head.
     pub async fn replicate(&self, records: Vec<Record>) -> Result<Offset, JournalError> {
-        Ok(self.shared.log.append_replicated(records).await?)
+        let head = self.shared.log.append_replicated(records).await?;
+        self.applied_is_near().await;
+        Ok(head)
+    }
+
+    /// Resolves once what is to be applied next is in memory still: whoever sends events faster than
+    /// they are applied waits, instead of having them read from the disk again.
+    async fn applied_is_near(&self) {
+        let mut applied = self.watch_applied();
+        let mut condition = self.shared.condition.subscribe();
+        loop {
+            let at = *applied.borrow_and_update();
+            if !matches!(self.shared.log.read_recent(at, 1), Ok(None)) {
+                return;
+            }
+            tokio::select! {
+                biased;
+                moved = applied.changed() => if moved.is_err() { return },
+                _ = condition.wait_for(|condition| !matches!(condition, Condition::Applying)) => return,
+            }
+        }
     }
 
     /// The log.

@@ -1,17 +1,17 @@
 //! What a running subscription shows to the rest of the site.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use outport_proto::session::LIVE_MAX;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 
 /// The newest status of a site, kept by its subscription. Cloning gives another handle.
 #[derive(Clone, Debug)]
-pub struct SiteView(Arc<Mutex<Reading>>);
+pub struct SiteView(Arc<watch::Sender<Reading>>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Reading {
     status: SiteStatus,
     at: Instant,
@@ -20,18 +20,17 @@ struct Reading {
 impl SiteView {
     /// A view that shows `status` until the subscription says otherwise.
     pub(super) fn new(status: SiteStatus) -> Self {
-        Self(Arc::new(Mutex::new(Reading { status, at: Instant::now() })))
+        Self(Arc::new(watch::Sender::new(Reading { status, at: Instant::now() })))
     }
 
     pub(super) fn show(&self, status: SiteStatus) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Reading { status, at: Instant::now() };
+        self.0.send_replace(Reading { status, at: Instant::now() });
     }
 
     /// The site's status now, with what its store holds: ages have grown since the last reading.
     pub fn status(&self, store: StoreStatus) -> SiteStatus {
-        let reading = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut status, since) = (reading.status.clone(), reading.at.elapsed().as_secs_f64());
-        drop(reading);
+        let Reading { mut status, at } = self.0.borrow().clone();
+        let since = at.elapsed().as_secs_f64();
         let grow = |age: &mut Option<f64>| *age = age.map(|age| age + since);
         grow(&mut status.heartbeat_age_seconds);
         for lag in [&mut status.lag_seconds.applied, &mut status.lag_seconds.complete] {
@@ -49,7 +48,16 @@ impl SiteView {
 
     /// What the site is doing.
     pub fn state(&self) -> SiteState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).status.state
+        self.0.borrow().status.state
+    }
+
+    /// What the subscription said when `check` held for it: now, or as soon as it does.
+    pub async fn when(&self, mut check: impl FnMut(&SiteStatus) -> bool) -> SiteStatus {
+        match self.0.subscribe().wait_for(|reading| check(&reading.status)).await {
+            Ok(reading) => reading.status.clone(),
+            // This handle is a sender, so the channel stays open.
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use outport::{
     clock::SystemClock,
     log::Record,
-    registry::journal::{Journal, JournalError, JournalOptions, Origin},
+    registry::journal::{Journal, JournalError, JournalOptions, Origin, SnapshotPiece},
     shutdown::Shutdown,
 };
 use outport_proto::{
@@ -35,7 +35,7 @@ const ROUNDS: usize = 3;
 
 /// Events a second of a secondary that catches up, and what its readers and its memory feel of it.
 pub fn events() -> Vec<Figure> {
-    let images: u64 = std::env::var("CATCH_UP_IMAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(60_000);
+    let images = images(60_000);
     let appends = appends(images);
     let events = images * (LAYERS + 1);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -86,6 +86,67 @@ pub fn events() -> Vec<Figure> {
             must_reach: "",
         },
     ]
+}
+
+/// A whole state handed out by one journal and taken in by another: how fast, and with how much memory.
+pub fn snapshot() -> Vec<Figure> {
+    let images = images(40_000);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (from_dir, to_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (entries, seconds, memory_mib) = runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        let open = async |dir: &Path, origin| {
+            let options = JournalOptions { origin, ..JournalOptions::default() };
+            Journal::open(dir, options, Arc::new(SystemClock), &shutdown).await.unwrap()
+        };
+        let (from, to) =
+            (open(from_dir.path(), Origin::Own).await, open(to_dir.path(), Origin::Followed).await);
+        for image in (0..images).step_by(20) {
+            from.commit("ci", (image..image + 20).flat_map(push).collect()).await.unwrap();
+        }
+        let before = load::memory_mib(std::process::id(), "VmRSS");
+        let (began, mut highest) = (Instant::now(), before);
+        let mut pieces = from.snapshot(None);
+        let mut installation = None;
+        let entries = loop {
+            highest = highest.max(load::memory_mib(std::process::id(), "VmRSS"));
+            match (pieces.next().await.unwrap().unwrap(), installation.take()) {
+                (SnapshotPiece::Begin { from, .. }, _) => {
+                    installation = Some(to.install_snapshot(from, 0).await.unwrap());
+                }
+                (SnapshotPiece::Part(part), Some(taking)) => {
+                    installation = Some(taking.part(part).await.unwrap());
+                }
+                (SnapshotPiece::End { until, entries }, Some(taking)) => {
+                    taking.finish(until, entries).await.unwrap();
+                    break entries;
+                }
+                (piece, None) => panic!("{piece:?} before the beginning"),
+            }
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        highest = highest.max(load::memory_mib(std::process::id(), "VmRSS"));
+        assert_eq!(from.index().state_hash(), to.index().state_hash());
+        assert!(shutdown.finish(Duration::from_secs(600)).await);
+        (entries, seconds, highest - before)
+    });
+    vec![
+        Figure {
+            what: "snapshot: handed out, on disk and in the index, entries/s",
+            measured: format!("{:.0} of {entries}", entries as f64 / seconds),
+            must_reach: "",
+        },
+        Figure {
+            what: "snapshot: memory more than before, both ends",
+            measured: format!("{memory_mib:.1} MiB"),
+            must_reach: "",
+        },
+    ]
+}
+
+/// How many images are pushed; fewer or more where the environment says so.
+fn images(usually: u64) -> u64 {
+    std::env::var("CATCH_UP_IMAGES").ok().and_then(|number| number.parse().ok()).unwrap_or(usually)
 }
 
 struct Round {

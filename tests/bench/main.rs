@@ -44,6 +44,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("memory", figures::memory),
     ("start", figures::start_after_kill),
     ("events", catching_up::events),
+    ("snapshot", catching_up::snapshot),
 ];
 
 fn main() {

@@ -19,16 +19,8 @@ fn has(site: &Site, tag: &str) -> bool {
 
 /// Mumbai's own status, once `check` holds.
 async fn status(site: &Site, what: &str, check: impl Fn(&SiteStatus) -> bool) -> SiteStatus {
-    let wait = async {
-        loop {
-            let status = site.view.status(Default::default());
-            if check(&status) {
-                return status;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{what} took too long"))
+    let reached = tokio::time::timeout(LIMIT, site.view.when(check)).await;
+    reached.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 /// A primary with tag 1, a copy of its disk, and then tag 2 and a layer, which mumbai has as well.

@@ -2,14 +2,16 @@
 
 use std::{
     io,
-    sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
+    sync::{LazyLock, Mutex, OnceLock, PoisonError},
 };
+
+use tokio::sync::watch;
 
 use crate::world::LIMIT;
 
 static LINES: Mutex<String> = Mutex::new(String::new());
 static READING: OnceLock<()> = OnceLock::new();
+static WRITTEN: LazyLock<watch::Sender<()>> = LazyLock::new(Default::default);
 
 struct Writer;
 
@@ -17,6 +19,7 @@ impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
         lines.push_str(&String::from_utf8_lossy(bytes));
+        WRITTEN.send_replace(());
         Ok(bytes.len())
     }
 
@@ -39,11 +42,8 @@ pub(crate) async fn logged(words: &[&str]) {
         let lines = LINES.lock().unwrap();
         lines.lines().any(|line| words.iter().all(|word| line.contains(word)))
     };
-    let wait = async {
-        while !is_there() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
+    let mut written = WRITTEN.subscribe();
+    let wait = written.wait_for(|()| is_there());
     if tokio::time::timeout(LIMIT, wait).await.is_err() {
         panic!("no line with {words:?} in:\n{}", LINES.lock().unwrap());
     }

@@ -12,6 +12,7 @@
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
 )]
 
+mod bootstrap;
 mod copying;
 mod crash;
 mod demo;

@@ -84,6 +84,38 @@ fn after_a_cut_it_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_partition_of_any_length_loses_nothing_and_doubles_nothing() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let seconds = Duration::from_secs;
+    for length in [seconds(1), seconds(9), seconds(60), HOUR, 24 * HOUR] {
+        let mut pair = Pair::new();
+        pair.append(10);
+        pair.connect();
+        pair.run(seconds(1));
+        pair.dark = true;
+        pair.append(20);
+        let watched = length.min(IDLE_MAX + seconds(1));
+        pair.run(watched);
+        pair.now += length - watched;
+        pair.append(20);
+        assert!(!pair.subscriber.live(pair.now), "{length:?}");
+        assert!(pair.subscriber.staleness(pair.now).unwrap() >= length - seconds(1), "{length:?}");
+
+        pair.dark = false;
+        for _ in 0..1000 {
+            // The stream ends at the first event that follows those it lost.
+            if !pair.connected() {
+                pair.connect();
+            }
+            pair.run(Duration::from_millis(10));
+        }
+        assert_eq!(pair.delivered, everything_up_to(50), "{length:?}");
+        assert!(pair.subscriber.live(pair.now), "{length:?}");
+        assert_eq!(pair.subscriber.lag(pair.now).applied, Some(Duration::ZERO), "{length:?}");
+    }
+}
+
+#[test]
 fn what_is_received_and_not_yet_durable_is_not_delivered_twice() {
     for durable in [0, 40] {
         let mut pair = Pair::new();

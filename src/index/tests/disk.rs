@@ -126,7 +126,7 @@ fn a_row_found_damaged_makes_the_next_start_rebuild() {
     let (key, value) = rows(&index).into_iter().find(|(key, _)| key[0] == b't').unwrap();
     let mut flipped = value.to_vec();
     flipped[3] ^= 16;
-    index.shared.kv.write([(key, Some(flipped.into()))].into()).unwrap();
+    index.shared.base.write([(key, Some(flipped.into()))].into()).unwrap();
     assert!(matches!(index.manifest(&repo("r"), &by_tag("t")), Err(IndexError::Damaged(_))));
     drop(index);
     let (_, opened) = open(dir.path());

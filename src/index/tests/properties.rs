@@ -143,6 +143,48 @@ proptest! {
         model.check(&memory);
     }
 
+    /// A database that is behind is seen as one that is not, whatever it holds already.
+    #[test]
+    fn what_is_kept_above_the_database_is_seen_as_if_it_were_in_it(
+        changes in vec(change(), 1..60),
+        steps in vec((1..9_usize, 0..9_usize, 0..4000_usize, any::<bool>()), 60),
+    ) {
+        let events = events(changes);
+        let dir = tempfile::tempdir().unwrap();
+        let (mut index, _) = Index::open(dir.path(), options()).unwrap();
+        let memory = in_memory();
+        let mut applied = 0;
+        for (len, settled, memory_bytes_max, is_stopped) in steps {
+            index.defer_with(memory_bytes_max).unwrap();
+            let end = (applied + len).min(events.len());
+            index.apply(&events[applied..end]).unwrap();
+            memory.apply(&events[applied..end]).unwrap();
+            applied = end;
+            prop_assert_eq!(rows(&index), rows(&memory));
+            prop_assert_eq!(index.state_hash(), memory.state_hash());
+            let at = index.settled().seq as usize;
+            let to = (at + settled).min(applied);
+            index.settle(&events[at..to]).unwrap();
+            prop_assert_eq!(index.settled().seq as usize, to);
+            prop_assert_eq!(index.is_deferring(), to < applied);
+            prop_assert_eq!(rows(&index), rows(&memory));
+            if is_stopped {
+                drop(index);
+                let (again, opened) = Index::open(dir.path(), options()).unwrap();
+                index = again;
+                let settled = Offset::new(u64::from(to > 0), to as u64);
+                prop_assert_eq!(opened, Opened::Ready(settled));
+                index.apply(&events[to..applied]).unwrap();
+            }
+        }
+        let model = Model::of(&events[..applied]);
+        model.check(&index);
+        let at = index.settled().seq as usize;
+        index.settle(&events[at..applied]).unwrap();
+        prop_assert!(!index.is_deferring());
+        model.check(&index);
+    }
+
     /// The source goes on applying events between any two parts of its dump.
     #[test]
     fn a_snapshot_taken_while_events_are_applied_leads_to_the_same_state(

@@ -76,7 +76,7 @@ fn a_damaged_row_is_said_to_be_damaged() {
     for (at, (key, value)) in rows(&index).into_iter().enumerate() {
         let mut flipped = value.to_vec();
         flipped[0] ^= 1;
-        index.shared.kv.write([(key.clone(), Some(flipped.into()))].into()).unwrap();
+        index.shared.base.write([(key.clone(), Some(flipped.into()))].into()).unwrap();
         let damaged = |result| matches!(result, Err(super::super::IndexError::Damaged(_)));
         match key[0] {
             b't' | b'm' | b'u' => {
@@ -91,7 +91,7 @@ fn a_damaged_row_is_said_to_be_damaged() {
         if matches!(key[0], b't' | b'm' | b'u') {
             assert!(damaged(index.dump(1000, &mut |_| Ok(())).map(|_| ())), "row {at}");
         }
-        index.shared.kv.write([(key, Some(value))].into()).unwrap();
+        index.shared.base.write([(key, Some(value))].into()).unwrap();
     }
     assert_eq!(pull(&index, "r", "t").as_deref(), Some("manifest a"), "whole again");
 }
@@ -103,9 +103,9 @@ fn a_warm_manifest_is_served_without_the_store_until_it_changes() {
     assert!(pull(&index, "r", "t").is_some());
     // What only the store knows of is not seen by a warm read.
     let tag_row = rows(&index).into_iter().find(|(key, _)| key[0] == b't').unwrap();
-    index.shared.kv.write([(tag_row.0.clone(), None)].into()).unwrap();
+    index.shared.base.write([(tag_row.0.clone(), None)].into()).unwrap();
     assert!(pull(&index, "r", "t").is_some(), "warm");
-    index.shared.kv.write([(tag_row.0, Some(tag_row.1))].into()).unwrap();
+    index.shared.base.write([(tag_row.0, Some(tag_row.1))].into()).unwrap();
     apply(&index, 2, put("r", "b", &["t"]));
     assert_eq!(pull(&index, "r", "t").as_deref(), Some("manifest b"));
     let Change::ManifestPut(mut again) = put("r", "b", &[]) else { unreachable!() };

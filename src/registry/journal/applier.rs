@@ -6,7 +6,10 @@ use outport_proto::Offset;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Condition, JournalError, Shared, recover::apply_some};
+use super::{
+    Condition, JournalError, Shared,
+    recover::{apply_some, settle_some},
+};
 use crate::index::IndexError;
 
 /// Log applied before the lock is given up for a moment.
@@ -19,9 +22,9 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> Journ
     let mut head = shared.log.watch();
     loop {
         let pause = match apply_all(shared, &mut head).await {
-            Ok(()) => {
+            Ok(is_settled) => {
                 shared.set_applying();
-                None
+                (!is_settled).then_some(Duration::ZERO)
             }
             Err(JournalError::Index(error @ IndexError::Database { .. })) => {
                 if !shared.is_stalled() {
@@ -53,12 +56,15 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> Journ
     }
 }
 
-async fn apply_all(shared: &Shared, head: &mut watch::Receiver<Offset>) -> Result<(), JournalError> {
+/// Applies all that is durable. Returns whether the index's database holds it all as well: it is
+/// brought nearer while nothing else is to be done.
+async fn apply_all(shared: &Shared, head: &mut watch::Receiver<Offset>) -> Result<bool, JournalError> {
     head.mark_unchanged();
     loop {
         let _applying = shared.applying.lock().await;
         if !apply_some(&shared.log, &shared.index, BATCH_BYTES)? {
-            return Ok(());
+            let is_behind = shared.index.is_deferring() && settle_some(&shared.log, &shared.index)?;
+            return Ok(!is_behind);
         }
     }
 }

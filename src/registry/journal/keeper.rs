@@ -89,11 +89,11 @@ impl Keeper {
 
     async fn look(&mut self) {
         let (last, at) = self.checkpoint;
-        let applied = self.shared.index.applied();
+        let settled = self.shared.index.settled();
         let shared = Arc::clone(&self.shared);
         let options = &shared.options;
-        let due = applied.seq.abs_diff(last.seq) >= options.checkpoint_events
-            || (applied != last && at.elapsed() >= options.checkpoint_interval);
+        let due = settled.seq.abs_diff(last.seq) >= options.checkpoint_events
+            || (settled != last && at.elapsed() >= options.checkpoint_interval);
         if due && !self.checkpoint_failed {
             self.checkpoint().await;
         }
@@ -165,7 +165,8 @@ pub(super) async fn cut_expired(shared: &Shared) -> Result<Option<Offset>, Journ
         return Ok(None);
     }
     if !is_covered(shared, expired)? {
-        if shared.index.whole().is_none() || shared.index.applied() < expired {
+        // What the index's database does not hold yet is read from the log once more.
+        if shared.index.whole().is_none() || shared.index.settled() < expired {
             return Ok(None);
         }
         write_snapshot(shared)?;

@@ -16,6 +16,10 @@ use crate::{
 
 /// Log read and applied at once while catching up.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Log that the database is brought nearer by in one step: what comes meanwhile waits as long.
+const SETTLE_BYTES: usize = 128 * 1024;
+/// From further behind than this, events are applied faster than the database takes them.
+const DEFER_EVENTS: u64 = 4096;
 
 /// Places the index in the log, rebuilding it if need be, and applies every event behind it.
 /// Returns from where on what it shows is a state the log led to. Blocks.
@@ -155,8 +159,22 @@ fn replay(log: &Log, index: &Index) -> Result<(), JournalError> {
     Ok(())
 }
 
+/// Brings the index's database a step nearer to what is applied; returns whether it is still behind.
+pub(super) fn settle_some(log: &Log, index: &Index) -> Result<bool, JournalError> {
+    let records = log.read(index.settled(), SETTLE_BYTES)?;
+    let events: Vec<_> = records.into_iter().map(|record| record.event).collect();
+    index.settle(&events)?;
+    Ok(index.is_deferring())
+}
+
 /// Applies the next events, about `bytes_max` bytes of them; returns whether there were any.
 pub(super) fn apply_some(log: &Log, index: &Index, bytes_max: usize) -> Result<bool, JournalError> {
+    if log.head().seq.saturating_sub(index.applied().seq) > DEFER_EVENTS {
+        index.defer()?;
+    }
+    while index.is_full() {
+        settle_some(log, index)?;
+    }
     let records = log.read(index.applied(), bytes_max)?;
     if records.is_empty() {
         return Ok(false);

@@ -419,3 +419,27 @@ async fn what_the_journal_applies_ends_write_intents() {
     }
     assert!(shutdown.finish(60 * SECOND).await);
 }
+
+/// The session's word comes a moment after the index was emptied: readers must not wait for it.
+#[tokio::test]
+async fn what_is_found_while_a_snapshot_replaces_everything_is_not_believed() {
+    let primary = Primary::new().await;
+    let old = primary.image(&repo(APP), "1", "old").await;
+    let site = Secondary::of(&primary);
+    site.catch_up(&primary);
+    let new = primary.image(&repo(APP), "1", "new").await;
+    let events = primary.events(Offset::ZERO);
+    let (before, since) = events.split_at(old.offset.seq as usize);
+    site.catch_up(&primary);
+    assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest);
+
+    site.index.clear().unwrap();
+    assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest, "nothing is here, and nobody says so");
+    site.index.apply(before).unwrap();
+    site.index.whole_from(new.offset);
+    assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest, "an older state is here");
+    assert_eq!(site.link.asked(), 2, "the primary was asked");
+    site.index.apply(since).unwrap();
+    assert_eq!(pull(&site, "1").await.unwrap().digest, new.digest);
+    assert_eq!(site.link.asked(), 2, "all is here again");
+}

@@ -60,7 +60,8 @@ pub struct SiteStatus {
     pub lag_events: u64,
     /// Bytes of log between head and applied.
     pub lag_bytes: u64,
-    /// Blobs it should hold and does not.
+    /// Blobs it should hold and does not: those still to be copied, and those that had to make room
+    /// since. (`complete_seq` counts the latter as copied.)
     pub missing_blobs: u64,
     /// Since the last heartbeat; `null` before the first.
     pub heartbeat_age_seconds: Option<f64>,

@@ -25,7 +25,7 @@ use crate::{
     registry::{Collector, Journal},
     shutdown::Shutdown,
     status::StoreStatus,
-    store::Store,
+    store::{Store, StoreOptions},
 };
 
 /// How long a node may take to stop.
@@ -103,9 +103,9 @@ async fn pause(shutdown: &Shutdown, duration: Duration) -> bool {
     tokio::time::timeout(duration, shutdown.requested()).await.is_err()
 }
 
-async fn open_store(data_dir: &DataDir) -> Result<Store, StartError> {
+async fn open_store(data_dir: &DataDir, options: StoreOptions) -> Result<Store, StartError> {
     let path = data_dir.join("store");
-    let opened = blocking::spawn(move || Store::open(&path)).await;
+    let opened = blocking::spawn(move || Store::open_with(&path, options)).await;
     let (store, leftovers) = opened
         .map_err(|error| StartError::new("open the blob store", error))?
         .map_err(|error| StartError::new("open the blob store", error))?;
@@ -134,7 +134,7 @@ fn system_authorities() -> Vec<CertificateDer<'static>> {
 
 fn store_status(store: &Store) -> StoreStatus {
     let stats = store.stats();
-    StoreStatus { bytes: stats.bytes, limit_bytes: None, blobs: stats.blobs }
+    StoreStatus { bytes: stats.bytes, limit_bytes: store.limit(), blobs: stats.blobs }
 }
 
 /// What became of a look at a configuration file that would be accepted.

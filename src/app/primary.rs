@@ -40,7 +40,7 @@ use crate::{
     },
     shutdown::Shutdown,
     status::{PrimaryStatus, Status, StatusSource},
-    store::Store,
+    store::{Store, StoreOptions},
     telemetry::Metrics,
 };
 
@@ -117,7 +117,8 @@ pub async fn start(
     );
     keys.keep_sites(&config.replication.sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
-    let store = open_store(&data_dir).await?;
+    let store = open_store(&data_dir, StoreOptions { limit_bytes: None, clock: Arc::clone(&clock) }).await?;
+    metrics.register(|registry| store.register(registry));
     let options = JournalOptions { history, ..config.log.journal() };
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await

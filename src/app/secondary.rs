@@ -38,18 +38,22 @@ use crate::{
         memory::Memory,
         on_demand::OnDemand,
         prefetch::{Prefetch, PrefetchOptions},
+        ranks::ranks,
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
         whereabouts::OwnWhereabouts,
     },
     shutdown::Shutdown,
     status::{SiteState, Status, StatusSource},
-    store::Store,
+    store::{Store, StoreOptions},
     telemetry::Metrics,
 };
 
 /// Redirected pushes remembered at once; beyond that the whole site revalidates.
 const INTENTS_MAX: usize = 100_000;
+
+/// How often it is looked whether displaced blobs are still wanted.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A running secondary.
 pub struct Running {
@@ -95,7 +99,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         .map_err(|error| StartError::new("read what the site remembers of its primary", error))?;
     // Without a primary nothing was ever led to one.
     let past = if memory.last().is_none() { Past::None } else { Past::Perhaps };
-    let store = open_store(&data_dir).await?;
+    let limit_bytes = config.store.limit.map(|limit| limit.0);
+    let store = open_store(&data_dir, StoreOptions { limit_bytes, clock: Arc::clone(&clock) }).await?;
+    metrics.register(|registry| store.register(registry));
     let journal = Journal::open(
         &config.data_dir,
         JournalOptions { origin: Origin::Followed, ..config.log.journal() },
@@ -138,6 +144,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         sealer: Arc::new(TicketSealer::new(config.site.clone())),
         addresses: Arc::default(),
     };
+    store.let_go_by(ranks(Arc::clone(&policy), journal.index().clone()));
+    shutdown.spawn(review_displaced(store.clone(), shutdown.clone()));
     let (prefetch, progress) = Prefetch::new(
         &config.data_dir,
         journal.clone(),
@@ -295,6 +303,16 @@ fn rules(config: &config::Read, policy: &Arc<Policy>) -> PullRules {
 fn pace(bandwidth: Bandwidth, clock: &SharedClock) -> Pace {
     let clock = Arc::clone(clock);
     Pace::new(move || bandwidth.limit_at(clock.now()))
+}
+
+/// What had to go for want of room may be deleted since.
+async fn review_displaced(store: Store, shutdown: Shutdown) {
+    while super::pause(&shutdown, REVIEW_INTERVAL).await {
+        let store = store.clone();
+        if let Err(error) = blocking::spawn(move || store.review_displaced()).await {
+            tracing::error!(%error, "reviewing displaced blobs crashed");
+        }
+    }
 }
 
 fn dialer(config: &config::Upstream) -> Result<Dialer, StartError> {

@@ -37,6 +37,10 @@ impl Secondary {
         if let Some(file) = &self.primary.https_authorities {
             check_files(path, "primary.https_authorities", &[file])?;
         }
+        if self.store.limit.is_some_and(|limit| limit.0 < STORE_LIMIT_MIN) {
+            let reason = format!("must be at least {STORE_LIMIT_MIN} bytes");
+            return Err(ConfigError::of_key(path, "store.limit", reason));
+        }
         if self.read.staleness_bound_ms < STALENESS_BOUND_MS_MIN {
             let reason = format!("must be at least {STALENESS_BOUND_MS_MIN}, two heartbeats");
             return Err(ConfigError::of_key(path, "read.staleness_bound_ms", reason));
@@ -56,6 +60,9 @@ impl Secondary {
         shadowed.into_iter().map(warning).collect()
     }
 }
+
+/// Below this hardly any layer could be kept.
+const STORE_LIMIT_MIN: u64 = 1024 * 1024;
 
 fn check_listener(
     path: &Path,

@@ -14,7 +14,7 @@ use outport_proto::SiteName;
 use serde::Deserialize;
 
 pub use load::{ConfigError, load, load_with_environment};
-pub use value::{HostPort, PublicUrl};
+pub use value::{ByteSize, HostPort, PublicUrl};
 
 use crate::{
     auth::{AccessRule, AccessRules, RuleError},
@@ -238,6 +238,9 @@ pub struct PrimaryStore {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecondaryStore {
+    /// Most bytes of blobs it holds: those used longest ago make room for new ones. Without it,
+    /// they do when the disk is full.
+    pub limit: Option<ByteSize>,
     /// How long a blob stays that no repository names any more, in minutes.
     pub gc_grace_minutes: u32,
 }
@@ -378,7 +381,7 @@ impl Default for PrimaryStore {
 
 impl Default for SecondaryStore {
     fn default() -> Self {
-        Self { gc_grace_minutes: GC_GRACE_MINUTES }
+        Self { limit: None, gc_grace_minutes: GC_GRACE_MINUTES }
     }
 }
 

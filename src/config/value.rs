@@ -68,6 +68,46 @@ impl FromStr for HostPort {
     }
 }
 
+/// A number of bytes: `"200GiB"`, `"1.5 TB"`, or a plain number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let digits = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = match unit {
+            "" | "B" => 1.0,
+            "kB" => 1e3,
+            "MB" => 1e6,
+            "GB" => 1e9,
+            "TB" => 1e12,
+            "KiB" => 1024.0,
+            "MiB" => 1024.0 * 1024.0,
+            "GiB" => 1024.0 * 1024.0 * 1024.0,
+            "TiB" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+            _ => return Err(InvalidValue::Size),
+        };
+        match number.trim().parse::<f64>() {
+            Ok(number) if number.is_finite() && number >= 0.0 => Ok(Self((number * unit) as u64)),
+            _ => Err(InvalidValue::Size),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match toml::Value::deserialize(deserializer)? {
+            toml::Value::Integer(bytes) => u64::try_from(bytes).map(Self).map_err(|_| InvalidValue::Size),
+            toml::Value::String(text) => text.parse(),
+            _ => Err(InvalidValue::Size),
+        }
+        .map_err(D::Error::custom)
+    }
+}
+
 macro_rules! deserialize_from_text {
     ($name:ident) => {
         impl<'de> Deserialize<'de> for $name {
@@ -91,6 +131,9 @@ pub enum InvalidValue {
     /// Not a host and a port.
     #[error("expected a host and a port, as in primary.example.com:5443")]
     HostPort,
+    /// Not a size.
+    #[error("expected a size in bytes, as in \"200GiB\"")]
+    Size,
 }
 
 #[cfg(test)]
@@ -121,6 +164,18 @@ mod tests {
         }
         for bad in ["", "primary", "primary:", "primary:0", "primary:70000", ":1"] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("1.5 KiB", 1536), ("200GiB", 200 << 30), ("2TB", 2_000_000_000_000)]
+        {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for bad in ["", "GiB", "-1GiB", "1gb", "1 G", "NaN", "inf"] {
+            assert_eq!(bad.parse::<ByteSize>(), Err(InvalidValue::Size), "{bad}");
         }
     }
 }

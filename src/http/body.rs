@@ -18,7 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use super::connection::InFlight;
 use crate::{
     registry::{BlobContent, FillReader, PullError},
-    store::{FileReader, StoreError},
+    store::{BlobReader, StoreError},
 };
 
 /// A response's body.
@@ -186,7 +186,7 @@ struct Content {
 
 enum State {
     BetweenParts,
-    File(FileReader),
+    File(BlobReader),
     Fill(FillReader),
     /// A fill's reader is away until its next piece has arrived.
     Filling(Arriving),
@@ -197,7 +197,7 @@ type Arriving = Pin<Box<dyn Future<Output = (FillReader, Result<Option<Bytes>, P
 impl State {
     fn open(blob: &BlobContent, range: Range<u64>) -> Self {
         match blob {
-            BlobContent::Local(blob) => Self::File(FileReader::new(blob.file.clone(), range)),
+            BlobContent::Local(blob) => Self::File(blob.reader(range)),
             BlobContent::Filling(filling) => Self::Fill(filling.reader(range)),
         }
     }
@@ -279,7 +279,7 @@ mod tests {
     fn blob(bytes: &[u8]) -> BlobContent {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        BlobContent::Local(Blob { file: Arc::new(file), size: bytes.len() as u64 })
+        BlobContent::Local(Blob::sound(Arc::new(file), bytes.len() as u64))
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use crate::{
     },
     index::IndexError,
     registry::journal::{Journal, SnapshotPiece},
-    store::{Blob, FileReader, Store, StoreError},
+    store::{Blob, BlobReader, Store, StoreError},
 };
 
 /// A request must arrive whole within this.
@@ -183,7 +183,7 @@ impl Answerer {
 /// Sends a blob from `offset` on, reading the next piece while the last one is sent.
 async fn send_blob(sink: &mut FrameSink, blob: Blob, offset: u64) -> Result<(), FramedError> {
     sink.send(&Response::Body { size: blob.size }).await?;
-    let mut reader = FileReader::new(blob.file, offset.min(blob.size)..blob.size);
+    let mut reader = blob.reader(offset.min(blob.size)..blob.size);
     let mut piece = read_piece(&mut reader).await?;
     while let Some(bytes) = piece {
         let mut sending = [bytes];
@@ -194,7 +194,7 @@ async fn send_blob(sink: &mut FrameSink, blob: Blob, offset: u64) -> Result<(), 
     Ok(())
 }
 
-async fn read_piece(reader: &mut FileReader) -> Result<Option<Bytes>, FramedError> {
+async fn read_piece(reader: &mut BlobReader) -> Result<Option<Bytes>, FramedError> {
     reader.chunk().await.map_err(|error| {
         tracing::warn!(%error, "cannot read a blob");
         FramedError::Broken(error.to_string())

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::{Digest, Offset};
+use outport_proto::Digest;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -324,8 +324,10 @@ impl Shared {
 
     /// Whether the bytes of the blob are needed: any repository names it, or nobody can tell.
     fn is_needed(&self, digest: &Digest) -> Result<bool, CollectError> {
+        let before = self.index.whole();
         let is_named = self.index.is_named(digest)?;
-        Ok(is_named || self.index.applied() == Offset::ZERO || self.index.whole().is_none())
+        let was_whole = before.is_some() && before == self.index.whole();
+        Ok(is_named || !was_whole)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod memory;
 pub mod on_demand;
 pub mod prefetch;
 pub mod primary_clock;
+pub mod ranks;
 mod rate;
 mod replay;
 mod snapshot;

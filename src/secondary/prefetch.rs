@@ -253,7 +253,8 @@ impl Prefetch {
     fn publish(&self, run: &Run) {
         let now = Progress {
             complete: run.window.complete(),
-            missing_blobs: run.window.missing() as u64,
+            // What the limit pushed out again is missing as well, though nobody waits for it.
+            missing_blobs: run.window.missing() as u64 + self.source.store.displaced(),
             fill_rate: run.rate.bytes_per_second(),
         };
         self.progress.send_if_modified(|last| std::mem::replace(last, now) != now);
@@ -387,6 +388,7 @@ impl Source {
     }
 
     fn walk(&self, found: &mpsc::Sender<Found>) -> Result<(), PrefetchError> {
+        let mut room = Room { store: &self.store, planned: 0 };
         self.journal.index().dump(PART_BYTES, &mut |entries| {
             let mut wants = Vec::new();
             for entry in &entries {
@@ -403,7 +405,8 @@ impl Source {
                     }
                     Entry::Tag { .. } | Entry::Tombstone { .. } => continue,
                 };
-                wants.extend(found.map_err(std::io::Error::other)?);
+                wants
+                    .extend(found.map_err(std::io::Error::other)?.into_iter().filter(|want| room.fits(want)));
             }
             blocking::send(found, Found::Some(wants)).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
         })?;
@@ -418,11 +421,32 @@ impl Source {
     fn absent(&self, repo: &RepoName, blobs: Vec<Blob>) -> Result<Vec<Want>, PrefetchError> {
         let mut wants = Vec::new();
         for Blob { digest, size, priority } in blobs {
-            if self.store.size(&digest)?.is_none() {
+            // What had to go for want of room would only displace others.
+            if self.store.size(&digest)?.is_none() && !self.store.is_displaced(&digest) {
                 wants.push(Want { repo: repo.clone(), digest, size, priority });
             }
         }
         Ok(wants)
+    }
+}
+
+/// The room that a walk fills. What is pushed now may displace what is old; what is old displaces
+/// nothing, or a site that should hold more than it can would copy for ever.
+struct Room<'a> {
+    store: &'a Store,
+    planned: u64,
+}
+
+impl Room<'_> {
+    fn fits(&mut self, want: &Want) -> bool {
+        let planned = self.planned.saturating_add(want.size);
+        let fits = self.store.has_room(planned);
+        if fits {
+            self.planned = planned;
+        } else {
+            self.store.give_up(&want.digest);
+        }
+        fits
     }
 }
 

@@ -381,7 +381,7 @@ impl Subscription {
         let store = self.parts.store.stats();
         self.subscriber.handle_report(SiteReport {
             store_bytes: store.bytes,
-            store_limit_bytes: None,
+            store_limit_bytes: self.parts.store.limit(),
             store_blobs: store.blobs,
             missing_blobs: self.parts.progress.borrow().missing_blobs,
             staleness_bound_micros: self.options.staleness_bound_ms.saturating_mul(1000),

@@ -97,6 +97,7 @@ pub(super) mod faults {
     pub(crate) struct Faults {
         /// Bytes until the disk is full.
         pub(crate) room: AtomicU64,
+        pub(crate) full_once: AtomicBool,
         pub(crate) refuse_create: AtomicBool,
         pub(crate) fail_sync: AtomicBool,
         pub(crate) fail_sync_dir: AtomicBool,
@@ -106,6 +107,7 @@ pub(super) mod faults {
         fn default() -> Self {
             Self {
                 room: u64::MAX.into(),
+                full_once: false.into(),
                 refuse_create: false.into(),
                 fail_sync: false.into(),
                 fail_sync_dir: false.into(),
@@ -119,6 +121,7 @@ pub(super) mod faults {
         }
 
         pub(super) fn check_write(&self, bytes: usize) -> io::Result<()> {
+            fail_if(self.full_once.swap(false, Ordering::SeqCst), io::ErrorKind::StorageFull)?;
             let taken = |room: u64| room.checked_sub(bytes as u64);
             let full = self.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).is_err();
             fail_if(full, io::ErrorKind::StorageFull)

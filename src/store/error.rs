@@ -21,6 +21,9 @@ pub enum StoreError {
         /// What was being done, verb first.
         action: &'static str,
     },
+    /// The copy of the blob is bad. It was set aside.
+    #[error("the copy of {0} is bad")]
+    Rotten(Digest),
     /// Another process has the store open.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::IoSlice,
+    io::{IoSlice, Seek as _, SeekFrom},
     path::PathBuf,
     sync::Arc,
 };
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use outport_proto::{Algorithm, Digest, digest::Hasher};
 
-use super::{Inner, Sink, StoreError};
+use super::{Inner, Sink, StoreError, evict::Reservation};
 
 /// Content being taken in. Dropping it removes the temporary file.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct Ingest {
     temp: TempFile,
     hasher: Hasher,
     len: u64,
+    room: Option<Reservation>,
 }
 
 /// Content that hashes to what it should, not yet durable nor visible. Dropping it removes the
@@ -27,14 +28,21 @@ pub struct Verified {
     temp: TempFile,
     digest: Digest,
     len: u64,
+    /// Held until it counts as held.
+    _room: Option<Reservation>,
 }
 
 impl Ingest {
-    pub(super) fn begin(store: Arc<Inner>, algorithm: Algorithm) -> Result<Self, StoreError> {
+    pub(super) fn begin(
+        store: Arc<Inner>,
+        algorithm: Algorithm,
+        room: Option<Reservation>,
+    ) -> Result<Self, StoreError> {
         let path = store.temp_path();
-        let file = store.disk.create(&path).map_err(StoreError::when("make a temporary file"))?;
+        let file = store
+            .relieved(0, || store.disk.create(&path).map_err(StoreError::when("make a temporary file")))?;
         let temp = TempFile { file: Arc::new(file), name: TempName { path, published: false }, store };
-        Ok(Self { temp, hasher: Hasher::new(algorithm), len: 0 })
+        Ok(Self { temp, hasher: Hasher::new(algorithm), len: 0, room })
     }
 
     /// Appends bytes.
@@ -42,9 +50,22 @@ impl Ingest {
     /// # Errors
     /// When the disk fails or is full. The first [`Ingest::len`] bytes of the file are good even then.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.temp.write(&mut [IoSlice::new(bytes)])?;
+        self.append(bytes.len(), || vec![IoSlice::new(bytes)])?;
         self.took_in(bytes);
         Ok(())
+    }
+
+    /// Appends what `slices` gives, which is asked for again when the disk was full and room was made.
+    fn append<'a>(&self, bytes: usize, slices: impl Fn() -> Vec<IoSlice<'a>>) -> Result<(), StoreError> {
+        self.temp.store.relieved(bytes as u64, || {
+            let written = self.temp.write(&mut slices());
+            if written.is_err() {
+                // Should this fail as well, the next write does.
+                let mut file = &*self.temp.file;
+                let _ = file.set_len(self.len).and_then(|()| file.seek(SeekFrom::Start(self.len)));
+            }
+            written
+        })
     }
 
     /// Bytes taken in so far.
@@ -77,7 +98,7 @@ impl Ingest {
         if actual != *expected {
             return Err(StoreError::DigestMismatch { expected: *expected, actual: Box::new(actual) });
         }
-        Ok(Verified { temp: self.temp, digest: actual, len: self.len })
+        Ok(Verified { temp: self.temp, digest: actual, len: self.len, _room: self.room })
     }
 
     /// Verifies, makes durable and publishes; returns the size. When this returns the blob survives a power cut.
@@ -96,8 +117,8 @@ impl Ingest {
 
 impl Sink for Ingest {
     fn write(&mut self, batch: &[Bytes]) -> Result<(), StoreError> {
-        let mut slices: Vec<_> = batch.iter().map(|bytes| IoSlice::new(bytes)).collect();
-        self.temp.write(&mut slices)?;
+        let bytes = batch.iter().map(Bytes::len).sum();
+        self.append(bytes, || batch.iter().map(|bytes| IoSlice::new(bytes)).collect())?;
         batch.iter().for_each(|bytes| self.took_in(bytes));
         Ok(())
     }
@@ -111,9 +132,13 @@ impl Verified {
     /// When the disk fails; the content is not published then.
     pub fn publish(mut self) -> Result<u64, StoreError> {
         let store = &self.temp.store;
+        // Then it only goes earlier than it should.
+        let _ = self.temp.file.set_modified(store.now());
         store.disk.sync_file(&self.temp.file).map_err(StoreError::when("sync a blob"))?;
         store.publish(&self.temp.name.path, &self.digest, self.len)?;
         self.temp.name.published = true;
+        store.note_written(&self.digest, &self.temp.file);
+        store.hot.published(&self.digest, &self.temp.file);
         Ok(self.len)
     }
 }

@@ -5,6 +5,7 @@
 //! tmp/<n>                                 content being taken in
 //! uploads/<id>, uploads/<id>.meta         resumable uploads
 //! quarantine/<algorithm>-<hex>            bad copies, set aside
+//! displaced                               blobs that should be here and had to go for want of room
 //! lock                                    held while a process has the store open
 //! ```
 
@@ -32,6 +33,10 @@ impl Layout {
 
     pub(super) fn lock(&self) -> PathBuf {
         self.root.join("lock")
+    }
+
+    pub(super) fn displaced(&self) -> PathBuf {
+        self.root.join("displaced")
     }
 
     pub(super) fn temp(&self) -> PathBuf {

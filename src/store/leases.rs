@@ -7,7 +7,7 @@
 //!
 //! # Why nothing that is linked is ever taken away
 //!
-//! [`Store::take_unneeded`](super::Store::take_unneeded) looks for leases, then for links, and then
+//! [`Store::take_unneeded`] looks for leases, then for links, and then
 //! takes the blob out of sight, all under the lock that a lease is made under. So a lease is made
 //! either before, and then the blob stays; or after, and then the blob is gone from sight already:
 //! its holder looks for it, or for a link to it, only now. A link found now, of a blob that had none
@@ -17,13 +17,14 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
+    fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use outport_proto::Digest;
 use tokio::time::Instant;
 
-use super::Inner;
+use super::{Inner, Store, StoreError, Taken};
 
 const STRIPES: usize = 64;
 /// Digests remembered a stripe because somebody was told of them; beyond it all of the stripe count as told.
@@ -49,6 +50,61 @@ pub(super) struct Stripe {
     told: BTreeMap<Digest, Instant>,
     /// Until then every digest counts as told: more were than could be remembered.
     all_told: Option<Instant>,
+}
+
+impl Store {
+    /// Keeps `digest` where it is, or will be, until the lease is dropped. To be held by whoever
+    /// relies on it or is about to publish it, from before the look. May wait for the disk.
+    pub fn lease(&self, digest: &Digest) -> Lease {
+        Lease::new(Arc::clone(&self.inner), *digest)
+    }
+
+    /// Somebody is told that `digest` is here and may rely on it until then. To be called before
+    /// the look. May wait for the disk.
+    pub fn lease_until(&self, digest: &Digest, until: Instant) {
+        self.inner.leases.of(digest).tell(digest, Instant::now(), until);
+    }
+
+    /// Takes the blob away unless somebody holds a lease on it or `is_needed` says that it is
+    /// linked. Who has it open reads on.
+    ///
+    /// # Errors
+    /// What `is_needed` says; when the disk fails. The blob stays.
+    pub fn take_unneeded<E: From<StoreError>>(
+        &self,
+        digest: &Digest,
+        is_needed: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<Taken, E> {
+        self.inner.take_unneeded(digest, is_needed)
+    }
+}
+
+impl Inner {
+    pub(super) fn take_unneeded<E: From<StoreError>>(
+        &self,
+        digest: &Digest,
+        is_needed: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<Taken, E> {
+        let away = self.temp_path();
+        let leases = self.leases.of(digest);
+        if leases.is_leased(digest, Instant::now()) {
+            return Ok(Taken::Leased);
+        }
+        if is_needed()? {
+            return Ok(Taken::Needed);
+        }
+        // Out of sight under the lock, which takes no time; given back to the disk behind it.
+        let taken = self.take_away(digest, |path| fs::rename(path, &away), "take a blob away")?;
+        drop(leases);
+        match taken {
+            Some(bytes) => {
+                // What cannot be removed now is removed when the store opens next.
+                let _ = fs::remove_file(&away);
+                Ok(Taken::Away { bytes })
+            }
+            None => Ok(Taken::Absent),
+        }
+    }
 }
 
 impl Leases {

@@ -6,17 +6,21 @@
 
 mod durable;
 mod error;
+mod evict;
 mod hot;
 mod ingest;
 mod layout;
 mod leases;
+mod metrics;
 mod pump;
 mod reader;
 mod totals;
 mod upload;
+mod verify;
 
 use std::{
     ffi::OsStr,
+    fmt,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -24,24 +28,32 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use outport_proto::{Algorithm, Digest};
 
-use crate::blocking;
+use crate::{
+    blocking,
+    clock::{SharedClock, SystemClock},
+};
 use durable::Disk;
 pub use error::StoreError;
+use evict::{Evictor, USE_NOTED_EVERY};
+pub use evict::{Rank, Ranks};
 use hot::Hot;
 pub use ingest::{Ingest, Verified};
 use layout::{ALGORITHMS, Layout};
 pub use leases::Lease;
 use leases::Leases;
+use metrics::StoreMetrics;
 pub use pump::{ByteSource, PumpError, PumpOptions, Pumped, Sink, pump};
 pub use reader::FileReader;
 pub use totals::StoreStats;
 use totals::Totals;
 pub use upload::{Upload, Uploads};
+pub use verify::{BlobReader, OnRotten};
+use verify::{Doubt, Soundness, Stamp};
 
 /// How long to wait for the process that had the store before to let go of it.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
@@ -53,7 +65,6 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     layout: Layout,
     disk: Disk,
@@ -62,8 +73,27 @@ struct Inner {
     temp_next: AtomicU64,
     uploads: upload::Table,
     leases: Leases,
+    soundness: Soundness,
+    evictor: Evictor,
+    metrics: StoreMetrics,
+    clock: SharedClock,
     /// Locked until the last handle goes: one process a store.
     _lock: File,
+}
+
+/// How a store is kept.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Most bytes of blobs it holds. It may be a little over it until all blobs were counted.
+    pub limit_bytes: Option<u64>,
+    /// Says when blobs are used.
+    pub clock: SharedClock,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { limit_bytes: None, clock: Arc::new(SystemClock) }
+    }
 }
 
 /// What [`Store::open`] found and removed.
@@ -92,16 +122,26 @@ pub enum Taken {
     Needed,
 }
 
-/// An open blob: the file is complete and verified, and stays readable even if evicted meanwhile.
+/// An open blob: the file is complete, and stays readable even if evicted meanwhile. It is read
+/// with [`Blob::reader`], which knows whether its content is still to be checked.
 #[derive(Clone, Debug)]
 pub struct Blob {
-    /// Its bytes, read with `read_at`.
+    /// Its bytes; those of a blob of at most 4 MiB are checked.
     pub file: Arc<File>,
     /// Size in bytes.
     pub size: u64,
+    doubt: Option<Doubt>,
 }
 
 impl Store {
+    /// As [`Store::open_with`], without a limit.
+    ///
+    /// # Errors
+    /// As [`Store::open_with`].
+    pub fn open(root: &Path) -> Result<(Self, Leftovers), StoreError> {
+        Self::open_with(root, StoreOptions::default())
+    }
+
     /// Opens or creates the store under `root`, and removes the temporary files a crash left behind.
     ///
     /// Takes the same short time however many blobs there are: a thread of its own counts them
@@ -111,8 +151,8 @@ impl Store {
     /// # Errors
     /// When a directory cannot be made, read or synced; [`StoreError::InUse`] when another
     /// process does not let go of the store.
-    pub fn open(root: &Path) -> Result<(Self, Leftovers), StoreError> {
-        let (store, leftovers) = Self::open_uncounted(root)?;
+    pub fn open_with(root: &Path, options: StoreOptions) -> Result<(Self, Leftovers), StoreError> {
+        let (store, leftovers) = Self::open_uncounted(root, options)?;
         let weak = Arc::downgrade(&store.inner);
         blocking::thread("store-count", move || {
             if let Err(error) = count(&weak) {
@@ -123,7 +163,7 @@ impl Store {
         Ok((store, leftovers))
     }
 
-    fn open_uncounted(root: &Path) -> Result<(Self, Leftovers), StoreError> {
+    fn open_uncounted(root: &Path, options: StoreOptions) -> Result<(Self, Leftovers), StoreError> {
         let (layout, disk) = (Layout::new(root), Disk::default());
         make_tree(&layout, &disk).map_err(StoreError::when("make the store's directories"))?;
         let lock = lock(&layout, LOCK_WAIT_MAX)?;
@@ -136,6 +176,10 @@ impl Store {
             temp_next: AtomicU64::new(0),
             uploads: upload::Table::default(),
             leases: Leases::new(),
+            soundness: Soundness::new(),
+            evictor: Evictor::new(options.limit_bytes),
+            metrics: StoreMetrics::default(),
+            clock: options.clock,
             _lock: lock,
         };
         Ok((Self { inner: Arc::new(inner) }, Leftovers { temp_files }))
@@ -148,25 +192,29 @@ impl Store {
     pub fn get(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         let inner = &self.inner;
         if let Some(blob) = inner.hot.get(digest) {
-            return Ok(Some(blob));
+            return inner.settled(digest, blob);
         }
         let generation = inner.hot.generation();
         let Some(file) = found(File::open(inner.layout.blob(digest)), "open a blob")? else {
             return Ok(None);
         };
-        let size = file.metadata().map_err(StoreError::when("read a blob's size"))?.len();
+        let metadata = file.metadata().map_err(StoreError::when("read a blob's size"))?;
+        let size = metadata.len();
         if is_hollow(digest, size) {
             return Ok(None);
         }
-        let blob = Blob { file: Arc::new(file), size };
+        inner.note_use(digest, &file, &metadata);
+        let blob = Blob::sound(Arc::new(file), size);
         inner.hot.remember(*digest, blob.clone(), generation);
-        Ok(Some(blob))
+        inner.settled(digest, blob)
     }
 
-    /// The blob, when it is here whole and was used so recently that it is still open. Never
-    /// touches the disk, so it may be asked on any thread; `None` says nothing about absence.
+    /// The blob, when it is here whole, needs no check and was used so recently that it is still open.
+    /// Never touches the disk, so it may be asked on any thread; `None` says nothing about absence.
     pub fn get_hot(&self, digest: &Digest) -> Option<Blob> {
-        self.inner.hot.get(digest)
+        let blob = self.inner.hot.get(digest)?;
+        let metadata = blob.file.metadata().ok()?;
+        self.inner.is_sound(digest, Stamp::of(&metadata)).then_some(blob)
     }
 
     /// Size in bytes of the blob, when it is here whole.
@@ -186,7 +234,16 @@ impl Store {
     /// # Errors
     /// When no temporary file can be made.
     pub fn ingest(&self, algorithm: Algorithm) -> Result<Ingest, StoreError> {
-        Ingest::begin(Arc::clone(&self.inner), algorithm)
+        Ingest::begin(Arc::clone(&self.inner), algorithm, None)
+    }
+
+    /// As [`Store::ingest`], for content of `bytes`: room is made for it first.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] when there is no room and none can be made.
+    pub fn ingest_of(&self, algorithm: Algorithm, bytes: u64) -> Result<Ingest, StoreError> {
+        let room = self.inner.reserve(bytes)?;
+        Ingest::begin(Arc::clone(&self.inner), algorithm, Some(room))
     }
 
     /// Removes the blob and says whether it was there. Who has it open reads on.
@@ -197,48 +254,13 @@ impl Store {
         Ok(self.inner.take_away(digest, |path| fs::remove_file(path), "remove a blob")?.is_some())
     }
 
-    /// Keeps `digest` where it is, or will be, until the lease is dropped. To be held by whoever
-    /// relies on it or is about to publish it, from before the look. May wait for the disk.
-    pub fn lease(&self, digest: &Digest) -> Lease {
-        Lease::new(Arc::clone(&self.inner), *digest)
-    }
-
-    /// Somebody is told that `digest` is here and may rely on it until then. To be called before
-    /// the look. May wait for the disk.
-    pub fn lease_until(&self, digest: &Digest, until: tokio::time::Instant) {
-        self.inner.leases.of(digest).tell(digest, tokio::time::Instant::now(), until);
-    }
-
-    /// Takes the blob away unless somebody holds a lease on it or `is_needed` says that it is
-    /// linked. Who has it open reads on.
+    /// Sets a bad copy aside, so that the blob is absent and will be fetched again; says whether
+    /// it was there. The copy lies in `quarantine/`; a later one of the same digest replaces it.
     ///
     /// # Errors
-    /// What `is_needed` says; when the disk fails. The blob stays.
-    pub fn take_unneeded<E: From<StoreError>>(
-        &self,
-        digest: &Digest,
-        is_needed: impl FnOnce() -> Result<bool, E>,
-    ) -> Result<Taken, E> {
-        let inner = &self.inner;
-        let away = inner.temp_path();
-        let leases = inner.leases.of(digest);
-        if leases.is_leased(digest, tokio::time::Instant::now()) {
-            return Ok(Taken::Leased);
-        }
-        if is_needed()? {
-            return Ok(Taken::Needed);
-        }
-        // Out of sight under the lock, which takes no time; given back to the disk behind it.
-        let taken = inner.take_away(digest, |path| fs::rename(path, &away), "take a blob away")?;
-        drop(leases);
-        match taken {
-            Some(bytes) => {
-                // What cannot be removed now is removed when the store opens next.
-                let _ = fs::remove_file(&away);
-                Ok(Taken::Away { bytes })
-            }
-            None => Ok(Taken::Absent),
-        }
+    /// When the disk fails.
+    pub fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.inner.quarantine(digest, None)
     }
 
     /// The blobs of one of [`SHARDS`] parts of the store.
@@ -256,16 +278,6 @@ impl Store {
         // The order in which a directory gives them is nobody's business.
         digests.sort_unstable();
         Ok(digests)
-    }
-
-    /// Sets a bad copy aside, so that the blob is absent and will be fetched again; says whether
-    /// it was there. The copy lies in `quarantine/`; a later one of the same digest replaces it.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn quarantine(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let to = self.inner.layout.quarantined(digest);
-        Ok(self.inner.take_away(digest, |path| fs::rename(path, &to), "set a bad blob aside")?.is_some())
     }
 
     /// What the store holds, without touching the disk.
@@ -289,6 +301,12 @@ impl Store {
     pub(crate) fn fill_up_after(&self, bytes: u64) {
         self.faults().room.store(bytes, std::sync::atomic::Ordering::SeqCst);
         self.faults().refuse_create.store(bytes == 0, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Lets the next write find the disk full.
+    #[cfg(test)]
+    fn full_once(&self) {
+        self.faults().full_once.store(true, Ordering::SeqCst);
     }
 
     /// Lets every sync of a file fail.
@@ -315,12 +333,32 @@ impl Inner {
         renamed.map_err(StoreError::when("publish a blob"))?;
         shard.changed(before, Some(size));
         self.hot.forget(digest);
+        self.evictor.published(digest);
         let synced = self.disk.sync_dir(&dir);
         if synced.is_err() && before.is_none() && fs::remove_file(&to).is_ok() {
             shard.changed(Some(size), None);
             self.hot.forget(digest);
         }
         synced.map_err(StoreError::when("sync a blob's directory"))
+    }
+
+    /// Sets a bad copy aside; with `file` only if it is that one, which may have been replaced.
+    fn quarantine(&self, digest: &Digest, file: Option<&File>) -> Result<bool, StoreError> {
+        let to = self.layout.quarantined(digest);
+        let is_replaced = |path: &Path| -> io::Result<bool> {
+            Ok(file.map(File::metadata).transpose()?.is_some_and(|own| {
+                fs::metadata(path).is_ok_and(|shown| Stamp::of(&shown).inode != Stamp::of(&own).inode)
+            }))
+        };
+        let set_aside = |path: &Path| {
+            if is_replaced(path)? { Err(io::ErrorKind::NotFound.into()) } else { fs::rename(path, &to) }
+        };
+        let was_there = self.take_away(digest, set_aside, "set a bad blob aside")?.is_some();
+        if was_there {
+            self.metrics.rotten.inc();
+            self.soundness.rotten(digest);
+        }
+        Ok(was_there)
     }
 
     /// Returns the size of what was there, in bytes; `None` when nothing was.
@@ -338,6 +376,24 @@ impl Inner {
         shard.changed(before, None);
         self.hot.forget(digest);
         Ok(before)
+    }
+
+    /// Notes that a blob is used, for who has to make room.
+    fn note_use(&self, digest: &Digest, file: &File, metadata: &fs::Metadata) {
+        let now = self.now();
+        let noted =
+            metadata.modified().is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age < USE_NOTED_EVERY));
+        if !noted {
+            let was_sound = self.is_sound(digest, Stamp::of(metadata));
+            // Should it fail, the blob only goes earlier than it should.
+            if file.set_modified(now).is_ok() && was_sound {
+                self.note_written(digest, file);
+            }
+        }
+    }
+
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_micros(self.clock.now().as_micros())
     }
 
     /// A name for a temporary file that no other has.
@@ -376,6 +432,12 @@ impl Inner {
         }
         shard.count(bytes, blobs);
         Ok(hollow)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("layout", &self.layout).finish_non_exhaustive()
     }
 }
 

@@ -128,7 +128,7 @@ fn read_now(file: &File, at: u64, wanted: usize) -> Option<Bytes> {
     }
 }
 
-fn read_waiting(file: &File, at: u64, wanted: usize) -> io::Result<Bytes> {
+pub(super) fn read_waiting(file: &File, at: u64, wanted: usize) -> io::Result<Bytes> {
     let mut buffer = Buffer::take(wanted);
     file.read_exact_at(&mut buffer.bytes[..wanted], at)?;
     // Advice alone: a filesystem that does not take it is only slower.

@@ -3,7 +3,7 @@ use std::{os::unix::fs::FileExt as _, sync::atomic::Ordering};
 use super::*;
 
 fn open(root: &Path) -> Store {
-    let (store, _) = Store::open_uncounted(root).unwrap();
+    let (store, _) = Store::open_uncounted(root, StoreOptions::default()).unwrap();
     count(&Arc::downgrade(&store.inner)).unwrap();
     store
 }
@@ -99,7 +99,7 @@ fn leftovers_go_when_the_store_opens() {
     fs::write(&hollow_path, b"").unwrap();
     fs::write(dir.path().join("tmp/0"), b"half").unwrap();
 
-    let (store, leftovers) = Store::open_uncounted(dir.path()).unwrap();
+    let (store, leftovers) = Store::open_uncounted(dir.path(), StoreOptions::default()).unwrap();
     assert_eq!(leftovers, Leftovers { temp_files: 1 });
     assert!(store.stats().counting);
     assert!(store.get(&hollow).unwrap().is_none(), "served before it was removed");
@@ -132,7 +132,7 @@ fn totals_are_right_whatever_happens_during_the_count() {
         let store = open(dir.path());
         (0..40_u32).map(|n| put(&store, &n.to_be_bytes())).collect::<Vec<_>>()
     };
-    let (store, _) = Store::open_uncounted(dir.path()).unwrap();
+    let (store, _) = Store::open_uncounted(dir.path(), StoreOptions::default()).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| count(&Arc::downgrade(&store.inner)).unwrap());
         scope.spawn(|| kept[..20].iter().for_each(|digest| assert!(store.remove(digest).unwrap())));

@@ -252,7 +252,9 @@ impl Upload {
             return Err(StoreError::DigestMismatch { expected: *expected, actual: Box::new(actual) });
         }
         self.sync()?;
-        self.store.publish(&self.store.data_path(self.id), expected, self.len)
+        self.store.publish(&self.store.data_path(self.id), expected, self.len)?;
+        self.store.note_written(expected, &self.file);
+        Ok(())
     }
 
     fn hash_from_disk(&mut self, algorithm: Algorithm) -> Result<Digest, StoreError> {

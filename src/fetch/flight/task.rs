@@ -51,11 +51,11 @@ impl Flying {
         let digest = shared.digest;
         let store = node.store.clone();
         // Who boarded late may have missed the fill before this one.
-        let stored = blocking(move || store.get(&digest)).await?.unwrap_or_else(|error| {
+        let stored = blocking(move || store.get_sound(&digest)).await?.unwrap_or_else(|error| {
             tracing::warn!(%digest, %error, "store failed; filling as if the blob were absent");
             None
         });
-        if let Some(Blob { file, size }) = stored {
+        if let Some(Blob { file, size, .. }) = stored {
             linked.check(size)?;
             shared.update(|progress| progress.size = Some(size));
             return Ok(Stage::Kept(file));
@@ -65,7 +65,7 @@ impl Flying {
         let mut source = Paced::begin(&mut source, &node.pace, shared).await;
         let size = source.size().await?;
         let store = node.store.clone();
-        let ingest = match blocking(move || store.ingest(digest.algorithm())).await? {
+        let ingest = match blocking(move || store.ingest_of(digest.algorithm(), size)).await? {
             Ok(ingest) => ingest,
             Err(error) => {
                 shared.update(|progress| progress.size = Some(size));

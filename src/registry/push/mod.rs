@@ -173,7 +173,7 @@ impl From<StoreError> for PushError {
                     retry_after: RETRY_AFTER,
                 }
             }
-            StoreError::InUse(_) | StoreError::Io { .. } => {
+            StoreError::Rotten(_) | StoreError::InUse(_) | StoreError::Io { .. } => {
                 tracing::error!(%error, "store failed");
                 Self::Internal
             }

@@ -57,6 +57,7 @@
 //! ```text
 //! data_dir/
 //!   log/        segments; the only thing that must never be lost
+//!   log.damaged/ a secondary's log that was found damaged and fetched again, for who wants to look
 //!   store/      blobs by digest, uploads in progress, temporary files
 //!   snapshots/  of the index, so that a rebuild need not begin at the first event
 //!   index/      rebuilt from snapshot and log whenever it is in doubt

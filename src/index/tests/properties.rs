@@ -143,6 +143,38 @@ proptest! {
         model.check(&memory);
     }
 
+    /// What is deleted stays deleted when its tombstone is gone, as long as what is applied again, in
+    /// whatever order, is newer than the place up to which tombstones went.
+    #[test]
+    fn nothing_comes_back_when_old_tombstones_go(
+        changes in vec(change(), 1..60),
+        steps in vec((1..9_usize, any::<prop::sample::Index>(), vec(any::<prop::sample::Index>(), 4)), 40),
+    ) {
+        let events = events(changes);
+        let (index, kept) = (in_memory(), in_memory());
+        let (mut applied, mut forgotten) = (0, 0);
+        for (len, through, again) in steps {
+            let end = (applied + len).min(events.len());
+            index.apply(&events[applied..end]).unwrap();
+            kept.apply(&events[applied..end]).unwrap();
+            applied = end;
+            forgotten = forgotten.max(through.index(applied + 1));
+            index.forget_tombstones(Offset::new(1, forgotten as u64)).unwrap();
+            for late in again {
+                if forgotten < applied {
+                    let at = forgotten + late.index(applied - forgotten);
+                    index.apply(&events[at..=at]).unwrap();
+                }
+            }
+            prop_assert_eq!(index.state_hash(), kept.state_hash());
+            prop_assert!(index.tombstones() <= kept.tombstones());
+            Model::of(&events[..applied]).check(&index);
+        }
+        index.forget_tombstones(index.applied()).unwrap();
+        prop_assert_eq!(index.tombstones(), 0);
+        Model::of(&events[..applied]).check(&index);
+    }
+
     /// A database that is behind is seen as one that is not, whatever it holds already.
     #[test]
     fn what_is_kept_above_the_database_is_seen_as_if_it_were_in_it(

@@ -59,7 +59,7 @@ pub fn load_with_environment<C: DeserializeOwned>(
 
 /// Keys that stand above all tables; other variables with the prefix (`OUTPORT_TEST_..`) are not ours to read.
 fn is_top_level(name: &str) -> bool {
-    matches!(name, "OUTPORT_DATA_DIR" | "OUTPORT_SITE")
+    matches!(name, "OUTPORT_DATA_DIR" | "OUTPORT_SITE" | "OUTPORT_POLICY" | "OUTPORT_BANDWIDTH")
 }
 
 /// TOML when it parses as such, else a string: `OUTPORT_REGISTRY__LISTEN=0.0.0.0:5000` needs no quotes.

@@ -14,6 +14,8 @@ use crate::index::{Index, IndexError};
 
 /// Manifests that are looked at for one answer. What lies behind them is kept when it is pulled.
 const MANIFESTS_MAX: usize = 10_000;
+/// Blobs that are looked at for one answer, likewise.
+const BLOBS_MAX: usize = 1_000_000;
 /// Tags of one manifest that count.
 const TAGS_MAX: usize = 1_000;
 /// Manifests read from the index at once.
@@ -174,8 +176,11 @@ impl<'a> Contents<'a> {
         let open = self.policy.settle(&Subject { tags, ..Subject::of(&put.repo) });
         self.look_through(put, tags, |digest, _, verdict| {
             let verdict = verdict.unwrap_or(open);
-            let known = verdicts.entry(digest).or_insert(verdict);
-            *known = verdict.max(*known);
+            if let Some(known) = verdicts.get_mut(&digest) {
+                *known = verdict.max(*known);
+            } else if verdicts.len() < BLOBS_MAX {
+                verdicts.insert(digest, verdict);
+            }
         })
     }
 
@@ -190,7 +195,11 @@ impl<'a> Contents<'a> {
         let repo = &put.repo;
         let mut seen = BTreeSet::from([put.digest]);
         let mut nodes = vec![Node { put: put.clone(), platform: None }];
-        while let Some(Node { put, platform }) = nodes.pop() {
+        let mut blobs = 0;
+        while let Some(Node { put, platform }) = nodes.pop()
+            && blobs < BLOBS_MAX
+        {
+            blobs += put.children.len();
             let platform = platform.or_else(|| put.platform.clone());
             // A child whose index is not here yet may get its platform from there.
             let is_platform_known = platform.is_some() || tags.is_some();

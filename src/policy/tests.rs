@@ -207,3 +207,77 @@ fn rules_that_never_decide() {
     assert_eq!(shadowed(&format!("{team}{bound}")), [], "a bound is another matter");
     assert_eq!(shadowed(&format!("{team}{team}")), [(2, 1)]);
 }
+
+mod properties {
+    use proptest::{collection::vec, option, prelude::*, sample::select};
+
+    use super::*;
+
+    fn rule() -> impl Strategy<Value = PolicyRule> {
+        let text = |choices: &'static [&'static str]| option::of(select(choices).prop_map(str::to_owned));
+        let list = |choices: &'static [&'static str]| {
+            option::weighted(0.3, select(choices).prop_map(|choice| vec![choice.to_owned()]))
+        };
+        let conditions = (
+            text(&["team/*", "team/**", "base/*", "**"]),
+            option::weighted(0.4, select(&["v*", "1.*", "latest"][..]).prop_map(str::to_owned)),
+            list(&["linux/amd64", "linux/*", "windows/amd64"]),
+            list(&["a/*", "a/b"]),
+        );
+        let keep = select(&[Keep::Eager, Keep::Lazy, Keep::Exclude][..]);
+        (conditions, keep, 0..3).prop_map(|((repository, tag, platforms, artifact_types), keep, priority)| {
+            PolicyRule {
+                repository,
+                tag,
+                platforms,
+                artifact_types,
+                keep: Some(keep),
+                priority: (keep == Keep::Eager).then_some(priority),
+                ..PolicyRule::default()
+            }
+        })
+    }
+
+    proptest! {
+        /// What is decided early stays right whatever turns out later, and with all known something
+        /// is always decided.
+        #[test]
+        fn nothing_that_turns_out_later_changes_a_verdict(
+            rules in vec(rule(), 0..6),
+            repo in select(&["team/app", "team/a/b", "base/os", "other"][..]),
+            tags in vec(select(&["v1", "1.2", "latest", "x"][..]), 0..3),
+            platform in option::of(select(&["linux/amd64", "linux/arm64", "windows/amd64"][..])),
+            artifact_type in option::of(select(&["a/b", "a/c", "x/y"][..])),
+            known in any::<[bool; 3]>(),
+        ) {
+            let policy = Policy::new(&rules).unwrap();
+            let repo: RepoName = repo.parse().unwrap();
+            let tags: Vec<Tag> = tags.iter().map(|tag| tag.parse().unwrap()).collect();
+            let platform: Option<Platform> = platform.map(|platform| platform.parse().unwrap());
+            let all = Subject {
+                repo: &repo,
+                tags: Some(&tags),
+                platform: Some(platform.as_ref()),
+                artifact_type: Some(artifact_type),
+            };
+            let part = Subject {
+                repo: &repo,
+                tags: all.tags.filter(|_| known[0]),
+                platform: all.platform.filter(|_| known[1]),
+                artifact_type: all.artifact_type.filter(|_| known[2]),
+            };
+            let last = policy.decide(&all).unwrap();
+            if let Some(early) = policy.decide(&part) {
+                prop_assert_eq!((early.keep, early.priority), (last.keep, last.priority));
+            }
+            prop_assert!(last.keep != Keep::Exclude || policy.may_exclude(&repo));
+            // Leaving out a rule that never decides changes nothing.
+            if let Some((number, _)) = policy.shadowed().first() {
+                let mut fewer = rules.clone();
+                fewer.remove(number - 1);
+                let without = Policy::new(&fewer).unwrap().decide(&all).unwrap();
+                prop_assert_eq!((without.keep, without.priority), (last.keep, last.priority));
+            }
+        }
+    }
+}

@@ -83,11 +83,13 @@ impl<'a> Contents<'a> {
     pub fn wanted_of(&self, put: &ManifestPut) -> Result<Vec<Blob>, IndexError> {
         let mut wanted = Vec::new();
         match self.policy.of_repository(&put.repo) {
-            // Children come with events of their own.
-            Some(verdict) if verdict.keep == Keep::Eager => {
-                wanted.extend(blobs_of(put).map(|(digest, size)| blob(digest, size, verdict)));
+            Some(verdict) => {
+                wanted.extend(large_manifest(put));
+                // Children come with events of their own.
+                if verdict.keep == Keep::Eager {
+                    wanted.extend(blobs_of(put).map(|(digest, size)| blob(digest, size, verdict)));
+                }
             }
-            Some(_) => {}
             None => {
                 let tags = self.tags_of(put)?;
                 self.look_through(put, tags.as_deref(), |digest, size, verdict| {
@@ -100,7 +102,7 @@ impl<'a> Contents<'a> {
         Ok(wanted)
     }
 
-    /// What is to be done with a blob of a repository, or a manifest that is kept as one.
+    /// What is to be done with a blob of a repository.
     ///
     /// # Errors
     /// When the index fails.
@@ -209,6 +211,9 @@ impl<'a> Contents<'a> {
                 platform: is_platform_known.then_some(platform.as_ref()),
                 artifact_type: Some(put.artifact_type.as_deref()),
             });
+            if let Some(Blob { digest, size, .. }) = large_manifest(&put) {
+                found(digest, size, Some(Verdict::METADATA));
+            }
             blobs_of(&put).for_each(|(digest, size)| found(digest, size, verdict));
             for child in put.children.iter().filter(|child| child.kind == ChildKind::Manifest) {
                 if seen.len() >= MANIFESTS_MAX || !seen.insert(child.digest) {
@@ -248,12 +253,16 @@ fn blob(digest: Digest, size: u64, verdict: Verdict) -> Blob {
     Blob { digest, size, priority: verdict.priority }
 }
 
-/// Config and layers, and the manifest itself where it is kept as a blob.
+/// The manifest itself where it is kept as a blob: a site that lacks it could not serve it.
+fn large_manifest(put: &ManifestPut) -> Option<Blob> {
+    let is_large = put.size > INLINE_MANIFEST_BYTES_MAX as u64;
+    is_large.then(|| blob(put.digest, put.size, Verdict::METADATA))
+}
+
+/// Config and layers.
 fn blobs_of(put: &ManifestPut) -> impl Iterator<Item = (Digest, u64)> {
-    let itself = put.size > INLINE_MANIFEST_BYTES_MAX as u64;
     let blobs = put.children.iter().filter(|child| child.kind == ChildKind::Blob);
-    let blobs = blobs.map(|Descriptor { digest, size, .. }| (*digest, *size));
-    itself.then_some((put.digest, put.size)).into_iter().chain(blobs)
+    blobs.map(|Descriptor { digest, size, .. }| (*digest, *size))
 }
 
 #[cfg(test)]

@@ -95,6 +95,9 @@ pub struct Verdict {
 impl Verdict {
     /// When no rule matches.
     const UNRULED: Self = Self { keep: Keep::Eager, priority: 0, rule: None };
+    /// About a manifest that is too large for its event and lies among the blobs: it is metadata,
+    /// which every site has whatever its rules say.
+    pub const METADATA: Self = Self { keep: Keep::Eager, priority: i32::MAX, rule: None };
 }
 
 /// The rules of a site, in order.

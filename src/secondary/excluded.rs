@@ -111,7 +111,8 @@ fn each_blob(
             let (repo, digest) = match entry {
                 Entry::Link { repo, digest, .. } => (repo, digest),
                 Entry::Manifest { manifest, .. } if manifest.bytes.is_none() => {
-                    (&manifest.repo, &manifest.digest)
+                    look(&manifest.digest, Verdict::METADATA);
+                    continue;
                 }
                 Entry::Manifest { .. } | Entry::Tag { .. } | Entry::Tombstone { .. } => continue,
             };

@@ -47,6 +47,11 @@ fn only_the_admin_token_opens_the_pages() {
         assert_eq!(get_plain(&admin, target).unwrap().0, 200);
     }
     let headers = [("Authorization", "Bearer a-token-for-operators")];
+    for target in ["/v1/gc", "/v1/prefetch?ref=team/app"] {
+        assert_eq!(client.send(&admin, "POST", target, &[], b"").status, 401, "{target}");
+    }
+    let prefetch = client.send(&admin, "POST", "/v1/prefetch?ref=team/app", &headers, b"");
+    assert_eq!(prefetch.status, 400, "a primary copies nothing: {}", prefetch.text());
     for target in ["/metrics", "/v1/status", "/v1/sites"] {
         assert_eq!(client.get(&admin, target, &headers).status, 200);
         for method in ["POST", "PUT", "DELETE", "PATCH"] {

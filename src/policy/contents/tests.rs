@@ -199,6 +199,13 @@ fn a_build_cache_lists_blobs_in_an_index() {
 #[test]
 fn a_manifest_too_large_for_its_event_is_a_blob_too() {
     let large = ManifestPut { size: 300 * 1024, bytes: None, ..image("big", &["1.2"], "") };
+    for rules in
+        ["[[policy]]\nkeep = 'exclude'", "[[policy]]\ntag = 'x'\nkeep = 'eager'\n[[policy]]\nkeep = 'lazy'"]
+    {
+        let mut site = Site::new(rules);
+        assert_eq!(site.wants_of(large.clone()), all(&["big"]), "metadata is everywhere: {rules}");
+        assert_eq!(site.contents().wanted_beyond_links(&large).unwrap().len(), 1);
+    }
     for rules in [TAGS, ""] {
         let mut site = Site::new(rules);
         assert_eq!(site.wants_of(large.clone()), all(&["big", "big-layer"]), "{rules}");

@@ -5,7 +5,7 @@ use std::{fmt, ops::Range, os::unix::fs::FileExt as _};
 use bytes::{Bytes, BytesMut};
 use outport_proto::{Digest, RepoName, oci::MANIFEST_BYTES_MAX};
 
-use super::{PullError, Shared, manifest::is_content, rules::unavailable_because};
+use super::{PullError, Remote, Shared, manifest::is_content, rules::unavailable_because};
 use crate::{
     blocking,
     fetch::{FillError, Flight, FlightReader, Linked, UpstreamError},
@@ -118,21 +118,23 @@ impl Shared {
         digest: &Digest,
         size: u64,
     ) -> Result<(Filling, u64, PullResult), FillError> {
-        let Some(remote) = &self.remote else {
-            return Err(UpstreamError::Unavailable("a primary has no upstream".to_owned()).into());
-        };
+        let remote = self.upstream()?;
         let linked = Linked { size: Some(size) };
         let flight = if remote.exclusion.excludes(repo, digest).await {
             remote.flights.pass(repo, digest, linked)
         } else {
             remote.flights.join(repo, digest, linked)
         };
-        let result = if flight.is_joined() { PullResult::Joined } else { PullResult::Filled };
-        let size = flight.size().await?;
-        Ok((Filling { flight }, size, result))
+        filling(flight).await
     }
 
-    /// All bytes of a manifest of `size` that is kept as a blob, once they are here.
+    fn upstream(&self) -> Result<&Remote, FillError> {
+        let upstream = self.remote.as_ref();
+        upstream.ok_or_else(|| UpstreamError::Unavailable("a primary has no upstream".to_owned()).into())
+    }
+
+    /// All bytes of a manifest of `size` that is kept as a blob, once they are here. It is metadata:
+    /// whatever the policy says, it is kept.
     pub(super) async fn fill_whole(
         &self,
         repo: &RepoName,
@@ -142,7 +144,8 @@ impl Shared {
         if size > MANIFEST_BYTES_MAX as u64 {
             return Err(UpstreamError::Protocol(format!("manifest {digest} of {size} bytes")).into());
         }
-        let (filling, size, result) = self.fill(repo, digest, size).await?;
+        let flight = self.upstream()?.flights.join(repo, digest, Linked { size: Some(size) });
+        let (filling, size, result) = filling(flight).await?;
         let mut reader = filling.flight.reader(0..size);
         let mut bytes = BytesMut::new();
         while let Some(chunk) = reader.chunk().await? {
@@ -150,4 +153,11 @@ impl Shared {
         }
         Ok((bytes.freeze(), result))
     }
+}
+
+/// What a flight brings, and its size in bytes, once that is known.
+async fn filling(flight: Flight) -> Result<(Filling, u64, PullResult), FillError> {
+    let result = if flight.is_joined() { PullResult::Joined } else { PullResult::Filled };
+    let size = flight.size().await?;
+    Ok((Filling { flight }, size, result))
 }

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::{Digest, Offset, oci::media_type};
+use outport_proto::{Digest, Offset, event::INLINE_MANIFEST_BYTES_MAX, oci::media_type};
 
 use crate::{
     auth::{Actions, Caller},
@@ -175,6 +175,15 @@ async fn what_the_policy_excludes_is_streamed_through_and_its_manifest_is_known(
     }
     assert_eq!(site.store.size(&config).unwrap(), None);
     assert_eq!(site.link.asked(), 0, "it is known what is there");
+    // A manifest that is too large for its event is metadata all the same.
+    let padding = format!(r#","annotations":{{"a":"{}"}}"#, "x".repeat(INLINE_MANIFEST_BYTES_MAX));
+    let large = primary.put(&repo(APP), "large", media_type::OCI_MANIFEST, image(&config, &padding)).await;
+    let large = large.unwrap();
+    site.catch_up(&primary);
+    assert_eq!(pull(&site, "large").await.unwrap().digest, large.digest);
+    while site.store.size(&large.digest).unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
     site.cut_off(SECOND);
     assert_eq!(pull(&site, "1").await.unwrap().digest, pushed.digest);
     assert!(is_unavailable(&site.pull.blob(&puller(), &repo(APP), &config, PullOptions::default()).await));

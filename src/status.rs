@@ -81,6 +81,10 @@ pub struct SiteStatus {
     /// Sessions refused because the histories of site and primary forked, since the start.
     #[serde(default)]
     pub forks_refused: u64,
+    /// The sites between this one and the primary, nearest to the primary first; empty when it
+    /// follows the primary itself.
+    #[serde(default)]
+    pub via: Vec<String>,
 }
 
 /// Lag by stage in seconds of the primary's clock; `null` when unknown.

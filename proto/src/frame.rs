@@ -16,6 +16,12 @@ pub const VERSION: u16 = 1;
 /// 4 MiB and its envelope fit with room.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Most sites behind one another, the one that asks included: a longer way is taken for a ring.
+pub const HOPS_MAX: usize = 8;
+
+/// Most reports about other sites in one [`Ack`].
+pub const BEHIND_MAX: usize = 64;
+
 /// What a lag in a [`SiteReport`] says when the site does not know it.
 pub const LAG_UNKNOWN_MICROS: u64 = u64::MAX;
 
@@ -86,6 +92,9 @@ pub struct Welcome {
     pub token_service: String,
     /// Absolute public URL of the primary, without a trailing slash.
     pub public_url: String,
+    /// The sites between the secondary and the primary, nearest to the primary first: empty when
+    /// the primary itself answers.
+    pub path: Vec<SiteName>,
 }
 
 /// How a secondary catches up.
@@ -134,6 +143,18 @@ pub enum Refusal {
         /// The newest event of the primary.
         head: Offset,
     },
+    /// The upstream is a site that relays, and cannot tell yet: it has not heard of the primary, or is
+    /// itself behind what the secondary has.
+    #[error("not yet: {0}")]
+    Unready(String),
+    /// The upstream's own way to the primary leads through the site.
+    #[error("the way to the primary is a ring: it leads through {}", names(.0))]
+    Ring(Vec<SiteName>),
+}
+
+/// Sites, as people read them.
+pub(crate) fn names(path: &[SiteName]) -> String {
+    path.iter().map(SiteName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// What every heartbeat says.
@@ -141,20 +162,22 @@ pub enum Refusal {
 pub struct Heartbeat {
     /// Newest durable event.
     pub head: Offset,
-    /// Every change acknowledged before this primary time is at or below `head`.
+    /// Every change acknowledged before this primary time is at or below `head`. Zero, which is
+    /// always true, from a site that relays and has not heard of the primary since it started.
     pub closed_time: Timestamp,
-    /// The primary's clock when this was sent.
+    /// The primary's clock when this was sent, as far as the sender knows it. What it is ahead of
+    /// `closed_time` is how long ago the primary said the rest.
     pub now: Timestamp,
     /// Bytes of log up to `head` since the log began, for lag in bytes.
     pub log_bytes: u64,
-    /// The primary's index state at `state_at`, order-independent.
+    /// The sender's index state at `state_at`, order-independent.
     pub state_hash: [u8; 32],
     /// The offset `state_hash` was taken at.
     pub state_at: Offset,
 }
 
 /// How far a secondary is.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 pub struct Ack {
     /// Got it.
     pub received: Offset,
@@ -166,6 +189,55 @@ pub struct Ack {
     pub complete: Offset,
     /// Everything else the primary shows about the site.
     pub report: SiteReport,
+    /// The sites that follow this one, and those behind them, as far as anything changed since the
+    /// last `Ack` on this stream; at most [`BEHIND_MAX`].
+    pub behind: Vec<Behind>,
+}
+
+/// A site that follows another one, as that one last heard of it.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct Behind {
+    /// The site.
+    pub site: SiteName,
+    /// The sites between the one that says this and `site`, nearest to the former first.
+    pub via: Vec<SiteName>,
+    /// Its program version; for people.
+    pub program: String,
+    /// Whether it has a session, and what it does there.
+    pub link: BehindLink,
+    /// How long ago anything was heard of it, in microseconds.
+    pub silent_micros: u64,
+    /// Got it.
+    pub received: Offset,
+    /// Has it on disk.
+    pub durable: Offset,
+    /// The index shows it.
+    pub applied: Offset,
+    /// Every blob it needs, by policy, is local.
+    pub complete: Offset,
+    /// Its numbers.
+    pub report: SiteReport,
+    /// Why it was last refused because of a fork.
+    pub alarm: Option<String>,
+    /// Sessions refused because of a fork.
+    pub forks_refused: u64,
+}
+
+/// A session between two sites, as the upstream one sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum BehindLink {
+    /// None, or nothing was heard in time.
+    Down,
+    /// Events follow.
+    Up {
+        /// Round trip of the path in microseconds.
+        rtt_micros: u64,
+    },
+    /// It takes a snapshot.
+    Snapshot {
+        /// Round trip of the path in microseconds.
+        rtt_micros: u64,
+    },
 }
 
 /// A site's numbers for the primary's status page.
@@ -266,6 +338,15 @@ pub enum Request {
         /// Where one that was cut off is to go on.
         resume: Option<SnapshotPlace>,
     },
+    /// The keys of a site that follows the one that asks. Answer: [`Response::SiteKeys`], or
+    /// [`Response::NotFound`] when it is not for the asking site to have them.
+    SiteKeys {
+        /// Whose.
+        site: SiteName,
+        /// Who asks for whom: the site that `site` connects to, the site that one connects to, and so
+        /// on; the last is the one that the certificate names.
+        via: Vec<SiteName>,
+    },
 }
 
 /// An answer to a [`Request`].
@@ -324,4 +405,6 @@ pub enum Response {
         /// Why, for logs.
         reason: String,
     },
+    /// Keys of the site asked for.
+    SiteKeys(Keys),
 }

@@ -6,3 +6,5 @@ mod behaviour;
 mod chaos;
 #[path = "session/pair.rs"]
 mod pair;
+#[path = "session/relayed.rs"]
+mod relayed;

@@ -112,7 +112,13 @@ impl PrimaryProcess {
         let (head, log_bytes) = (begun(self.log.head()), self.log.bytes());
         let (state_hash, state_at) = self.index.state_hash();
         let heartbeat = Heartbeat { head, closed_time: now, now, log_bytes, state_hash, state_at };
-        LogState { heartbeat, floor: begun(self.log.floor()), tail_events_max: u64::MAX }
+        LogState {
+            heartbeat,
+            durable: head,
+            is_level: true,
+            floor: begun(self.log.floor()),
+            tail_events_max: u64::MAX,
+        }
     }
 }
 

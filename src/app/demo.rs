@@ -2,6 +2,7 @@
 //! certificates and password, and a sample image.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -281,6 +282,7 @@ fn primary_config(
             listen: loopback(0),
             tls: pki.mutual_tls("primary"),
             sites: sites.to_vec(),
+            relays: BTreeMap::new(),
         },
         admin: config::Admin { listen: parse_address(&node.admin)?, ..config::Admin::default() },
         telemetry: config::Telemetry::default(),
@@ -300,9 +302,11 @@ fn site_config(
         registry: config::SecondaryRegistry::plain(parse_address(&site.node.registry)?),
         primary: config::Upstream {
             address: address.parse().map_err(|error| StartError::new("configure the demo", error))?,
+            relay: None,
             tls: pki.mutual_tls(site.name.as_str()),
             https_authorities: None,
         },
+        relay: None,
         read: config::Read::default(),
         log: config::Log::default(),
         policy: Vec::new(),

@@ -4,6 +4,8 @@ mod data_dir;
 pub mod demo;
 mod listen;
 pub mod primary;
+pub mod relay;
+mod replication;
 mod sample;
 pub mod secondary;
 

@@ -3,35 +3,34 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use outport_proto::{
-    Offset, SiteName,
-    frame::{ALPN, Keys},
-};
+use outport_proto::{Offset, frame::Keys};
 use tokio::sync::{Semaphore, watch};
 
 use super::{
     StartError,
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
-    open_store, store_status,
+    open_store,
+    replication::{CONNECTIONS_MAX, admit, endpoint},
+    store_status,
 };
 use crate::{
     admin::{Admin, PREFETCHES_MAX, StatusCollector, WAITS_MAX},
     auth::{
-        AccessRules, Identity, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier,
-        authority::load_certificates, random_text, site_of, ticket::WRITE_TIME_MAX, tls,
+        AccessRules, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier, random_text,
+        ticket::WRITE_TIME_MAX,
     },
     blocking,
     clock::{SharedClock, SystemClock},
     config,
-    fetch::quic::{self, TransportOptions},
     http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, TOKEN_PATH},
     log::Log,
     primary::{
         fleet::{Fleet, Head},
-        log_stream::{KeysOf, LogPublisher, PrimaryIdentity},
-        publisher::{Admit, Publisher},
+        log_stream::LogPublisher,
+        publisher::Publisher,
         requests::Answerer,
+        source::{KeysOf, OwnSource, PrimaryIdentity, Relays, Source},
         whereabouts::FleetWhereabouts,
     },
     registry::{
@@ -44,8 +43,6 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Connections of secondaries at once, two a node.
-const REPLICATION_CONNECTIONS_MAX: usize = 4096;
 /// How often seal keys are looked at for their age.
 const KEY_ROTATION_INTERVAL: Duration = Duration::from_secs(600);
 /// How often abandoned uploads are looked for.
@@ -105,7 +102,8 @@ pub async fn start(
     // What may be taken by another process comes first: nothing has to be undone then.
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
-    let endpoint = replication_endpoint(&config.replication)?;
+    let endpoint =
+        endpoint(config.replication.listen, &config.replication.tls, "replication.listen, replication.tls")?;
     let replication =
         endpoint.local_addr().map_err(|error| StartError::new("listen (replication.listen)", error))?;
 
@@ -115,7 +113,9 @@ pub async fn start(
         PrimaryKeys::open(&data_dir.join("keys"))
             .map_err(|error| StartError::new("open the primary's keys", error))?,
     );
-    keys.keep_sites(&config.replication.sites)
+    let relays = Relays::new(config.replication.relays.clone());
+    let sites: Vec<_> = config.replication.sites.iter().cloned().chain(relays.behind_any()).collect();
+    keys.keep_sites(&sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir, StoreOptions { limit_bytes: None, clock: Arc::clone(&clock) }).await?;
     metrics.register(|registry| store.register(registry));
@@ -156,24 +156,27 @@ pub async fn start(
         })),
     };
 
-    let fleet = Fleet::new(config.replication.sites.iter().cloned());
+    let fleet = Fleet::new(config.replication.sites.iter().cloned(), relays.clone());
     let (rotated, keys_changed) = watch::channel(keys.generation());
-    let publisher = LogPublisher {
+    let source: Arc<dyn Source> = Arc::new(OwnSource {
         identity: PrimaryIdentity {
             cluster: cluster.clone(),
             token_realm,
             token_service: service.to_owned(),
             public_url: public_url.to_owned(),
+            path: Vec::new(),
         },
         journal: journal.clone(),
         clock: Arc::clone(&clock),
         keys_of: keys_of(&keys, &config.auth.issuer, public_pull, &clock),
         keys_changed,
-        fleet: fleet.clone(),
-    };
-    let answerer = Answerer::new(journal.clone(), store.clone());
-    let admit = admit(config.replication.sites.clone());
-    let publisher = Publisher::new(admit, publisher, answerer, REPLICATION_CONNECTIONS_MAX);
+        relays,
+    });
+    let publisher =
+        LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
+    let answerer = Answerer::new(journal.clone(), store.clone(), source);
+    let admit = admit(config.replication.sites.clone(), "replication.sites");
+    let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
     shutdown.spawn(publisher.serve(endpoint, shutdown.clone()));
     shutdown.spawn(rotate_keys(keys, rotated, Arc::clone(&clock), shutdown.clone()));
     let upload_age_max = Duration::from_secs(u64::from(config.registry.upload_age_max_hours) * 3600);
@@ -249,27 +252,6 @@ fn token_service(
         Arc::new(move || log.head()),
     )
     .map_err(|error| StartError::new("start the token service", error))
-}
-
-fn replication_endpoint(config: &config::PrimaryReplication) -> Result<quinn::Endpoint, StartError> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        StartError::new("set up replication (replication.listen, replication.tls)", error)
-    };
-    let tls = &config.tls;
-    let identity = Identity::load(&tls.certificate, &tls.key).map_err(|error| failed(error.into()))?;
-    let authorities = load_certificates(&tls.authority).map_err(|error| failed(error.into()))?;
-    let tls = tls::node_server(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
-    let server =
-        quic::server_config(&tls, &TransportOptions::upstream()).map_err(|error| failed(error.into()))?;
-    quic::listen(config.listen, server).map_err(|error| failed(error.into()))
-}
-
-fn admit(sites: Vec<SiteName>) -> Admit {
-    Arc::new(move |certificate| match site_of(certificate) {
-        Some(site) if sites.contains(&site) => Ok(site),
-        Some(site) => Err(format!("site {site} is not in replication.sites")),
-        None => Err("the certificate is not a site's".to_owned()),
-    })
 }
 
 fn keys_of(keys: &Arc<PrimaryKeys>, issuer: &str, public_pull: Vec<String>, clock: &SharedClock) -> KeysOf {

@@ -12,7 +12,9 @@ use super::{
     StartError,
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
-    open_store, store_status,
+    open_store,
+    relay::Relay,
+    store_status,
 };
 use crate::{
     admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
@@ -29,12 +31,14 @@ use crate::{
     index::boot_id,
     log::disk::OsDisk,
     policy::{Bandwidth, Policy},
+    primary::above::Above,
     registry::{
         Edge, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site,
         journal::{JournalCollector, JournalOptions, Origin},
     },
     secondary::{
         dial::Dialer,
+        downstream::{Downstream, PassedOn},
         memory::Memory,
         on_demand::OnDemand,
         prefetch::{Prefetch, PrefetchOptions},
@@ -91,6 +95,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let data_dir = DataDir::open(&config.data_dir)?;
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
+    let relay = config.relay.as_ref().map(|relay| Relay::bind(relay, &config.primary.tls)).transpose()?;
 
     let policy = Arc::new(config.policy().map_err(|error| StartError::new("read the policy", error))?);
     let bandwidth =
@@ -129,6 +134,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         rules: rules(&config.read, &policy),
         metrics: metrics.register(PullMetrics::new),
     };
+    let quic_upstream = upstream.clone();
     let upstream: Arc<dyn Upstream> = Arc::new(upstream);
     let edge = Edge {
         upstream: Arc::clone(&upstream),
@@ -154,6 +160,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights.clone(),
         PrefetchOptions::default(),
     );
+    let downstream = Downstream::default();
     pull.follow(&journal, &shutdown);
     let on_identity = trust.clone();
     let (subscription, view) = Subscription::new(
@@ -173,6 +180,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             link,
             session: session_feed,
             on_identity: Arc::new(move |welcome| on_identity.learn(welcome)),
+            downstream: downstream.clone(),
+            reports: relay.as_ref().map(Relay::reports),
         },
     );
 
@@ -183,6 +192,19 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights: flights.clone(),
         shutdown: shutdown.clone(),
     };
+    if let Some(relay) = relay {
+        let passed_on = PassedOn::new(
+            config.site.clone(),
+            &config.data_dir,
+            downstream,
+            journal.clone(),
+            Arc::clone(&clock),
+            quic_upstream,
+        );
+        let above = Above { upstream: Arc::clone(&upstream), flights };
+        relay.serve(passed_on, &journal, &store, above, &shutdown);
+    }
+
     let whereabouts = OwnWhereabouts {
         site: config.site.clone(),
         journal: journal.clone(),
@@ -323,8 +345,12 @@ fn dialer(config: &config::Upstream) -> Result<Dialer, StartError> {
     let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
     let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
     let tls = tls::node_client(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
-    Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk())
-        .map_err(|error| failed(error.into()))
+    let dialer = Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk())
+        .map_err(|error| failed(error.into()))?;
+    Ok(match &config.relay {
+        Some(relay) => dialer.to_relay(relay.clone()),
+        None => dialer,
+    })
 }
 
 fn proxy(config: &config::Upstream) -> Result<Proxy, StartError> {

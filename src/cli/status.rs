@@ -95,7 +95,9 @@ fn render(page: &str) -> anyhow::Result<String> {
         return Ok(format!("{title}\nno site has ever connected"));
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
+    // Most clusters have no relays.
+    let is_relayed = sites.iter().any(|site| !site.via.is_empty());
+    let mut header = vec![
         "SITE",
         "STATE",
         "LAG",
@@ -108,9 +110,12 @@ fn render(page: &str) -> anyhow::Result<String> {
         "TRANSPORT",
         "RTT",
         "STORE",
-    ]);
+    ];
+    header.extend(is_relayed.then_some("VIA"));
+    table.load_style(presets::NOTHING).set_header(header);
     for site in sites {
-        table.add_row(row(site)?);
+        let via = is_relayed.then(|| if site.via.is_empty() { "-".to_owned() } else { site.via.join(" > ") });
+        table.add_row(row(site)?.into_iter().chain(via));
     }
     let alarms = sites.iter().filter_map(|site| Some((&site.site, site.alarm.as_ref()?)));
     let alarms: String = alarms.map(|(site, alarm)| format!("\nALARM {site}: {alarm}")).collect();
@@ -158,6 +163,14 @@ mod tests {
         let text = render(&secondary).unwrap();
         assert!(text.contains("mumbai") && text.contains("unknown") && text.contains("2.0 KiB"), "{text}");
         assert!(text.contains("disconnected"), "{text}");
+        assert!(!text.contains("VIA"), "{text}");
+        let behind = SiteStatus {
+            site: "goa".into(),
+            via: vec!["mumbai".into(), "pune".into()],
+            ..SiteStatus::default()
+        };
+        let text = render(&serde_json::to_string(&NodeStatus::Secondary(Box::new(behind))).unwrap()).unwrap();
+        assert!(text.contains("VIA") && text.contains("mumbai > pune"), "{text}");
         let primary =
             serde_json::to_string(&NodeStatus::Primary(crate::status::PrimaryStatus::default())).unwrap();
         assert!(render(&primary).unwrap().contains("no site has ever connected"));

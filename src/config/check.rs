@@ -2,8 +2,13 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use super::{Admin, ConfigError, Log, Primary, Secondary, Tls};
-use crate::policy::{RuleError, rule::STALENESS_BOUND_MS_MIN};
+use outport_proto::frame::HOPS_MAX;
+
+use super::{Admin, ConfigError, Log, Primary, PrimaryReplication, Secondary, Tls};
+use crate::{
+    policy::{RuleError, rule::STALENESS_BOUND_MS_MIN},
+    primary::source::Relays,
+};
 
 impl Primary {
     /// Checks what the parts of the configuration demand of each other, and that the files it
@@ -18,6 +23,7 @@ impl Primary {
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         check_files(path, "auth.users_file", &[&self.auth.users_file])?;
+        check_relays(path, &self.replication)?;
         self.auth.rules().map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
         Ok(())
     }
@@ -47,6 +53,12 @@ impl Secondary {
         }
         self.policy().map_err(|error| ConfigError::of_rule(path, "policy", &error))?;
         self.bandwidth().map_err(|error| ConfigError::of_rule(path, "bandwidth", &error))?;
+        if self.primary.relay.as_ref() == Some(&self.site) {
+            return Err(ConfigError::of_key(path, "primary.relay", "a site cannot follow itself"));
+        }
+        if self.relay.as_ref().is_some_and(|relay| relay.sites.contains(&self.site)) {
+            return Err(ConfigError::of_key(path, "relay.sites", "a site cannot follow itself"));
+        }
         Ok(())
     }
 
@@ -91,6 +103,22 @@ fn check_admin(path: &Path, admin: &Admin) -> Result<(), ConfigError> {
             "an admin listener that is not on loopback needs admin.token_file",
         )),
     }
+}
+
+/// A site that relays connects itself, and no way down comes back.
+fn check_relays(path: &Path, replication: &PrimaryReplication) -> Result<(), ConfigError> {
+    let failed = |reason: String| Err(ConfigError::of_key(path, "replication.relays", reason));
+    let relays = Relays::new(replication.relays.clone());
+    let behind = relays.behind_any();
+    for (relay, sites) in &replication.relays {
+        if !replication.sites.contains(relay) && !behind.contains(relay) {
+            return failed(format!("{relay} is neither in replication.sites nor behind another site"));
+        }
+        if let Some(site) = sites.iter().find(|site| relays.is_ring(site)) {
+            return failed(format!("the way to {site} is a ring, or longer than {HOPS_MAX} sites"));
+        }
+    }
+    Ok(())
 }
 
 /// A log that keeps less would send every site that blinks to a snapshot.

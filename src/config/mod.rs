@@ -8,7 +8,7 @@ mod check;
 mod load;
 mod value;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use outport_proto::SiteName;
 use serde::Deserialize;
@@ -61,6 +61,8 @@ pub struct Secondary {
     pub registry: SecondaryRegistry,
     /// The way to the primary.
     pub primary: Upstream,
+    /// Sites that follow this one instead of the primary.
+    pub relay: Option<Relay>,
     /// How reads are decided.
     #[serde(default)]
     pub read: Read,
@@ -173,6 +175,19 @@ pub struct PrimaryReplication {
     pub tls: MutualTls,
     /// Sites that may connect.
     pub sites: Vec<SiteName>,
+    /// Sites that follow another site instead: by the one they connect to.
+    #[serde(default)]
+    pub relays: BTreeMap<SiteName, Vec<SiteName>>,
+}
+
+/// The QUIC listener of a site that others follow.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// UDP address to listen at.
+    pub listen: SocketAddr,
+    /// Sites that may connect.
+    pub sites: Vec<SiteName>,
 }
 
 /// This node's certificate for mutual TLS, and the authority that all nodes share.
@@ -191,8 +206,10 @@ pub struct MutualTls {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
-    /// Host and UDP port of the primary's replication listener.
+    /// Host and UDP port of the primary's replication listener, or of the site's that `relay` names.
     pub address: HostPort,
+    /// The site that is followed instead of the primary itself: its certificate is expected there.
+    pub relay: Option<SiteName>,
     /// This node's certificate for mutual TLS.
     pub tls: MutualTls,
     /// Extra authorities for HTTPS to the primary's public URL, PEM; the system's are always trusted.

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{
-    Digest, ManifestPut, Reference, RepoName,
-    frame::{Request, Response},
+    Digest, ManifestPut, Reference, RepoName, SiteName,
+    frame::{Keys, Request, Response},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -122,6 +122,19 @@ impl QuicUpstream {
         tokio::time::timeout(self.answer_timeout, work)
             .await
             .unwrap_or(Err(UpstreamError::Timeout(self.answer_timeout)))
+    }
+
+    /// The keys of `site`, for the last of `via` ([`Request::SiteKeys`]), which is this site; `None`
+    /// when they are not for it.
+    ///
+    /// # Errors
+    /// When there was no answer.
+    pub async fn site_keys(&self, site: SiteName, via: Vec<SiteName>) -> Result<Option<Keys>, UpstreamError> {
+        match self.answer(Request::SiteKeys { site, via }).await? {
+            Response::SiteKeys(keys) => Ok(Some(keys)),
+            Response::NotFound { .. } => Ok(None),
+            other => Err(unexpected(other)),
+        }
     }
 
     async fn body(&self, request: Request) -> Result<Option<Box<dyn Body>>, UpstreamError> {
@@ -270,6 +283,7 @@ const fn name(response: &Response) -> &'static str {
             "snapshot"
         }
         Response::Unavailable { .. } => "unavailable",
+        Response::SiteKeys(_) => "keys",
     }
 }
 

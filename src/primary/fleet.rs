@@ -8,21 +8,34 @@ use std::{
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::{Ack, LAG_UNKNOWN_MICROS},
+    frame::{Ack, Behind, BehindLink, LAG_UNKNOWN_MICROS},
 };
 use tokio::sync::watch;
 
+use super::source::Relays;
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 
 /// A site that says nothing for this long is shown as disconnected.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
+/// Most sites that a site which relays tells of: it does not know how many there should be.
+const SITES_MAX: usize = 1024;
+
 /// The table of sites. Cloning gives another handle to the same table.
 #[derive(Clone, Debug, Default)]
-pub struct Fleet(Arc<Mutex<BTreeMap<SiteName, Row>>>);
+pub struct Fleet(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    rows: Mutex<BTreeMap<SiteName, Row>>,
+    /// Who may be behind whom; `None` at a site that relays, which takes what it is told.
+    relays: Option<Relays>,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Row {
+    /// The sites in between, nearest to this end first; what they said is all there is to show then.
+    via: Vec<SiteName>,
     program: String,
     session: Option<Session>,
     last: Option<(Ack, Instant)>,
@@ -41,6 +54,7 @@ pub struct Reached {
     pub complete: Offset,
 }
 
+/// A session, of the site itself or of the first of those in between.
 #[derive(Clone, Debug)]
 struct Session {
     id: u64,
@@ -62,10 +76,17 @@ pub struct Head {
 }
 
 impl Fleet {
-    /// A table that shows `sites` even before they first connect.
-    pub fn new(sites: impl IntoIterator<Item = SiteName>) -> Self {
+    /// A primary's table that shows `sites`, and those behind `relays`, even before they first connect.
+    pub fn new(sites: impl IntoIterator<Item = SiteName>, relays: Relays) -> Self {
+        let sites = sites.into_iter().chain(relays.behind_any());
+        let rows = sites.map(|site| (site, Row::default())).collect();
+        Self(Arc::new(Shared { rows: Mutex::new(rows), relays: Some(relays) }))
+    }
+
+    /// The table of a site that relays to `sites`.
+    pub fn of_relay(sites: impl IntoIterator<Item = SiteName>) -> Self {
         let rows = sites.into_iter().map(|site| (site, Row::default())).collect();
-        Self(Arc::new(Mutex::new(rows)))
+        Self(Arc::new(Shared { rows: Mutex::new(rows), relays: None }))
     }
 
     /// Session `id` of a site begins; it replaces an earlier one.
@@ -73,6 +94,7 @@ impl Fleet {
         let mut rows = self.rows_mut();
         let row = rows.entry(site.clone()).or_default();
         program.clone_into(&mut row.program);
+        row.via.clear();
         row.session = Some(Session { id, rtt: Duration::ZERO, snapshot });
         row.alarm = None;
     }
@@ -86,23 +108,71 @@ impl Fleet {
     }
 
     /// What the site says about itself on session `id`, and the round trip now.
-    pub fn acknowledged(&self, site: &SiteName, id: u64, ack: Ack, rtt: Duration) {
+    pub fn acknowledged(&self, site: &SiteName, id: u64, mut ack: Ack, rtt: Duration) {
         let mut rows = self.rows_mut();
         let Some(row) = rows.get_mut(site) else { return };
         if let Some(session) = row.session.as_mut().filter(|session| session.id == id) {
             session.rtt = rtt;
-            let reached = Reached { applied: ack.applied, complete: ack.complete };
-            row.reached.send_if_modified(|last| std::mem::replace(last, reached) != reached);
-            row.last = Some((ack, Instant::now()));
+            let behind = std::mem::take(&mut ack.behind);
+            row.said(ack, Instant::now());
+            for behind in behind {
+                self.reported(&mut rows, site, id, behind);
+            }
         }
+    }
+
+    /// `relay` said in session `id` how a site behind it is.
+    fn reported(&self, rows: &mut BTreeMap<SiteName, Row>, relay: &SiteName, id: u64, behind: Behind) {
+        let Behind { site, via, program, link, silent_micros, .. } = &behind;
+        let via: Vec<_> = std::iter::once(relay).chain(via).cloned().collect();
+        let may_be_there = match &self.0.relays {
+            Some(relays) => relays.lead(site, &via.iter().rev().cloned().collect::<Vec<_>>()),
+            None => !via.contains(site) && (rows.contains_key(site) || rows.len() < SITES_MAX),
+        };
+        if !may_be_there {
+            tracing::debug!(%relay, %site, "a relay tells of a site that is not behind it");
+            return;
+        }
+        let row = rows.entry(site.clone()).or_default();
+        // Whoever has the site's session now knows better than whoever had it.
+        let is_elsewhere = row.session.as_ref().is_some_and(|session| session.id != id);
+        if is_elsewhere && (row.via.is_empty() || *link == BehindLink::Down) {
+            return;
+        }
+        let session =
+            |rtt_micros, snapshot| Some(Session { id, rtt: Duration::from_micros(rtt_micros), snapshot });
+        row.via = via;
+        program.clone_into(&mut row.program);
+        row.session = match *link {
+            BehindLink::Down => None,
+            BehindLink::Up { rtt_micros } => session(rtt_micros, false),
+            BehindLink::Snapshot { rtt_micros } => session(rtt_micros, true),
+        };
+        row.alarm.clone_from(&behind.alarm);
+        row.forks_refused = behind.forks_refused;
+        if *silent_micros == u64::MAX {
+            return;
+        }
+        let now = Instant::now();
+        let heard = now.checked_sub(Duration::from_micros(*silent_micros)).unwrap_or(now);
+        let Behind { received, durable, applied, complete, report, .. } = behind;
+        row.said(Ack { received, durable, applied, complete, report, behind: Vec::new() }, heard);
+    }
+
+    /// How every site is that was ever heard of, for the next site up.
+    pub fn behind(&self) -> Vec<Behind> {
+        let rows = self.rows_mut();
+        rows.iter().filter_map(|(site, row)| row.behind(site, silence(&rows, row))).collect()
     }
 
     /// Session `id` ended. A newer one of the same site stays.
     pub fn disconnected(&self, site: &SiteName, id: u64) {
-        if let Some(row) = self.rows_mut().get_mut(site)
-            && row.session.as_ref().is_some_and(|session| session.id == id)
-        {
-            row.session = None;
+        let mut rows = self.rows_mut();
+        // Nothing is known any more of those behind it either.
+        let told_of = |row: &Row| row.via.first() == Some(site);
+        let mut ended = |row: &mut Row| row.session.take_if(|session| session.id == id).is_some();
+        if rows.get_mut(site).is_some_and(&mut ended) {
+            rows.values_mut().filter(|row| told_of(row)).for_each(|row| _ = ended(row));
         }
     }
 
@@ -111,7 +181,7 @@ impl Fleet {
     pub fn statuses(&self, head: &Head, time_after: impl Fn(Offset) -> Option<Timestamp>) -> Vec<SiteStatus> {
         // Acknowledgements must not wait for the disk.
         let rows = self.rows_mut().clone();
-        rows.iter().map(|(site, row)| row.status(site, head, &time_after)).collect()
+        rows.iter().map(|(site, row)| row.status(site, silence(&rows, row), head, &time_after)).collect()
     }
 
     /// The status of one site; `None` when there is no such site.
@@ -121,8 +191,11 @@ impl Fleet {
         head: &Head,
         time_after: impl Fn(Offset) -> Option<Timestamp>,
     ) -> Option<SiteStatus> {
-        let row = self.rows_mut().get(site).cloned();
-        row.map(|row| row.status(site, head, &time_after))
+        let row = {
+            let rows = self.rows_mut();
+            rows.get(site).map(|row| (row.clone(), silence(&rows, row)))
+        };
+        row.map(|(row, silence)| row.status(site, silence, head, &time_after))
     }
 
     /// The sites, by name.
@@ -137,18 +210,62 @@ impl Fleet {
 
     fn rows_mut(&self) -> MutexGuard<'_, BTreeMap<SiteName, Row>> {
         // No code that holds the lock can panic midway and leave a row half written.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// How long nothing was heard of a site. One behind another is told of only when something changes:
+/// what was heard last of the one in between counts for it.
+fn silence(rows: &BTreeMap<SiteName, Row>, row: &Row) -> Option<Duration> {
+    let teller = row.via.first().filter(|_| row.session.is_some()).and_then(|relay| rows.get(relay));
+    teller.unwrap_or(row).last.as_ref().map(|(_, heard)| heard.elapsed())
+}
+
 impl Row {
+    fn said(&mut self, ack: Ack, heard: Instant) {
+        let reached = Reached { applied: ack.applied, complete: ack.complete };
+        self.reached.send_if_modified(|last| std::mem::replace(last, reached) != reached);
+        self.last = Some((ack, heard));
+    }
+
+    fn behind(&self, site: &SiteName, silence: Option<Duration>) -> Option<Behind> {
+        let ack = match &self.last {
+            Some((ack, _)) => ack.clone(),
+            None if self.alarm.is_some() => Ack::default(),
+            None => return None,
+        };
+        let Ack { received, durable, applied, complete, report, .. } = ack;
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let is_heard = silence.is_some_and(|silence| silence < SILENCE_MAX);
+        Some(Behind {
+            site: site.clone(),
+            via: self.via.clone(),
+            program: self.program.clone(),
+            link: match &self.session {
+                Some(Session { rtt, snapshot: false, .. }) if is_heard => {
+                    BehindLink::Up { rtt_micros: micros(*rtt) }
+                }
+                Some(Session { rtt, .. }) if is_heard => BehindLink::Snapshot { rtt_micros: micros(*rtt) },
+                _ => BehindLink::Down,
+            },
+            silent_micros: silence.map_or(u64::MAX, micros),
+            received,
+            durable,
+            applied,
+            complete,
+            report,
+            alarm: self.alarm.clone(),
+            forks_refused: self.forks_refused,
+        })
+    }
+
     fn status(
         &self,
         site: &SiteName,
+        silence: Option<Duration>,
         head: &Head,
         time_after: &impl Fn(Offset) -> Option<Timestamp>,
     ) -> SiteStatus {
-        let silence = self.last.as_ref().map(|(_, heard)| heard.elapsed());
         let session = self.session.as_ref();
         let mut status = SiteStatus {
             site: site.to_string(),
@@ -161,6 +278,7 @@ impl Row {
             heartbeat_age_seconds: silence.map(|silence| silence.as_secs_f64()),
             alarm: self.alarm.clone(),
             forks_refused: self.forks_refused,
+            via: self.via.iter().map(SiteName::to_string).collect(),
             ..SiteStatus::default()
         };
         if let Some(session) = session {
@@ -220,7 +338,14 @@ mod tests {
     fn ack(applied: u64) -> Ack {
         let offset = Offset::new(1, applied);
         let report = outport_proto::frame::SiteReport { log_bytes: applied * 100, ..Default::default() };
-        Ack { received: offset, durable: offset, applied: offset, complete: offset, report }
+        Ack {
+            received: offset,
+            durable: offset,
+            applied: offset,
+            complete: offset,
+            report,
+            behind: Vec::new(),
+        }
     }
 
     fn head(seq: u64) -> Head {
@@ -231,7 +356,7 @@ mod tests {
     #[test]
     fn a_site_is_as_far_behind_as_its_oldest_event_is_old() {
         let site: SiteName = "mumbai".parse().unwrap();
-        let fleet = Fleet::new([site.clone()]);
+        let fleet = Fleet::new([site.clone()], Relays::default());
         let show = |fleet: &Fleet| {
             fleet.statuses(&head(10), |after| Some(Timestamp::from_secs(990 + after.seq))).remove(0)
         };
@@ -259,7 +384,7 @@ mod tests {
     #[test]
     fn a_lag_that_neither_end_knows_is_unknown() {
         let site: SiteName = "mumbai".parse().unwrap();
-        let fleet = Fleet::new([site.clone()]);
+        let fleet = Fleet::new([site.clone()], Relays::default());
         fleet.connected(&site, 1, "0.1.0", true);
         let mut behind = ack(3);
         behind.report.lag_applied_micros = LAG_UNKNOWN_MICROS;
@@ -272,7 +397,7 @@ mod tests {
     #[test]
     fn who_follows_a_site_hears_of_what_it_reached_and_nothing_else() {
         let site: SiteName = "mumbai".parse().unwrap();
-        let fleet = Fleet::new([site.clone()]);
+        let fleet = Fleet::new([site.clone()], Relays::default());
         let mut followed = fleet.follow(&site).unwrap();
         assert!(fleet.follow(&"nowhere".parse().unwrap()).is_none());
         fleet.connected(&site, 1, "0.1.0", false);

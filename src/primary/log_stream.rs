@@ -5,49 +5,29 @@ use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
     Offset, SiteName,
-    frame::{FromPrimary, FromSecondary, Heartbeat, Keys, Refusal, Resume},
-    session::{Closed, LogState, Publisher, PublisherConfig, PublisherNotice},
+    frame::{FromPrimary, FromSecondary, Keys, Refusal, Resume},
+    session::{Closed, Publisher, PublisherConfig, PublisherNotice},
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::fleet::Fleet;
+use super::{
+    fleet::Fleet,
+    source::{PrimaryIdentity, Source},
+};
 use crate::{
     blocking,
-    clock::SharedClock,
     fetch::framed::{FrameSink, FrameStream, FramedError, Incoming},
     log::LogError,
     registry::journal::Journal,
 };
 
-/// What every site is told about this primary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrimaryIdentity {
-    /// The cluster's identity.
-    pub cluster: String,
-    /// Absolute URL of the token endpoint.
-    pub token_realm: String,
-    /// The `service` of challenges and the audience of tokens.
-    pub token_service: String,
-    /// Absolute public URL of the primary, without a trailing slash.
-    pub public_url: String,
-}
-
-/// Makes the keys of a site. Called on a blocking thread; the error is for people.
-pub type KeysOf = Arc<dyn Fn(&SiteName) -> Result<Keys, String> + Send + Sync>;
-
 /// Publishes the log to sites. Cloning gives another handle to the same publisher.
 #[derive(Clone)]
 pub struct LogPublisher {
-    /// What every site is told.
-    pub identity: PrimaryIdentity,
+    /// On whose word.
+    pub source: Arc<dyn Source>,
     /// The log and its view.
     pub journal: Journal,
-    /// The primary's clock.
-    pub clock: SharedClock,
-    /// Keys by site.
-    pub keys_of: KeysOf,
-    /// Moves when sites must be sent their keys again.
-    pub keys_changed: watch::Receiver<u64>,
     /// Where acknowledgements are noted.
     pub fleet: Fleet,
 }
@@ -63,53 +43,57 @@ impl LogPublisher {
         site: &SiteName,
         connection: &quinn::Connection,
         frames: FrameStream<FromSecondary>,
-        sink: FrameSink,
+        mut sink: FrameSink,
     ) -> Result<(), FramedError> {
-        let Some(keys) = self.keys_of(site).await else {
-            return Err(FramedError::Broken("the site has no keys".to_owned()));
+        // Followed before they are read: a change that comes meanwhile is seen then.
+        let changes = Changes { news: self.source.news(), keys: self.source.keys_changed() };
+        let (identity, keys) = match self.known_for(site).await {
+            Ok(known) => known,
+            Err(refusal) => {
+                tracing::info!(%site, %refusal, "site refused");
+                sink.send(&FromPrimary::Refused(refusal)).await?;
+                sink.finish();
+                return Ok(());
+            }
         };
         let config = PublisherConfig {
-            token_realm: self.identity.token_realm.clone(),
-            token_service: self.identity.token_service.clone(),
-            public_url: self.identity.public_url.clone(),
-            ..PublisherConfig::new(self.identity.cluster.clone(), Some(site.clone()))
+            token_realm: identity.token_realm.clone(),
+            token_service: identity.token_service.clone(),
+            public_url: identity.public_url.clone(),
+            path: identity.path.clone(),
+            ..PublisherConfig::new(identity.cluster.clone(), Some(site.clone()))
         };
         let begun = Instant::now();
         let session = Publisher::new(Duration::ZERO, config, keys);
-        let mut stream = LogStream { publisher: self, id, site, connection, session, begun, sink };
-        let result = stream.run(frames).await;
+        let mut stream = LogStream { publisher: self, identity, id, site, connection, session, begun, sink };
+        let result = stream.run(frames, changes).await;
         self.fleet.disconnected(site, id);
         result
     }
 
-    /// Every change is acknowledged only once it is durable, and the clock is read before the
-    /// head: so whatever was acknowledged before `closed_time` is at or below `head`.
-    fn state(&self) -> LogState {
-        let now = self.clock.now();
-        let log = self.journal.log();
-        let (head, log_bytes) = (begun(log.head()), log.bytes());
-        let (state_hash, state_at) = self.journal.index().state_hash();
-        let heartbeat = Heartbeat { head, closed_time: now, now, log_bytes, state_hash, state_at };
-        let tail_events_max = self.journal.tail_events_max();
-        LogState { heartbeat, floor: begun(log.floor()), tail_events_max }
+    /// What `site` is told of the primary. Only a site that relays may not know it.
+    async fn known_for(&self, site: &SiteName) -> Result<(PrimaryIdentity, Keys), Refusal> {
+        let identity = self.source.identity().map_err(Refusal::Unready)?;
+        if identity.path.contains(site) {
+            return Err(Refusal::Ring(identity.path));
+        }
+        match self.keys_of(site).await {
+            Some(keys) => Ok((identity, keys)),
+            None => Err(Refusal::Unready("there are no keys for this site".to_owned())),
+        }
     }
 
     async fn keys_of(&self, site: &SiteName) -> Option<Keys> {
-        let (keys_of, of) = (Arc::clone(&self.keys_of), site.clone());
-        let keys = blocking::spawn(move || keys_of(&of)).await.map_err(|error| error.to_string()).flatten();
-        keys.inspect_err(|error| tracing::error!(%site, %error, "a site's keys cannot be made")).ok()
+        let keys = self.source.keys(site, &[]).await;
+        keys.inspect_err(|error| tracing::error!(%site, %error, "there are no keys for a site")).ok()
     }
-}
-
-/// A log without an event stands before the first event of the epoch that it will begin with: a
-/// site that already follows then sees the first event follow.
-fn begun(offset: Offset) -> Offset {
-    if offset == Offset::ZERO { Offset::new(1, 0) } else { offset }
 }
 
 /// One stream and its session.
 struct LogStream<'a> {
     publisher: &'a LogPublisher,
+    /// What the site was told of the primary.
+    identity: PrimaryIdentity,
     id: u64,
     site: &'a SiteName,
     connection: &'a quinn::Connection,
@@ -118,26 +102,37 @@ struct LogStream<'a> {
     sink: FrameSink,
 }
 
+/// What may change about the primary while the stream lasts.
+struct Changes {
+    news: watch::Receiver<u64>,
+    keys: watch::Receiver<u64>,
+}
+
 /// What the driver waited for.
 enum Happened {
     Frame(Box<FromSecondary>),
     Activity,
     Appended,
+    News,
     KeysChanged,
     Time,
     Left,
 }
 
 impl LogStream<'_> {
-    async fn run(&mut self, mut frames: FrameStream<FromSecondary>) -> Result<(), FramedError> {
+    async fn run(
+        &mut self,
+        mut frames: FrameStream<FromSecondary>,
+        mut changes: Changes,
+    ) -> Result<(), FramedError> {
         let mut head = self.publisher.journal.log().watch();
-        let mut keys_changed = self.publisher.keys_changed.clone();
         loop {
             let wake_at = self.session.poll_timeout().map(|at| self.begun + at);
             let happened = tokio::select! {
                 biased;
                 Ok(()) = head.changed() => Happened::Appended,
-                Ok(()) = keys_changed.changed() => Happened::KeysChanged,
+                Ok(()) = changes.keys.changed() => Happened::KeysChanged,
+                Ok(()) = changes.news.changed() => Happened::News,
                 incoming = frames.incoming() => match incoming? {
                     Incoming::Frame(frame) => Happened::Frame(Box::new(frame)),
                     Incoming::Bytes => Happened::Activity,
@@ -151,6 +146,10 @@ impl LogStream<'_> {
                 Happened::Activity => self.session.handle_activity(now),
                 Happened::Time => self.session.handle_timeout(now),
                 Happened::Appended => {}
+                Happened::News if self.publisher.source.identity().as_ref() == Ok(&self.identity) => {
+                    self.session.handle_news(now);
+                }
+                Happened::News => self.session.handle_rerouted(),
                 Happened::KeysChanged => {
                     if let Some(keys) = self.publisher.keys_of(self.site).await {
                         self.session.handle_keys(keys);
@@ -174,7 +173,7 @@ impl LogStream<'_> {
     /// heartbeat never waits behind events with an old head.
     async fn transmit(&mut self) -> Result<(), FramedError> {
         loop {
-            let state = self.publisher.state();
+            let state = self.publisher.source.state();
             self.place().await?;
             if let Some((after, bytes_max)) = self.session.wanted(&state) {
                 self.read_events(after, bytes_max).await?;

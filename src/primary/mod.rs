@@ -1,7 +1,9 @@
-//! The primary's half of replication.
+//! The publishing half of replication: the primary's, and that of a site that relays.
 
+pub mod above;
 pub mod fleet;
 pub mod log_stream;
 pub mod publisher;
 pub mod requests;
+pub mod source;
 pub mod whereabouts;

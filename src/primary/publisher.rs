@@ -120,7 +120,7 @@ impl Stream {
         let served = match stream_kind(&mut receive, OPENING_TIMEOUT).await {
             Ok(StreamKind::Request) => {
                 let (requests, sink) = (FrameStream::new(receive), FrameSink::new(send, STALL_TIMEOUT));
-                self.publisher.answerer.serve(requests, sink).await
+                self.publisher.answerer.serve(&self.site, requests, sink).await
             }
             Ok(StreamKind::Log) => self.serve_log(send, receive).await,
             Err(error) => Err(error),

@@ -1,18 +1,23 @@
 //! Answers what sites ask: one request a stream.
 
-use std::{os::unix::fs::FileExt as _, time::Duration};
+use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{
-    Digest, ManifestPut, Offset, Reference, RepoName,
+    Digest, ManifestPut, Offset, Reference, RepoName, SiteName,
     frame::{Request, Response},
     oci::MANIFEST_BYTES_MAX,
     snapshot::SnapshotPlace,
 };
 
+use super::{
+    above::Above,
+    source::{KeysDenied, Source},
+};
 use crate::{
     blocking,
     fetch::{
+        FillError, Flight, UpstreamError,
         framed::{FrameSink, FrameStream, FramedError},
         quic::CloseCode,
     },
@@ -24,44 +29,48 @@ use crate::{
 /// A request must arrive whole within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers requests from the primary's journal and store. Cloning gives another handle.
-#[derive(Clone, Debug)]
+/// Answers requests from journal and store, and what only the primary can say as its [`Source`]
+/// does. Cloning gives another handle.
+#[derive(Clone)]
 pub struct Answerer {
     journal: Journal,
     store: Store,
+    source: Arc<dyn Source>,
+    above: Option<Above>,
 }
 
 /// An answer that is one frame, or one frame and what follows it.
-#[derive(Debug)]
-enum Answer {
+pub(super) enum Answer {
     Frame(Response),
     Blob { blob: Blob, offset: u64 },
     Manifest { bytes: Bytes, offset: u64 },
+    Filling { flight: Flight, size: u64, offset: u64 },
     Snapshot(Option<SnapshotPlace>),
 }
 
 impl Answerer {
-    /// Answers from `journal` and `store`.
-    pub fn new(journal: Journal, store: Store) -> Self {
-        Self { journal, store }
+    /// Answers of the primary: `journal` and `store` are all there is.
+    pub fn new(journal: Journal, store: Store, source: Arc<dyn Source>) -> Self {
+        Self { journal, store, source, above: None }
     }
 
-    /// Reads one request from `requests` and answers it on `sink`.
+    /// Answers of a site that relays.
+    pub fn relaying(journal: Journal, store: Store, source: Arc<dyn Source>, above: Above) -> Self {
+        Self { above: Some(above), ..Self::new(journal, store, source) }
+    }
+
+    /// Reads one request of `asker` from `requests` and answers it on `sink`.
     ///
     /// # Errors
     /// When the peer left, stalled or broke the protocol. What fails here at the primary is an answer.
     pub async fn serve(
         &self,
+        asker: &SiteName,
         mut requests: FrameStream<Request>,
         mut sink: FrameSink,
     ) -> Result<(), FramedError> {
         let request = requests.expect(REQUEST_TIMEOUT).await?;
-        let this = self.clone();
-        let answer = blocking::spawn(move || this.answer(&request))
-            .await
-            .map_err(|error| AnswerError::Crashed(error.to_string()))
-            .flatten();
-        let sent = match answer {
+        let sent = match self.answered(asker, request).await {
             Ok(Answer::Frame(response)) => sink.send(&response).await,
             Ok(Answer::Blob { blob, offset }) => send_blob(&mut sink, blob, offset).await,
             Ok(Answer::Manifest { bytes, offset }) => {
@@ -70,9 +79,12 @@ impl Answerer {
                 let start = usize::try_from(offset.min(size)).unwrap_or(bytes.len());
                 sink.write(&mut [bytes.slice(start..)]).await
             }
+            Ok(Answer::Filling { flight, size, offset }) => {
+                send_filling(&mut sink, &flight, size, offset).await
+            }
             Ok(Answer::Snapshot(resume)) => self.send_snapshot(resume, &mut sink).await,
             Err(error) => {
-                tracing::warn!(%error, "cannot answer a site's request");
+                tracing::warn!(site = %asker, %error, "cannot answer a site's request");
                 sink.send(&Response::Unavailable { reason: error.to_string() }).await
             }
         };
@@ -82,6 +94,78 @@ impl Answerer {
             Err(_) => _ = sink.stream().reset(CloseCode::Unavailable.into()),
         }
         sent
+    }
+
+    async fn answered(&self, asker: &SiteName, request: Request) -> Result<Answer, AnswerError> {
+        if let Request::SiteKeys { site, via } = &request {
+            return self.site_keys(asker, site, via).await;
+        }
+        if matches!(request, Request::Snapshot { .. }) && !self.journal.is_whole() {
+            return Err(AnswerError::NotWhole);
+        }
+        let Some(above) = &self.above else { return self.known(move |this| this.answer(&request)).await };
+        if let Some(response) = above.said(&request).await? {
+            return Ok(Answer::Frame(response));
+        }
+        let Request::Fetch { repo, digest, offset } = request else {
+            return self.known(move |this| this.answer(&request)).await;
+        };
+        let (of, at) = (repo.clone(), self.journal.applied());
+        match self.known(move |this| this.held(&of, &digest, offset)).await? {
+            Held::Here(answer) => Ok(answer),
+            Held::Elsewhere { size } => above.fetched(&repo, &digest, offset, size, at).await,
+        }
+    }
+
+    /// What is looked up here, away from the runtime's threads.
+    async fn known<T: Send + 'static>(
+        &self,
+        look_up: impl FnOnce(&Self) -> Result<T, AnswerError> + Send + 'static,
+    ) -> Result<T, AnswerError> {
+        let this = self.clone();
+        let known = blocking::spawn(move || look_up(&this)).await;
+        known.map_err(|error| AnswerError::Crashed(error.to_string())).flatten()
+    }
+
+    async fn site_keys(
+        &self,
+        asker: &SiteName,
+        site: &SiteName,
+        via: &[SiteName],
+    ) -> Result<Answer, AnswerError> {
+        let at = self.journal.applied();
+        let denied = KeysDenied::NotBehind { site: site.clone(), asker: asker.clone() };
+        let keys = if via.last() == Some(asker) { self.source.keys(site, via).await } else { Err(denied) };
+        match keys {
+            Ok(keys) => Ok(Answer::Frame(Response::SiteKeys(keys))),
+            Err(denied @ KeysDenied::NotBehind { .. }) => {
+                tracing::warn!(%asker, %site, ?via, %denied, "a site asked for keys that are not for it");
+                Ok(Answer::Frame(Response::NotFound { at }))
+            }
+            Err(KeysDenied::Unavailable(reason)) => Err(AnswerError::Keys(reason)),
+        }
+    }
+
+    /// A site that relays may have what it does not know to be linked, and the other way round.
+    fn held(&self, repo: &RepoName, digest: &Digest, offset: u64) -> Result<Held, AnswerError> {
+        let size = match self.journal.index().link(repo, digest)? {
+            Some(size) => size,
+            None => match self.journal.index().manifest_record(repo, digest)? {
+                Some(ManifestPut { bytes: Some(bytes), .. }) => {
+                    return Ok(Held::Here(Answer::Manifest { bytes, offset }));
+                }
+                Some(put) => put.size,
+                None => return Ok(Held::Elsewhere { size: None }),
+            },
+        };
+        let stored = self.store.get(digest).unwrap_or_else(|error| {
+            tracing::warn!(%digest, %error, "store failed");
+            None
+        });
+        Ok(match stored.filter(|blob| blob.size == size) {
+            Some(blob) => Held::Here(Answer::Blob { blob, offset }),
+            None => Held::Elsewhere { size: Some(size) },
+        })
     }
 
     /// The offset is read before the lookup, so that the answer holds at it or is newer.
@@ -98,6 +182,7 @@ impl Answerer {
             }
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
             Request::Snapshot { resume } => Answer::Snapshot(resume.clone()),
+            Request::SiteKeys { .. } => return Err(AnswerError::NotWhole),
         })
     }
 
@@ -194,6 +279,27 @@ async fn send_blob(sink: &mut FrameSink, blob: Blob, offset: u64) -> Result<(), 
     Ok(())
 }
 
+/// Passes a blob on from `offset` while it arrives.
+async fn send_filling(
+    sink: &mut FrameSink,
+    flight: &Flight,
+    size: u64,
+    offset: u64,
+) -> Result<(), FramedError> {
+    sink.send(&Response::Body { size }).await?;
+    let mut reader = flight.reader(offset.min(size)..size);
+    loop {
+        match reader.chunk().await {
+            Ok(Some(bytes)) => sink.write(&mut [bytes]).await?,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                tracing::info!(%error, "a fill that was passed on broke off");
+                return Err(FramedError::Broken(error.to_string()));
+            }
+        }
+    }
+}
+
 async fn read_piece(reader: &mut BlobReader) -> Result<Option<Bytes>, FramedError> {
     reader.chunk().await.map_err(|error| {
         tracing::warn!(%error, "cannot read a blob");
@@ -201,9 +307,26 @@ async fn read_piece(reader: &mut BlobReader) -> Result<Option<Bytes>, FramedErro
     })
 }
 
-/// Why the primary cannot answer now.
+/// Where what was asked for is.
+enum Held {
+    Here(Answer),
+    /// Of this size, if the index knows it.
+    Elsewhere {
+        size: Option<u64>,
+    },
+}
+
+/// Why there is no answer now.
 #[derive(Debug, thiserror::Error)]
-enum AnswerError {
+pub(super) enum AnswerError {
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("fill: {0}")]
+    Fill(FillError),
+    #[error("keys: {0}")]
+    Keys(String),
+    #[error("the index is being loaded")]
+    NotWhole,
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error(transparent)]

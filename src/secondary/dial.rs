@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use outport_proto::SiteName;
 use quinn::ConnectionError;
 
 use crate::{
-    auth::authority::PRIMARY_NAME,
+    auth::authority::NodeIdentity,
     fetch::{
         primary::Connections,
         quic::{self, CloseCode, Network, QuicError, TransportOptions, Udp},
@@ -15,16 +16,19 @@ use crate::{
 /// Both handshakes must end within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to a primary. The log and the bulk connection have a socket each.
+/// Connects to the primary, or to a site that relays it. The log and the bulk connection have a
+/// socket each.
 #[derive(Debug)]
 pub struct Dialer {
     network: Arc<dyn Network>,
     log: (quinn::ClientConfig, TransportOptions),
     bulk: (quinn::ClientConfig, TransportOptions),
+    /// Whom the certificate at the other end must name.
+    upstream: NodeIdentity,
 }
 
 impl Dialer {
-    /// A dialer that shows this site's certificate.
+    /// A dialer to the primary that shows this site's certificate.
     ///
     /// # Errors
     /// When the TLS configuration cannot carry QUIC.
@@ -36,7 +40,9 @@ impl Dialer {
         let with_config = |options: &TransportOptions| {
             Ok::<_, QuicError>((quic::client_config(tls, options)?, options.clone()))
         };
-        Ok(Self { network: Arc::new(Udp), log: with_config(log)?, bulk: with_config(bulk)? })
+        let network = Arc::new(Udp);
+        let upstream = NodeIdentity::Primary;
+        Ok(Self { network, log: with_config(log)?, bulk: with_config(bulk)?, upstream })
     }
 
     /// The same dialer on another network than this machine's.
@@ -45,7 +51,13 @@ impl Dialer {
         Self { network, ..self }
     }
 
-    /// Opens both connections at once to the primary at `host:port` (UDP). The name is looked up
+    /// The same to `relay`, and to nobody else: not to the primary either.
+    #[must_use]
+    pub fn to_relay(self, relay: SiteName) -> Self {
+        Self { upstream: NodeIdentity::Site(relay), ..self }
+    }
+
+    /// Opens both connections at once to the upstream at `host:port` (UDP). The name is looked up
     /// anew every time.
     ///
     /// # Errors
@@ -58,12 +70,13 @@ impl Dialer {
 
     async fn connect_both(&self, primary: &str) -> Result<Connections, DialError> {
         let lookup = |source| DialError::Lookup { address: primary.to_owned(), source };
+        let name = self.upstream.dns_name();
         let mut last = lookup(std::io::ErrorKind::NotFound.into());
         for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
             let network = &*self.network;
             match tokio::try_join!(
-                connect(network, &self.log, address),
-                connect(network, &self.bulk, address)
+                connect(network, &self.log, address, &name),
+                connect(network, &self.bulk, address, &name)
             ) {
                 Ok((log, bulk)) => return Ok(Connections { log, bulk }),
                 Err(error) => last = error,
@@ -77,13 +90,13 @@ async fn connect(
     network: &dyn Network,
     (config, options): &(quinn::ClientConfig, TransportOptions),
     address: SocketAddr,
+    name: &str,
 ) -> Result<quinn::Connection, DialError> {
     let failed = |reason: String| DialError::Handshake { address, reason };
     // The connection keeps the endpoint and its socket alive for as long as it lives.
     let endpoint = quic::dialer(network, address, options)?;
-    let connecting = endpoint
-        .connect_with(config.clone(), address, PRIMARY_NAME)
-        .map_err(|error| failed(error.to_string()))?;
+    let connecting =
+        endpoint.connect_with(config.clone(), address, name).map_err(|error| failed(error.to_string()))?;
     connecting.await.map_err(|error| failed(error.to_string()))
 }
 

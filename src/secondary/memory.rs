@@ -97,10 +97,12 @@ fn lasting(welcome: &Welcome) -> impl PartialEq + '_ {
         &welcome.token_realm,
         &welcome.token_service,
         &welcome.public_url,
+        &welcome.path,
     )
 }
 
-fn replace(path: &Path, frame: FromPrimary) -> io::Result<()> {
+/// Puts a frame in the place of what the file held, durable and for its owner alone.
+pub(super) fn replace(path: &Path, frame: FromPrimary) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     // A fresh temporary file is readable by its owner alone.
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
@@ -156,6 +158,7 @@ mod tests {
             token_realm: "https://hub/token".to_owned(),
             token_service: "hub".to_owned(),
             public_url: "https://hub".to_owned(),
+            path: Vec::new(),
         };
         assert!(memory.welcomed(Box::new(welcome.clone())));
         assert!(memory.rekeyed(keys(2)));

@@ -2,8 +2,10 @@
 
 mod complete;
 pub mod dial;
+pub mod downstream;
 mod excluded;
 mod intake;
+mod kept_keys;
 pub mod memory;
 pub mod on_demand;
 pub mod prefetch;

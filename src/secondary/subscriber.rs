@@ -1,17 +1,18 @@
 //! Follows the primary's log: connects, takes in events, acknowledges, and tells the rest of the
 //! site what it knows. The session's logic is [`outport_proto::session::Subscriber`].
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outport_proto::{
-    Digest, Offset, SiteName,
-    frame::{FromPrimary, FromSecondary, Refusal, Resume, SiteReport, Welcome},
+    Digest, Offset, SiteName, Timestamp,
+    frame::{Behind, BehindLink, FromPrimary, FromSecondary, Refusal, Resume, SiteReport, Welcome},
     session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     dial::{Dialer, refusal},
+    downstream::{Downstream, Reports},
     intake::Intake,
     memory::Memory,
     prefetch::Progress,
@@ -44,6 +45,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// A primary that takes no bytes for this long is given up.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it is looked at whether anything changed behind this site.
+const REPORTS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Told what the primary says about itself: once at the start if this site remembers it, and
 /// whenever it changes. The keys are in it.
@@ -82,6 +86,10 @@ pub struct SubscriptionParts {
     pub session: watch::Sender<Session>,
     /// Told of the primary's identity and keys.
     pub on_identity: OnIdentity,
+    /// Told what the sites that follow this one must hear.
+    pub downstream: Downstream,
+    /// Asked how those are; `None` when none may follow.
+    pub reports: Option<Reports>,
 }
 
 /// Follows the primary for as long as it runs.
@@ -97,6 +105,9 @@ pub struct Subscription {
     heard: bool,
     /// Whether the last check found the index in another state than the primary's.
     differs: bool,
+    /// What was said on this stream of the sites behind this one.
+    reported: BTreeMap<SiteName, Behind>,
+    reported_at: Option<Instant>,
     /// Why site and primary do not follow one history; ends with the next session.
     alarm: Option<String>,
     forks_refused: u64,
@@ -108,6 +119,7 @@ impl Subscription {
         // Before anything is served: a restarted site knows whom to believe from its first answer on.
         if let Some(remembered) = parts.memory.last() {
             (parts.on_identity)(remembered);
+            parts.downstream.welcomed(remembered);
         }
         let config = SubscriberConfig {
             site: options.site.clone(),
@@ -132,6 +144,8 @@ impl Subscription {
             begun: Instant::now(),
             heard: false,
             differs: false,
+            reported: BTreeMap::new(),
+            reported_at: None,
             alarm: None,
             forks_refused: 0,
             options,
@@ -203,6 +217,14 @@ impl Subscription {
                 self.forks_refused += 1;
                 self.show(None);
             }
+            (End::Session(why @ (Ended::Refused(Refusal::Ring(_)) | Ended::Ring { .. })), _) => {
+                tracing::error!(primary, %why, "this site does not follow");
+                self.alarm = Some(why.to_string());
+                self.show(None);
+            }
+            (End::Session(why @ Ended::Refused(Refusal::Unready(_))), _) => {
+                tracing::info!(primary, %why, "the upstream cannot be followed yet");
+            }
             (End::Session(why @ (Ended::Refused(_) | Ended::ForeignCluster(_))), _) => {
                 tracing::error!(primary, %why, "the primary does not take this site");
             }
@@ -228,6 +250,8 @@ impl Subscription {
         let mut frames = FrameStream::<FromPrimary>::new(receive);
         self.subscriber.handle_have(self.have_digest().await?);
         self.subscriber.handle_connected(self.begun.elapsed());
+        self.reported.clear();
+        self.reported_at = None;
         let mut heard_at = Instant::now();
         let mut progress = self.parts.progress.clone();
         let mut applied = self.parts.journal.watch_applied();
@@ -309,6 +333,7 @@ impl Subscription {
                         "the primary's history forked: what this site has behind the fork goes");
                 }
                 if welcome.resume != Resume::Tail {
+                    self.parts.downstream.forget_heard();
                     let log_bytes = self.subscriber.heartbeat().map_or(0, |heartbeat| heartbeat.log_bytes);
                     taking.begin(take(self.parts.journal.clone(), connections.bulk.clone(), log_bytes));
                 } else if let Err(error) = self.parts.journal.forget_snapshot().await {
@@ -325,8 +350,13 @@ impl Subscription {
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
                 let rtt = connections.log.rtt();
-                self.primary_clock.heard(heartbeat.now, self.parts.clock.now(), rtt);
+                // A relay that has not heard of the primary does not know its clock either.
+                if heartbeat.closed_time > Timestamp::default() {
+                    self.primary_clock.heard(heartbeat.now, self.parts.clock.now(), rtt);
+                    self.parts.downstream.heard(heartbeat, rtt);
+                }
                 self.report();
+                self.report_behind();
                 self.compare(heartbeat.state_hash, heartbeat.state_at);
             }
             SubscriberNotice::Ended(why) => return Err(End::Session(why)),
@@ -337,6 +367,7 @@ impl Subscription {
     async fn identified(&self, is_news: bool) {
         if let Some(welcome) = self.parts.memory.last() {
             (self.parts.on_identity)(welcome);
+            self.parts.downstream.welcomed(welcome);
         }
         if is_news {
             let memory = self.parts.memory.clone();
@@ -389,6 +420,28 @@ impl Subscription {
         });
     }
 
+    /// Says what changed behind this site. How long one of those is silent changes all the time and
+    /// follows from the rest; round trips tremble.
+    fn report_behind(&mut self) {
+        let Some(reports) = &self.parts.reports else { return };
+        if self.reported_at.is_some_and(|at| at.elapsed() < REPORTS_INTERVAL) {
+            return;
+        }
+        self.reported_at = Some(Instant::now());
+        for behind in reports() {
+            let link = match behind.link {
+                BehindLink::Down => BehindLink::Down,
+                BehindLink::Up { .. } => BehindLink::Up { rtt_micros: 0 },
+                BehindLink::Snapshot { .. } => BehindLink::Snapshot { rtt_micros: 0 },
+            };
+            let lasting = Behind { silent_micros: 0, link, ..behind.clone() };
+            if self.reported.get(&behind.site) != Some(&lasting) {
+                self.reported.insert(behind.site.clone(), lasting);
+                self.subscriber.handle_behind(behind);
+            }
+        }
+    }
+
     /// Tells readers and the status page where the site stands.
     fn show(&self, connections: Option<&Connections>) {
         let now = self.begun.elapsed();
@@ -405,6 +458,12 @@ impl Subscription {
         };
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
         self.view.show(self.status(now, rtt.filter(|_| is_open)));
+    }
+
+    /// The sites up to the primary.
+    fn via(&self) -> Vec<String> {
+        let path = self.parts.memory.last().map(|welcome| welcome.path.as_slice());
+        path.unwrap_or_default().iter().map(SiteName::to_string).collect()
     }
 
     fn status(&self, now: Duration, rtt: Option<Duration>) -> SiteStatus {
@@ -443,6 +502,7 @@ impl Subscription {
             },
             alarm: self.alarm.clone().or_else(|| self.parts.journal.alarm().map(str::to_owned)),
             forks_refused: self.forks_refused,
+            via: self.via(),
             ..SiteStatus::default()
         }
     }

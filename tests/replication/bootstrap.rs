@@ -6,7 +6,7 @@ use outport::registry::journal::JournalOptions;
 use outport_proto::{Change, Digest, ManifestPut, Offset, frame::Resume};
 
 use crate::{
-    relay::Relay,
+    stretch::Stretch,
     world::{Primary, World, committed, followed, repo, tagged, until},
 };
 
@@ -101,12 +101,12 @@ async fn cut_off(restarts: bool) {
     let world = World::new();
     let primary = large_primary(&world).await;
     let from = primary.journal.applied();
-    let relay = Relay::to(primary.address).await;
-    relay.cut_after(SNAPSHOT_BYTES * 4 / 5);
-    let mut site = world.site_at(relay.address).await;
-    relay.carries(SNAPSHOT_BYTES * 4 / 5).await;
+    let stretch = Stretch::to(primary.address).await;
+    stretch.cut_after(SNAPSHOT_BYTES * 4 / 5);
+    let mut site = world.site_at(stretch.address).await;
+    stretch.carries(SNAPSHOT_BYTES * 4 / 5).await;
     site.session("noticing the cut", |session| !session.reachable).await;
-    let carried = relay.carried();
+    let carried = stretch.carried();
 
     // The world goes on: behind the place that was reached, and before it.
     primary
@@ -119,14 +119,14 @@ async fn cut_off(restarts: bool) {
         .await;
     if restarts {
         site.stop().await;
-        site = world.site_at(relay.address).await;
+        site = world.site_at(stretch.address).await;
     }
-    relay.heal();
+    stretch.heal();
     site.session("going live", |session| session.live).await;
     site.applied(primary.journal.applied()).await;
     assert_eq!(site.journal.log().floor(), from, "it is the snapshot that was begun");
     assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());
-    let rest = relay.carried() - carried;
+    let rest = stretch.carried() - carried;
     assert!(rest < SNAPSHOT_BYTES / 2, "{rest} of {SNAPSHOT_BYTES} bytes came again");
 
     // Nothing is left that another one could be confused with.
@@ -151,19 +151,19 @@ async fn a_snapshot_goes_on_where_it_was_after_a_restart() {
 async fn a_snapshot_begins_anew_where_the_primary_lost_what_follows_it() {
     let world = World::new();
     let primary = large_primary(&world).await;
-    let relay = Relay::to(primary.address).await;
-    relay.cut_after(SNAPSHOT_BYTES / 2);
-    let site = world.site_with(&world.site_disk, relay.address, followed()).await;
-    relay.carries(SNAPSHOT_BYTES / 2).await;
+    let stretch = Stretch::to(primary.address).await;
+    stretch.cut_after(SNAPSHOT_BYTES / 2);
+    let site = world.site_with(&world.site_disk, stretch.address, followed()).await;
+    stretch.carries(SNAPSHOT_BYTES / 2).await;
     site.stop().await;
     // The log begins anew behind what the site had begun with.
     let head = primary.commit(vec![tagged("team/app", "large-0", b"{}", &[])]).await;
     crate::snapshots::forget_the_past(&primary, 1).await;
-    relay.heal();
-    let site = world.site_with(&world.site_disk, relay.address, followed()).await;
+    stretch.heal();
+    let site = world.site_with(&world.site_disk, stretch.address, followed()).await;
     site.applied(head).await;
     site.session("going live", |session| session.live).await;
     assert_eq!(site.journal.log().floor(), Offset::new(1, head.seq), "it is another snapshot");
     assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());
-    assert!(relay.carried() > SNAPSHOT_BYTES);
+    assert!(stretch.carried() > SNAPSHOT_BYTES);
 }

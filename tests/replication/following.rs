@@ -10,7 +10,7 @@ use outport::{
 use outport_proto::{Change, Digest, Offset};
 
 use crate::{
-    relay::Relay,
+    stretch::Stretch,
     world::{Primary, Site, World, committed, repo, tagged},
 };
 
@@ -181,13 +181,13 @@ async fn a_site_goes_on_once_its_full_disk_has_room_again() {
 async fn a_cut_shows_within_a_second_and_is_made_up_for_afterwards() {
     let world = World::new();
     let primary = world.primary().await;
-    let relay = Relay::to(primary.address).await;
-    let site = world.site_at(relay.address).await;
+    let stretch = Stretch::to(primary.address).await;
+    let site = world.site_at(stretch.address).await;
     let first = many(&primary, 3).await;
     site.applied(first).await;
     site.session("going live", |session| session.live).await;
 
-    relay.cut();
+    stretch.cut();
     let cut_at = Instant::now();
     site.session("noticing the cut", |session| !session.live).await;
     assert!(cut_at.elapsed() < Duration::from_secs(1), "{:?}", cut_at.elapsed());
@@ -197,12 +197,12 @@ async fn a_cut_shows_within_a_second_and_is_made_up_for_afterwards() {
     let asked = site.upstream.link(&repo("team/app"), &Digest::sha256(b"")).await;
     assert!(matches!(asked, Err(UpstreamError::Unreachable(_))), "{asked:?}");
 
-    relay.heal();
+    stretch.heal();
     site.applied(second).await;
     site.session("going live again", |session| session.live).await;
     assert_same(&site, &primary);
 
-    relay.rebind();
+    stretch.rebind();
     let third = many(&primary, 3).await;
     site.applied(third).await;
     assert_same(&site, &primary);

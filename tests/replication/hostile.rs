@@ -41,8 +41,15 @@ fn hello() -> Bytes {
 fn ack() -> Bytes {
     let at = Offset::new(1, 1_000_000);
     let report = SiteReport::default();
-    encode_frame(&FromSecondary::Ack(Ack { received: at, durable: at, applied: at, complete: at, report }))
-        .unwrap()
+    encode_frame(&FromSecondary::Ack(Ack {
+        received: at,
+        durable: at,
+        applied: at,
+        complete: at,
+        report,
+        behind: Vec::new(),
+    }))
+    .unwrap()
 }
 
 fn oversized() -> Bytes {

@@ -9,9 +9,10 @@ mod hostile;
 mod logs;
 mod propagation;
 mod refusals;
-mod relay;
+mod relays;
 mod requests;
 mod snapshots;
+mod stretch;
 #[path = "../support/wire.rs"]
 mod wire;
 mod world;

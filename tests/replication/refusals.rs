@@ -16,7 +16,9 @@ use crate::{
 async fn start(disk: &Disk, name: &str, identity: &Identity, trusts: &Authority, primary: &Primary) -> Site {
     let policy = Arc::default();
     let (primary, journal) = (primary.address, followed());
-    Site::start(disk, SiteConfig { name, identity, trusts, primary, policy, journal }).await
+    let (upstream, relays_to) = (None, None);
+    let config = SiteConfig { name, identity, trusts, primary, policy, journal, upstream, relays_to };
+    Site::start(disk, config).await
 }
 
 #[tokio::test]
@@ -73,6 +75,7 @@ async fn a_primary_of_another_cluster_is_not_followed() {
         trusts: &world.authority,
         cluster: "c2",
         sites: &["mumbai"],
+        relays: Default::default(),
         address,
         journal: JournalOptions::default(),
     };

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use outport::{
+    app::relay::Relayed,
     auth::{
         authority::{Authority, Identity, NodeIdentity, site_of},
         tls,
@@ -17,10 +18,12 @@ use outport::{
     log::{Log, faulty::FaultyDisk},
     policy::{Keep, Policy, PolicyRule},
     primary::{
+        above::Above,
         fleet::{Fleet, Head},
-        log_stream::{LogPublisher, PrimaryIdentity},
-        publisher::Publisher,
+        log_stream::LogPublisher,
+        publisher::{Admit, Publisher},
         requests::Answerer,
+        source::{OwnSource, PrimaryIdentity, Relays, Source},
     },
     registry::{
         Session, SessionView,
@@ -28,6 +31,7 @@ use outport::{
     },
     secondary::{
         dial::Dialer,
+        downstream::{Downstream, PassedOn, Reports},
         memory::Memory,
         prefetch::{Prefetch, PrefetchOptions, Progress},
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
@@ -124,6 +128,7 @@ pub(crate) struct PrimaryConfig<'a> {
     pub(crate) trusts: &'a Authority,
     pub(crate) cluster: &'a str,
     pub(crate) sites: &'static [&'static str],
+    pub(crate) relays: Relays,
     pub(crate) address: SocketAddr,
     pub(crate) journal: JournalOptions,
 }
@@ -132,15 +137,17 @@ impl Primary {
     pub(crate) async fn start(disk: &Disk, config: &PrimaryConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
         let (journal, store) = disk.open(config.journal.clone(), &shutdown).await;
-        let fleet = Fleet::new(config.sites.iter().map(|name| site(name)));
+        let relays = config.relays.clone();
+        let fleet = Fleet::new(config.sites.iter().map(|name| site(name)), relays.clone());
         let (keys, keys_changed) = watch::channel(1);
         let generation = keys_changed.clone();
-        let publisher = LogPublisher {
+        let source: Arc<dyn Source> = Arc::new(OwnSource {
             identity: PrimaryIdentity {
                 cluster: config.cluster.to_owned(),
                 token_realm: "https://hub.test/token".to_owned(),
                 token_service: "hub.test".to_owned(),
                 public_url: "https://hub.test".to_owned(),
+                path: Vec::new(),
             },
             journal: journal.clone(),
             clock: Arc::new(SystemClock),
@@ -154,18 +161,13 @@ impl Primary {
                 })
             }),
             keys_changed,
-            fleet: fleet.clone(),
-        };
-        let answerer = Answerer::new(journal.clone(), store.clone());
-        let sites = config.sites;
-        let admit = Arc::new(move |certificate: &rustls_pki_types::CertificateDer<'_>| {
-            let site = site_of(certificate).ok_or("not a site's certificate")?;
-            let is_listed = sites.contains(&site.as_str());
-            if is_listed { Ok(site) } else { Err(format!("site {site} is not listed")) }
+            relays,
         });
-        let tls = tls::node_server(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
-        let server = quic::server_config(&tls, &TransportOptions::upstream()).unwrap();
-        let endpoint = quic::listen(config.address, server).unwrap();
+        let publisher =
+            LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
+        let answerer = Answerer::new(journal.clone(), store.clone(), source);
+        let admit = admit(config.sites);
+        let endpoint = listen(config.identity, config.trusts, config.address);
         let address = endpoint.local_addr().unwrap();
         shutdown.spawn(Publisher::new(admit, publisher, answerer, 64).serve(endpoint, shutdown.clone()));
         Self { address, journal, store, fleet, keys, shutdown }
@@ -195,7 +197,25 @@ impl Primary {
     }
 }
 
+fn admit(sites: &'static [&'static str]) -> Admit {
+    Arc::new(move |certificate: &rustls_pki_types::CertificateDer<'_>| {
+        let site = site_of(certificate).ok_or("not a site's certificate")?;
+        let is_listed = sites.contains(&site.as_str());
+        if is_listed { Ok(site) } else { Err(format!("site {site} is not listed")) }
+    })
+}
+
+fn listen(identity: &Identity, trusts: &Authority, address: SocketAddr) -> quinn::Endpoint {
+    let tls = tls::node_server(identity, &[trusts.certificate().clone()], &[ALPN]).unwrap();
+    let server = quic::server_config(&tls, &TransportOptions::upstream()).unwrap();
+    quic::listen(address, server).unwrap()
+}
+
 pub(crate) struct Site {
+    /// Where sites that follow this one connect.
+    pub(crate) relay: Option<SocketAddr>,
+    /// Blobs that were brought here from upstream.
+    pub(crate) fills: FlightMetrics,
     pub(crate) journal: Journal,
     pub(crate) store: Store,
     pub(crate) upstream: QuicUpstream,
@@ -214,6 +234,10 @@ pub(crate) struct SiteConfig<'a> {
     pub(crate) primary: SocketAddr,
     pub(crate) policy: Arc<Policy>,
     pub(crate) journal: JournalOptions,
+    /// The site that is followed instead of the primary.
+    pub(crate) upstream: Option<&'a str>,
+    /// Who may follow this one, where.
+    pub(crate) relays_to: Option<(&'static [&'static str], SocketAddr)>,
 }
 
 impl Site {
@@ -244,27 +268,57 @@ impl Site {
         shutdown: Shutdown,
     ) -> Self {
         let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
+        let fills = FlightMetrics::default();
         let flights = Flights::new(
             store.clone(),
             Arc::new(upstream.clone()),
             shutdown.clone(),
             FlightOptions::default(),
-            FlightMetrics::default(),
+            fills.clone(),
         );
         let (prefetch, progress) = Prefetch::new(
             disk.path(),
             journal.clone(),
             store.clone(),
             config.policy,
-            flights,
+            flights.clone(),
             PrefetchOptions::default(),
         );
         let (session_sender, session) = SessionView::new();
         let session_changes = session_sender.subscribe();
         let (identity_sender, identity) = watch::channel(None);
         let tls = tls::node_client(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
+        let downstream = Downstream::default();
+        let relay = config.relays_to.map(|(sites, address)| {
+            let endpoint = listen(config.identity, config.trusts, address);
+            let address = endpoint.local_addr().unwrap();
+            let passed_on = PassedOn::new(
+                site(config.name),
+                disk.path(),
+                downstream.clone(),
+                journal.clone(),
+                Arc::new(SystemClock),
+                upstream.clone(),
+            );
+            let source: Arc<dyn Source> = Arc::new(Relayed(passed_on));
+            let above = Above { upstream: Arc::new(upstream.clone()), flights };
+            let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
+            let fleet = Fleet::of_relay(sites.iter().map(|name| site(name)));
+            let publisher = LogPublisher { source, journal: journal.clone(), fleet: fleet.clone() };
+            let publisher = Publisher::new(admit(sites), publisher, answerer, 64);
+            shutdown.spawn(publisher.serve(endpoint, shutdown.clone()));
+            (address, fleet)
+        });
+        let reports = relay.as_ref().map(|(_, fleet)| {
+            let fleet = fleet.clone();
+            Arc::new(move || fleet.behind()) as Reports
+        });
+        let dialer = Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk()).unwrap();
         let parts = SubscriptionParts {
-            dialer: Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk()).unwrap(),
+            dialer: match config.upstream {
+                Some(upstream) => dialer.to_relay(site(upstream)),
+                None => dialer,
+            },
             journal: journal.clone(),
             store: store.clone(),
             memory: Memory::open(disk.path()).unwrap(),
@@ -273,6 +327,8 @@ impl Site {
             link,
             session: session_sender,
             on_identity: Arc::new(move |welcome| _ = identity_sender.send_replace(Some(welcome.clone()))),
+            downstream,
+            reports,
         };
         let options = SubscriptionOptions {
             site: site(config.name),
@@ -283,7 +339,20 @@ impl Site {
         let (subscription, view) = Subscription::new(options, parts);
         shutdown.spawn(subscription.run(shutdown.clone()));
         shutdown.spawn(prefetch.run(shutdown.clone()));
-        Self { journal, store, upstream, session, session_changes, progress, view, identity, shutdown }
+        let relay = relay.map(|(address, _)| address);
+        Self {
+            relay,
+            fills,
+            journal,
+            store,
+            upstream,
+            session,
+            session_changes,
+            progress,
+            view,
+            identity,
+            shutdown,
+        }
     }
 
     pub(crate) async fn applied(&self, offset: Offset) {
@@ -309,13 +378,21 @@ pub(crate) struct World {
     pub(crate) primary_identity: Identity,
     pub(crate) primary_disk: Disk,
     pub(crate) site_disk: Disk,
+    /// Sites that follow other sites.
+    pub(crate) relays: Relays,
 }
 
 impl World {
     pub(crate) fn new() -> Self {
         let authority = Authority::create("c1", now()).unwrap();
         let primary_identity = authority.issue_node(&NodeIdentity::Primary, now()).unwrap();
-        Self { authority, primary_identity, primary_disk: Disk::new(), site_disk: Disk::new() }
+        Self {
+            authority,
+            primary_identity,
+            primary_disk: Disk::new(),
+            site_disk: Disk::new(),
+            relays: Relays::default(),
+        }
     }
 
     pub(crate) async fn primary(&self) -> Primary {
@@ -342,6 +419,7 @@ impl World {
             trusts: &self.authority,
             cluster: "c1",
             sites: &["frankfurt", "mumbai"],
+            relays: self.relays.clone(),
             address,
             journal,
         };
@@ -378,7 +456,7 @@ impl World {
         Site::start_logging_to(log, &self.site_disk, self.site_config(&identity, primary)).await
     }
 
-    fn site_config<'a>(&'a self, identity: &'a Identity, primary: SocketAddr) -> SiteConfig<'a> {
+    pub(crate) fn site_config<'a>(&'a self, identity: &'a Identity, primary: SocketAddr) -> SiteConfig<'a> {
         let lazy = PolicyRule {
             repository: Some("lazy/**".to_owned()),
             keep: Some(Keep::Lazy),
@@ -386,7 +464,8 @@ impl World {
         };
         let policy = Arc::new(Policy::new(&[lazy]).unwrap());
         let journal = followed();
-        SiteConfig { name: "mumbai", identity, trusts: &self.authority, primary, policy, journal }
+        let (trusts, upstream, relays_to) = (&self.authority, None, None);
+        SiteConfig { name: "mumbai", identity, trusts, primary, policy, journal, upstream, relays_to }
     }
 }
 

@@ -16,10 +16,25 @@ pub struct Lag {
     pub complete: Option<Duration>,
 }
 
+/// A heartbeat and when it came.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    heartbeat: Heartbeat,
+    at: Duration,
+}
+
+impl Heard {
+    /// How long ago the primary said it, but for the time it travelled: it may have waited at a site
+    /// that relays.
+    fn age(&self, now: Duration) -> Duration {
+        self.heartbeat.now.since(self.heartbeat.closed_time).saturating_add(now.saturating_sub(self.at))
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Freshness {
-    /// The newest heartbeat and when it came.
-    last: Option<(Heartbeat, Duration)>,
+    /// The heartbeat with the newest word of the primary.
+    last: Option<Heard>,
     /// Heartbeats whose head is not applied yet, with their closed times.
     closing: Marks,
     /// The closed time of the newest heartbeat whose head is applied.
@@ -56,7 +71,13 @@ impl Freshness {
         received: Offset,
         applied: Offset,
     ) {
-        self.last = Some((heartbeat, now));
+        let heard = Heard { heartbeat, at: now };
+        // A relay that lost its upstream says again what it heard last, and after a restart less.
+        // Closed times cannot be compared: the primary's clock may have been set back.
+        if self.last.is_some_and(|last| last.age(now) < heard.age(now)) {
+            return;
+        }
+        self.last = Some(heard);
         if heartbeat.head <= received {
             self.level_at = Some(heartbeat.closed_time);
         }
@@ -107,15 +128,15 @@ impl Freshness {
     }
 
     pub(super) fn heartbeat(&self) -> Option<&Heartbeat> {
-        self.last.as_ref().map(|(heartbeat, _)| heartbeat)
+        self.last.as_ref().map(|heard| &heard.heartbeat)
     }
 
     pub(super) fn heartbeat_age(&self, now: Duration) -> Option<Duration> {
-        self.last.as_ref().map(|(_, at)| now.saturating_sub(*at))
+        self.last.as_ref().map(|heard| heard.age(now))
     }
 
     pub(super) fn live_until(&self) -> Option<Duration> {
-        self.last.as_ref().map(|(_, at)| *at + LIVE_MAX)
+        self.last.as_ref().map(|heard| heard.at + LIVE_MAX.saturating_sub(heard.age(heard.at)))
     }
 
     pub(super) const fn closed_time(&self) -> Option<Timestamp> {
@@ -123,7 +144,7 @@ impl Freshness {
     }
 
     pub(super) fn primary_now(&self, now: Duration) -> Option<Timestamp> {
-        self.last.as_ref().map(|(heartbeat, at)| heartbeat.now.plus(now.saturating_sub(*at)))
+        self.last.as_ref().map(|heard| heard.heartbeat.now.plus(now.saturating_sub(heard.at)))
     }
 
     /// The lag of a stage that has `reached` an offset, while live.

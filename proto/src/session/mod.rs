@@ -55,11 +55,22 @@ pub enum Place {
     Foreign,
 }
 
-/// Where the primary's log is, read at one moment.
+/// Where a log stands for those who follow it. One without an event stands before the first event
+/// of the epoch that it will begin with: a site that already follows then sees that event follow.
+pub fn begun(offset: Offset) -> Offset {
+    if offset == Offset::ZERO { Offset::new(1, 0) } else { offset }
+}
+
+/// Where the log is that a publisher sends, read at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogState {
-    /// What a heartbeat would say now.
+    /// What a heartbeat would say now. Its head is the primary's, whoever relays it.
     pub heartbeat: Heartbeat,
+    /// The newest event that can be sent.
+    pub durable: Offset,
+    /// Whether the log ends at `durable` for certain: always at the primary; at a site that
+    /// relays, while the primary's word is recent and goes no further.
+    pub is_level: bool,
     /// Events up to here can no longer be read.
     pub floor: Offset,
     /// A secondary that is more events behind than this takes a snapshot: that costs less than the

@@ -23,6 +23,8 @@ pub struct PublisherConfig {
     pub token_service: String,
     /// Absolute public URL of the primary, without a trailing slash.
     pub public_url: String,
+    /// The sites up to the primary, this one last; empty at the primary.
+    pub path: Vec<SiteName>,
     /// Most bytes of events under way to the secondary and not yet durable there.
     pub window_bytes: usize,
     /// Most bytes of events in one `Append`, unless one event alone is larger.
@@ -39,6 +41,7 @@ impl PublisherConfig {
             token_realm: String::new(),
             token_service: String::new(),
             public_url: String::new(),
+            path: Vec::new(),
             window_bytes: WINDOW_BYTES,
             append_bytes_max: APPEND_BYTES_MAX,
         }
@@ -58,10 +61,12 @@ pub struct Publisher {
     state: State,
     last_heard: Duration,
     next_heartbeat: Duration,
-    /// The log's head when it was last looked at.
+    /// The newest event that could be sent when the log was last looked at.
     head: Offset,
     /// The newest event handed over by the driver.
     cursor: Offset,
+    /// The epoch that the secondary was told of.
+    epoch: u64,
     queue: VecDeque<(Offset, Bytes)>,
     queue_bytes: usize,
     /// Sent and not yet durable there: the last offset and the size of every `Append`.
@@ -114,6 +119,9 @@ pub enum Closed {
     /// The log's history forked: the secondary must say `Hello` again.
     #[error("the log's history forked")]
     Forked,
+    /// What the secondary was told of the primary holds no longer: it must say `Hello` again.
+    #[error("the way to the primary changed")]
+    Rerouted,
 }
 
 impl Publisher {
@@ -128,6 +136,7 @@ impl Publisher {
             next_heartbeat: now,
             head: Offset::ZERO,
             cursor: Offset::ZERO,
+            epoch: 0,
             queue: VecDeque::new(),
             queue_bytes: 0,
             in_flight: VecDeque::new(),
@@ -224,15 +233,25 @@ impl Publisher {
         self.close(Closed::Forked);
     }
 
+    /// What `Welcome` says about the primary changed.
+    pub fn handle_rerouted(&mut self) {
+        self.close(Closed::Rerouted);
+    }
+
+    /// A site that relays heard from the primary: what it heard is passed on now.
+    pub fn handle_news(&mut self, now: Duration) {
+        self.next_heartbeat = self.next_heartbeat.min(now);
+    }
+
     /// Which events the driver should read and hand to [`Publisher::handle_events`]: those after
     /// an offset, up to about so many bytes. `None` while the secondary has enough on its way.
     pub fn wanted(&mut self, log: &LogState) -> Option<(Offset, usize)> {
         if self.state != State::Streaming {
             return None;
         }
-        let head = log.heartbeat.head;
+        let head = log.durable;
         self.head = head;
-        if head < self.cursor {
+        if head < self.cursor || head.epoch > self.epoch {
             self.close(Closed::Forked);
             return None;
         }
@@ -265,7 +284,7 @@ impl Publisher {
 
     /// The next frame to send; `log` is where the log is now.
     pub fn poll_transmit(&mut self, now: Duration, log: &LogState) -> Option<FromPrimary> {
-        self.head = log.heartbeat.head;
+        self.head = log.durable;
         match &self.state {
             State::AwaitingHello | State::Closed => return None,
             State::Refusing(refusal) => {
@@ -323,19 +342,23 @@ impl Publisher {
         };
         let have = self.hello.as_ref().and_then(|hello| hello.have);
         self.cursor = have.unwrap_or(log.floor);
+        // A relay has heard of the head later than of the events up to it, and earlier than it has them.
+        let head = log.heartbeat.head.max(log.durable);
+        self.epoch = head.epoch;
         self.keys_due = false;
         self.next_heartbeat = now;
         self.notices.push_back(PublisherNotice::Opened(resume));
         FromPrimary::Welcome(Box::new(Welcome {
             version: VERSION,
             cluster: self.config.cluster.clone(),
-            head: log.heartbeat.head,
+            head,
             floor: log.floor,
             resume,
             keys: self.keys.clone(),
             token_realm: self.config.token_realm.clone(),
             token_service: self.config.token_service.clone(),
             public_url: self.config.public_url.clone(),
+            path: self.config.path.clone(),
         }))
     }
 
@@ -352,10 +375,13 @@ impl Publisher {
         if hello.cluster.as_ref().is_some_and(|cluster| *cluster != self.config.cluster) {
             return Err(Refusal::Cluster(self.config.cluster.clone()));
         }
-        let head = log.heartbeat.head;
+        let (head, have) = (log.durable, hello.have.unwrap_or_default());
+        if !log.is_level && (hello.epoch > head.epoch || have > head) {
+            return Err(Refusal::Unready(format!("the site is at {have}, this relay is still at {head}")));
+        }
         // Only durable events are ever sent, so what is not in this history is in another one.
         // Going on would overwrite what the secondary has with what may be the wrong primary's.
-        let fork = Refusal::Fork { have: hello.have.unwrap_or_default(), epoch: hello.epoch, head };
+        let fork = Refusal::Fork { have, epoch: hello.epoch, head };
         if hello.epoch > head.epoch {
             return Err(fork);
         }
@@ -370,7 +396,7 @@ impl Publisher {
     }
 
     fn tail_unless_long(&self, have: u64, log: &LogState) -> Resume {
-        let is_long = log.heartbeat.head.seq.saturating_sub(have) > log.tail_events_max;
+        let is_long = log.durable.seq.saturating_sub(have) > log.tail_events_max;
         if is_long && !self.took_snapshot { Resume::Snapshot } else { Resume::Tail }
     }
 

@@ -2,7 +2,10 @@
 
 mod notice;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::Bytes;
 
@@ -12,8 +15,8 @@ use crate::{
     Digest, Offset, SiteName, Timestamp,
     codec::decode_event,
     frame::{
-        Ack, FromPrimary, FromSecondary, Heartbeat, Hello, LAG_UNKNOWN_MICROS, Resume, SiteReport, VERSION,
-        Welcome,
+        Ack, BEHIND_MAX, Behind, FromPrimary, FromSecondary, HOPS_MAX, Heartbeat, Hello, LAG_UNKNOWN_MICROS,
+        Resume, SiteReport, VERSION, Welcome,
     },
 };
 
@@ -62,6 +65,8 @@ pub struct Subscriber {
     /// SHA-256 of the newest durable event, while that is known.
     have_digest: Option<Digest>,
     report: SiteReport,
+    /// What is to be said of the sites behind this one.
+    behind: BTreeMap<SiteName, Behind>,
     fresh: Freshness,
     last_heard: Duration,
     last_ack: Duration,
@@ -94,6 +99,7 @@ impl Subscriber {
             progress: Progress { received: progress.durable, ..progress },
             have_digest: None,
             report: SiteReport::default(),
+            behind: BTreeMap::new(),
             fresh: Freshness::new(progress.durable),
             last_heard: Duration::ZERO,
             last_ack: Duration::ZERO,
@@ -185,6 +191,7 @@ impl Subscriber {
         self.last_heard = now;
         self.hello_due = true;
         self.ack_due = false;
+        self.behind.clear();
         self.notices.retain(|notice| !matches!(notice, SubscriberNotice::Ended(_)));
     }
 
@@ -277,6 +284,13 @@ impl Subscriber {
         self.report = report;
     }
 
+    /// What changed about a site behind this one since the stream was opened. It is said again on the
+    /// next stream only if it is told again.
+    pub fn handle_behind(&mut self, behind: Behind) {
+        self.behind.insert(behind.site.clone(), behind);
+        self.ack_due = true;
+    }
+
     /// Time has passed: see [`Subscriber::poll_timeout`].
     pub fn handle_timeout(&mut self, now: Duration) {
         if self.state == SubscriberState::Disconnected {
@@ -346,7 +360,14 @@ impl Subscriber {
             lag_complete_micros: micros(lag.complete),
             ..self.report.clone()
         };
-        FromSecondary::Ack(Ack { received, durable, applied, complete, report })
+        let mut behind = Vec::new();
+        while behind.len() < BEHIND_MAX
+            && let Some((_, next)) = self.behind.pop_first()
+        {
+            behind.push(next);
+        }
+        self.ack_due = !self.behind.is_empty();
+        FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
     }
 
     fn greeted(&mut self, welcome: Box<Welcome>) {
@@ -355,6 +376,9 @@ impl Subscriber {
         }
         if self.config.cluster.as_ref().is_some_and(|cluster| *cluster != welcome.cluster) {
             return self.end(Ended::ForeignCluster(welcome.cluster));
+        }
+        if welcome.path.contains(&self.config.site) || welcome.path.len() >= HOPS_MAX {
+            return self.end(Ended::Ring { path: welcome.path });
         }
         let (head, received) = (welcome.head, self.progress.received);
         if head.epoch < self.epoch() || head < received {

@@ -12,8 +12,8 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request, Response, Resume, SealKey,
-        SiteReport, Welcome,
+        Ack, Behind, BehindLink, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request,
+        Response, Resume, SealKey, SiteReport, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -183,25 +183,43 @@ fn frames_from_a_secondary() {
     let first = Hello { have: None, have_digest: None, epoch: 0, cluster: None, ..hello.clone() };
     frame("hello", FromSecondary::Hello(hello));
     frame("hello-first", FromSecondary::Hello(first));
-    frame(
-        "ack",
-        FromSecondary::Ack(Ack {
-            received: Offset::new(1, 5),
-            durable: Offset::new(1, 4),
-            applied: Offset::new(1, 3),
-            complete: Offset::new(1, 2),
-            report: SiteReport {
-                store_bytes: 6,
-                store_limit_bytes: Some(7),
-                store_blobs: 8,
-                missing_blobs: 9,
-                log_bytes: 10,
-                lag_applied_micros: 11,
-                lag_complete_micros: 12,
-                staleness_bound_micros: 13,
-            },
-        }),
-    );
+    let report = SiteReport {
+        store_bytes: 6,
+        store_limit_bytes: Some(7),
+        store_blobs: 8,
+        missing_blobs: 9,
+        log_bytes: 10,
+        lag_applied_micros: 11,
+        lag_complete_micros: 12,
+        staleness_bound_micros: 13,
+    };
+    let ack = Ack {
+        received: Offset::new(1, 5),
+        durable: Offset::new(1, 4),
+        applied: Offset::new(1, 3),
+        complete: Offset::new(1, 2),
+        report: report.clone(),
+        behind: Vec::new(),
+    };
+    frame("ack", FromSecondary::Ack(ack.clone()));
+    let up = Behind {
+        site: "goa".parse().unwrap(),
+        via: vec!["pune".parse().unwrap()],
+        program: "0.1.0".to_owned(),
+        link: BehindLink::Up { rtt_micros: 14 },
+        silent_micros: 15,
+        received: Offset::new(1, 4),
+        durable: Offset::new(1, 3),
+        applied: Offset::new(1, 2),
+        complete: Offset::new(1, 1),
+        report,
+        alarm: None,
+        forks_refused: 0,
+    };
+    let down =
+        Behind { link: BehindLink::Down, via: Vec::new(), alarm: Some("fork".to_owned()), ..up.clone() };
+    let snapshot = Behind { link: BehindLink::Snapshot { rtt_micros: 16 }, ..up.clone() };
+    frame("ack-behind", FromSecondary::Ack(Ack { behind: vec![up, down, snapshot], ..ack }));
 }
 
 #[test]
@@ -217,6 +235,7 @@ fn frames_from_the_primary() {
             token_realm: "https://registry.example.com/token".to_owned(),
             token_service: "registry.example.com".to_owned(),
             public_url: "https://registry.example.com".to_owned(),
+            path: vec!["mumbai".parse().unwrap(), "pune".parse().unwrap()],
         }))
     };
     frame("welcome-tail", welcome(Resume::Tail));
@@ -228,6 +247,9 @@ fn frames_from_the_primary() {
     frame("refused-violation", FromPrimary::Refused(Refusal::Violation("first frame".to_owned())));
     let fork = Refusal::Fork { have: Offset::new(1, 12), epoch: 2, head: Offset::new(1, 9) };
     frame("refused-fork", FromPrimary::Refused(fork));
+    frame("refused-unready", FromPrimary::Refused(Refusal::Unready("no primary".to_owned())));
+    let path = vec!["mumbai".parse().unwrap(), "pune".parse().unwrap()];
+    frame("refused-ring", FromPrimary::Refused(Refusal::Ring(path)));
     let event = event_with(Change::RepositoryDeleted { repo: "a".parse().unwrap() });
     let encoded = encode_event(&event).unwrap();
     frame("append", FromPrimary::Append(vec![encoded.clone(), encoded]));
@@ -265,6 +287,8 @@ fn requests() {
     frame("request-snapshot-after-manifest", place(EntryKey::Manifest(repo.clone(), digest)));
     frame("request-snapshot-after-tag", place(EntryKey::Tag(repo.clone(), "1".parse().unwrap())));
     frame("request-snapshot-after-tombstone", place(EntryKey::Tombstone(Deleted::Repository(repo))));
+    let (site, via) = ("goa".parse().unwrap(), vec!["pune".parse().unwrap(), "mumbai".parse().unwrap()]);
+    frame("request-site-keys", Request::SiteKeys { site, via });
 }
 
 #[test]
@@ -279,4 +303,5 @@ fn responses() {
     frame("response-snapshot-part", Response::SnapshotPart(entries()));
     frame("response-snapshot-end", Response::SnapshotEnd { until: at, entries: 7 });
     frame("response-unavailable", Response::Unavailable { reason: "no disk".to_owned() });
+    frame("response-site-keys", Response::SiteKeys(keys()));
 }

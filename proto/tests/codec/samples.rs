@@ -7,8 +7,8 @@ use outport_proto::{
     Timestamp,
     codec::encode_event,
     frame::{
-        Ack, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request, Response, Resume, SealKey,
-        SiteReport, Welcome,
+        Ack, Behind, BehindLink, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request,
+        Response, Resume, SealKey, SiteReport, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -157,22 +157,58 @@ pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
             FromSecondary::Hello(Hello { versions, site, node, program, have, have_digest, epoch, cluster })
         },
     );
-    let ack = (offset(), offset(), offset(), offset(), any::<[u64; 7]>(), any::<bool>()).prop_map(
-        |(received, durable, applied, complete, n, limited)| {
-            let report = SiteReport {
-                store_bytes: n[0],
-                store_limit_bytes: limited.then_some(n[1]),
-                store_blobs: n[2],
-                missing_blobs: n[3],
-                log_bytes: n[4],
-                lag_applied_micros: n[5],
-                lag_complete_micros: n[6],
-                staleness_bound_micros: n[0],
-            };
-            FromSecondary::Ack(Ack { received, durable, applied, complete, report })
+    let ack = ((offset(), offset(), offset(), offset()), report(), vec(behind(), 0..3)).prop_map(
+        |((received, durable, applied, complete), report, behind)| {
+            FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
         },
     );
     prop_oneof![hello, ack]
+}
+
+fn report() -> impl Strategy<Value = SiteReport> {
+    (any::<[u64; 7]>(), any::<bool>()).prop_map(|(n, limited)| SiteReport {
+        store_bytes: n[0],
+        store_limit_bytes: limited.then_some(n[1]),
+        store_blobs: n[2],
+        missing_blobs: n[3],
+        log_bytes: n[4],
+        lag_applied_micros: n[5],
+        lag_complete_micros: n[6],
+        staleness_bound_micros: n[0],
+    })
+}
+
+fn behind() -> impl Strategy<Value = Behind> {
+    let link = (any::<u64>(), 0..3).prop_map(|(rtt_micros, link)| match link {
+        0 => BehindLink::Down,
+        1 => BehindLink::Up { rtt_micros },
+        _ => BehindLink::Snapshot { rtt_micros },
+    });
+    let offsets = (offset(), offset(), offset(), offset());
+    let alarm = (option::of(".{0,8}"), any::<u64>());
+    ((site(), vec(site(), 0..3), ".{0,8}"), link, any::<u64>(), offsets, report(), alarm).prop_map(
+        |(
+            (site, via, program),
+            link,
+            silent_micros,
+            (received, durable, applied, complete),
+            report,
+            (alarm, forks_refused),
+        )| Behind {
+            site,
+            via,
+            program,
+            link,
+            silent_micros,
+            received,
+            durable,
+            applied,
+            complete,
+            report,
+            alarm,
+            forks_refused,
+        },
+    )
 }
 
 pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
@@ -181,27 +217,31 @@ pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
         Just(Resume::Snapshot),
         offset().prop_map(|fork| Resume::Rewind { fork }),
     ];
-    let welcome =
-        ((any::<u16>(), ".{0,8}", offset(), offset(), resume), keys(), (".{0,8}", ".{0,8}", ".{0,8}"))
-            .prop_map(
-                |(
-                    (version, cluster, head, floor, resume),
+    let welcome = (
+        (any::<u16>(), ".{0,8}", offset(), offset(), resume),
+        keys(),
+        (".{0,8}", ".{0,8}", ".{0,8}", vec(site(), 0..3)),
+    )
+        .prop_map(
+            |(
+                (version, cluster, head, floor, resume),
+                keys,
+                (token_realm, token_service, public_url, path),
+            )| {
+                FromPrimary::Welcome(Box::new(Welcome {
+                    version,
+                    cluster,
+                    head,
+                    floor,
+                    resume,
                     keys,
-                    (token_realm, token_service, public_url),
-                )| {
-                    FromPrimary::Welcome(Box::new(Welcome {
-                        version,
-                        cluster,
-                        head,
-                        floor,
-                        resume,
-                        keys,
-                        token_realm,
-                        token_service,
-                        public_url,
-                    }))
-                },
-            );
+                    token_realm,
+                    token_service,
+                    public_url,
+                    path,
+                }))
+            },
+        );
     let refused = prop_oneof![
         vec(any::<u16>(), 0..3).prop_map(Refusal::Version),
         ".{0,8}".prop_map(Refusal::Site),
@@ -212,6 +252,8 @@ pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
             epoch,
             head
         }),
+        ".{0,8}".prop_map(Refusal::Unready),
+        vec(site(), 0..3).prop_map(Refusal::Ring),
     ];
     let heartbeat = (offset(), time(), time(), any::<u64>(), any::<[u8; 32]>(), offset()).prop_map(
         |(head, closed_time, now, log_bytes, state_hash, state_at)| {
@@ -240,6 +282,7 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
         option::of((offset(), entry())).prop_map(|place| Request::Snapshot {
             resume: place.map(|(from, last)| SnapshotPlace { from, after: last.key() }),
         }),
+        (site(), vec(site(), 0..3)).prop_map(|(site, via)| Request::SiteKeys { site, via }),
     ]
 }
 
@@ -255,5 +298,6 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
         vec(entry(), 0..4).prop_map(Response::SnapshotPart),
         (offset(), any::<u64>()).prop_map(|(until, entries)| Response::SnapshotEnd { until, entries }),
         ".{0,12}".prop_map(|reason| Response::Unavailable { reason }),
+        keys().prop_map(Response::SiteKeys),
     ]
 }

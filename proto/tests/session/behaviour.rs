@@ -240,6 +240,7 @@ fn who_does_not_fit_is_refused() {
                     applied: at(0),
                     complete: at(0),
                     report: Default::default(),
+                    behind: Vec::new(),
                 };
                 publisher.handle_frame(pair.now, FromSecondary::Ack(ack));
             },

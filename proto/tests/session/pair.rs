@@ -31,12 +31,23 @@ pub(crate) enum Fate {
     Cut,
 }
 
+/// What a site that relays has of what the primary has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Relayed {
+    /// How many of the newest events it lacks.
+    pub(crate) lacks: usize,
+    /// The primary's clock when it was last heard.
+    pub(crate) heard_at: Timestamp,
+}
+
 pub(crate) struct Pair {
     pub(crate) now: Duration,
     pub(crate) log: Vec<Bytes>,
     pub(crate) floor: Offset,
     pub(crate) tail_events_max: u64,
     pub(crate) epoch: u64,
+    /// The publisher is a site that relays.
+    pub(crate) relayed: Option<Relayed>,
     pub(crate) config: PublisherConfig,
     pub(crate) keys: Keys,
     pub(crate) publisher: Option<Publisher>,
@@ -90,6 +101,7 @@ impl Pair {
             floor: Offset::new(1, 0),
             tail_events_max: u64::MAX,
             epoch: 1,
+            relayed: None,
             config: PublisherConfig::new("c1".to_owned(), Some("mumbai".parse().unwrap())),
             keys: keys(1),
             publisher: None,
@@ -161,16 +173,32 @@ impl Pair {
         self.log.push(encode_event(&event).unwrap());
     }
 
+    /// The newest event that the publisher has.
+    fn durable(&self) -> Offset {
+        let events = self.log.len().saturating_sub(self.relayed.map_or(0, |relayed| relayed.lacks));
+        self.log[..events].last().map_or(Offset::new(1, 0), |last| decode_event(last).unwrap().offset)
+    }
+
+    fn heard_at(&self) -> Timestamp {
+        self.relayed.map_or(self.wall(), |relayed| relayed.heard_at)
+    }
+
     pub(crate) fn log_state(&self) -> LogState {
         let heartbeat = Heartbeat {
             head: self.head(),
-            closed_time: self.wall(),
+            closed_time: self.heard_at(),
             now: self.wall(),
             log_bytes: self.log.iter().map(|event| event.len() as u64).sum(),
             state_hash: [0; 32],
             state_at: self.head(),
         };
-        LogState { heartbeat, floor: self.floor, tail_events_max: self.tail_events_max }
+        LogState {
+            heartbeat,
+            durable: self.durable(),
+            is_level: self.relayed.is_none(),
+            floor: self.floor,
+            tail_events_max: self.tail_events_max,
+        }
     }
 
     pub(crate) fn connect(&mut self) {

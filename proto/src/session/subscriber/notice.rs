@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use crate::{
-    Event, Offset,
+    Event, Offset, SiteName,
     codec::CodecError,
-    frame::{Heartbeat, Keys, Refusal, Welcome},
+    frame::{Heartbeat, Keys, Refusal, Welcome, names},
 };
 
 /// What the driver should know about.
@@ -57,6 +57,13 @@ pub enum Ended {
         epoch: u64,
         /// The newest event of the primary.
         head: Offset,
+    },
+    /// The way to the primary leads back here, or through more than
+    /// [`crate::frame::HOPS_MAX`] sites.
+    #[error("the way to the primary is a ring, or too long: it leads through {}", names(path))]
+    Ring {
+        /// The sites up to the primary, the upstream one last.
+        path: Vec<SiteName>,
     },
     /// The primary belongs to another cluster.
     #[error("the primary is of cluster {0}")]

@@ -12,7 +12,7 @@ use std::{
 use tokio::{net::UdpSocket, sync::watch};
 
 /// Carries packets both ways while it is whole.
-pub(crate) struct Relay {
+pub(crate) struct Stretch {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
 }
@@ -29,7 +29,7 @@ struct State {
     backs: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
 }
 
-impl Relay {
+impl Stretch {
     pub(crate) async fn to(primary: SocketAddr) -> Self {
         let front = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = front.local_addr().unwrap();

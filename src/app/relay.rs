@@ -1,0 +1,112 @@
+//! Wires what a site publishes to the sites that follow it: the publishing half of replication on
+//! the word that the following half heard.
+
+use std::sync::Arc;
+
+use outport_proto::{SiteName, frame::Keys, session::LogState};
+use tokio::sync::watch;
+
+use super::{
+    StartError,
+    replication::{CONNECTIONS_MAX, admit, endpoint},
+};
+use crate::{
+    config,
+    fetch::BoxFuture,
+    primary::{
+        above::Above,
+        fleet::Fleet,
+        log_stream::LogPublisher,
+        publisher::Publisher,
+        requests::Answerer,
+        source::{KeysDenied, PrimaryIdentity, Source},
+    },
+    registry::Journal,
+    secondary::downstream::{PassedOn, Reports},
+    shutdown::Shutdown,
+    store::Store,
+};
+
+/// A listener for sites that follow, and the table of those.
+pub(super) struct Relay {
+    endpoint: quinn::Endpoint,
+    sites: Vec<SiteName>,
+    fleet: Fleet,
+}
+
+impl Relay {
+    /// Binds the listener; it shows the certificate that the site has for its upstream as well.
+    pub(super) fn bind(config: &config::Relay, tls: &config::MutualTls) -> Result<Self, StartError> {
+        let endpoint = endpoint(config.listen, tls, "relay.listen, primary.tls")?;
+        let fleet = Fleet::of_relay(config.sites.iter().cloned());
+        Ok(Self { endpoint, sites: config.sites.clone(), fleet })
+    }
+
+    /// How the sites are that follow.
+    pub(super) fn reports(&self) -> Reports {
+        let fleet = self.fleet.clone();
+        Arc::new(move || fleet.behind())
+    }
+
+    /// Serves the sites that follow until shutdown.
+    pub(super) fn serve(
+        self,
+        passed_on: PassedOn,
+        journal: &Journal,
+        store: &Store,
+        above: Above,
+        shutdown: &Shutdown,
+    ) {
+        let source: Arc<dyn Source> = Arc::new(Relayed(passed_on));
+        let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
+        let publisher = LogPublisher { source, journal: journal.clone(), fleet: self.fleet };
+        let admit = admit(self.sites, "relay.sites");
+        let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
+        shutdown.spawn(publisher.serve(self.endpoint, shutdown.clone()));
+    }
+}
+
+/// The primary's word, at second hand.
+pub struct Relayed(pub PassedOn);
+
+impl Source for Relayed {
+    fn identity(&self) -> Result<PrimaryIdentity, String> {
+        let (welcome, path) = self.0.told()?;
+        Ok(PrimaryIdentity {
+            cluster: welcome.cluster.clone(),
+            token_realm: welcome.token_realm.clone(),
+            token_service: welcome.token_service.clone(),
+            public_url: welcome.public_url.clone(),
+            path,
+        })
+    }
+
+    fn state(&self) -> LogState {
+        self.0.state()
+    }
+
+    fn news(&self) -> watch::Receiver<u64> {
+        self.0.news()
+    }
+
+    fn keys<'a>(
+        &'a self,
+        site: &'a SiteName,
+        via: &'a [SiteName],
+    ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
+        Box::pin(async move {
+            match self.0.keys(site, via).await {
+                Ok(Some(keys)) => Ok(keys),
+                Ok(None) => {
+                    let asker = via.last().unwrap_or(site).clone();
+                    Err(KeysDenied::NotBehind { site: site.clone(), asker })
+                }
+                Err(reason) => Err(KeysDenied::Unavailable(reason)),
+            }
+        })
+    }
+
+    fn keys_changed(&self) -> watch::Receiver<u64> {
+        self.0.keys_changed()
+    }
+}

@@ -1,0 +1,42 @@
+//! The listener of whoever publishes a log.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use outport_proto::{SiteName, frame::ALPN};
+
+use super::StartError;
+use crate::{
+    auth::{Identity, authority::load_certificates, site_of, tls},
+    config,
+    fetch::quic::{self, TransportOptions},
+    primary::publisher::Admit,
+};
+
+/// Connections of sites at once, two a node.
+pub(super) const CONNECTIONS_MAX: usize = 4096;
+
+/// Binds a QUIC listener that nodes of the cluster can connect to; `keys` are what configured it.
+pub(super) fn endpoint(
+    listen: SocketAddr,
+    files: &config::MutualTls,
+    keys: &str,
+) -> Result<quinn::Endpoint, StartError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StartError::new(format!("set up replication ({keys})"), error)
+    };
+    let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
+    let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
+    let tls = tls::node_server(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
+    let server =
+        quic::server_config(&tls, &TransportOptions::upstream()).map_err(|error| failed(error.into()))?;
+    quic::listen(listen, server).map_err(|error| failed(error.into()))
+}
+
+/// Lets in the sites that `key` lists.
+pub(super) fn admit(sites: Vec<SiteName>, key: &'static str) -> Admit {
+    Arc::new(move |certificate| match site_of(certificate) {
+        Some(site) if sites.contains(&site) => Ok(site),
+        Some(site) => Err(format!("site {site} is not in {key}")),
+        None => Err("the certificate is not a site's".to_owned()),
+    })
+}

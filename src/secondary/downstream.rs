@@ -1,0 +1,193 @@
+//! What a site passes on to the sites that follow it instead of the primary.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use outport_proto::{
+    Offset, SiteName, Timestamp,
+    frame::{Behind, Heartbeat, Keys, Welcome},
+    session::{LIVE_MAX, LogState, begun},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::kept_keys::KeptKeys;
+use crate::{
+    clock::SharedClock,
+    fetch::{UpstreamError, primary::QuicUpstream},
+    registry::journal::Journal,
+};
+
+/// Keys that take longer than this to come are those that came last: the site that waits for them
+/// has to be answered.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Tells how every site is that follows this one, and every site behind those.
+pub type Reports = Arc<dyn Fn() -> Vec<Behind> + Send + Sync>;
+
+/// Where a subscription puts what the sites that follow must hear. Cloning gives another handle.
+#[derive(Clone, Debug, Default)]
+pub struct Downstream(Arc<Ends>);
+
+#[derive(Debug, Default)]
+struct Ends {
+    word: watch::Sender<Word>,
+    /// Moves with `word`.
+    news: watch::Sender<u64>,
+    keys: watch::Sender<u64>,
+}
+
+/// The primary's word, as last heard.
+#[derive(Clone, Debug, Default)]
+struct Word {
+    welcome: Option<Arc<Welcome>>,
+    heard: Option<Heard>,
+}
+
+/// A heartbeat, and how it came.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    heartbeat: Heartbeat,
+    at: Instant,
+    rtt: Duration,
+}
+
+impl Heard {
+    /// How long ago the primary said it, but for the time it travelled.
+    fn age(&self) -> Duration {
+        self.heartbeat.now.since(self.heartbeat.closed_time).saturating_add(self.at.elapsed())
+    }
+}
+
+impl Downstream {
+    /// The primary, or the site in between, said who it is, or sent newer keys.
+    pub(super) fn welcomed(&self, welcome: &Welcome) {
+        self.0.word.send_modify(|word| word.welcome = Some(Arc::new(welcome.clone())));
+        self.0.news.send_modify(|news| *news += 1);
+        let generation = welcome.keys.generation;
+        self.0.keys.send_if_modified(|last| std::mem::replace(last, generation) != generation);
+    }
+
+    /// A heartbeat came over a path with that round trip.
+    pub(super) fn heard(&self, heartbeat: Heartbeat, rtt: Duration) {
+        let heard = Heard { heartbeat, at: Instant::now(), rtt };
+        let is_news = self.0.word.send_if_modified(|word| {
+            let is_news = word.heard.is_none_or(|last| heard.age() <= last.age());
+            if is_news {
+                word.heard = Some(heard);
+            }
+            is_news
+        });
+        if is_news {
+            self.0.news.send_modify(|news| *news += 1);
+        }
+    }
+
+    /// What was heard may be of a history that has ended.
+    pub(super) fn forget_heard(&self) {
+        self.0.word.send_modify(|word| word.heard = None);
+    }
+}
+
+/// What a site that relays tells the sites that follow it. Cloning gives another handle.
+#[derive(Clone)]
+pub struct PassedOn {
+    site: SiteName,
+    downstream: Downstream,
+    journal: Journal,
+    clock: SharedClock,
+    upstream: QuicUpstream,
+    kept: KeptKeys,
+}
+
+impl PassedOn {
+    /// What `site` passes on of what its subscription puts into `downstream`. Keys of the sites
+    /// that follow are kept below `dir`, for times without the primary.
+    pub fn new(
+        site: SiteName,
+        dir: &Path,
+        downstream: Downstream,
+        journal: Journal,
+        clock: SharedClock,
+        upstream: QuicUpstream,
+    ) -> Self {
+        Self { site, downstream, journal, clock, upstream, kept: KeptKeys::below(dir) }
+    }
+
+    /// What the primary said about itself, and the sites up to it, this one last.
+    ///
+    /// # Errors
+    /// Why nothing can be followed here now; for people.
+    pub fn told(&self) -> Result<(Arc<Welcome>, Vec<SiteName>), String> {
+        let welcome = self.downstream.0.word.borrow().welcome.clone();
+        let welcome = welcome.ok_or_else(|| format!("{} has not heard of the primary yet", self.site))?;
+        if !self.journal.is_whole() {
+            return Err(format!("{} is taking a snapshot", self.site));
+        }
+        let path = welcome.path.iter().chain([&self.site]).cloned().collect();
+        Ok((welcome, path))
+    }
+
+    /// Where this site's log is, and where the primary's was when it was last heard of. The round
+    /// trip is added to its clock, so that nothing behind this site looks younger than it is.
+    pub fn state(&self) -> LogState {
+        // Read before the log, which is then never behind what it is compared with.
+        let heard = self.downstream.0.word.borrow().heard;
+        let log = self.journal.log();
+        let (durable, log_bytes) = (begun(log.head()), log.bytes());
+        let (state_hash, state_at) = match self.journal.is_whole() {
+            true => self.journal.index().state_hash(),
+            false => ([0; 32], Offset::ZERO),
+        };
+        let heartbeat = match heard {
+            Some(heard) => Heartbeat {
+                now: heard.heartbeat.now.plus(heard.at.elapsed().saturating_add(heard.rtt)),
+                state_hash,
+                state_at,
+                ..heard.heartbeat
+            },
+            None => Heartbeat {
+                head: durable,
+                closed_time: Timestamp::default(),
+                now: self.clock.now(),
+                log_bytes,
+                state_hash,
+                state_at,
+            },
+        };
+        let is_level = heard.is_some_and(|heard| heard.age() < LIVE_MAX && heard.heartbeat.head <= durable);
+        let tail_events_max = self.journal.tail_events_max();
+        LogState { heartbeat, durable, is_level, floor: begun(log.floor()), tail_events_max }
+    }
+
+    /// The keys of `site`, which follows the first of `via`, or this site; `None` when the primary
+    /// says that they are not for here.
+    ///
+    /// # Errors
+    /// Why they cannot be had now; for people.
+    pub async fn keys(&self, site: &SiteName, via: &[SiteName]) -> Result<Option<Keys>, String> {
+        let follows_here = via.is_empty();
+        let via = via.iter().chain([&self.site]).cloned().collect();
+        let asked = tokio::time::timeout(KEYS_TIMEOUT, self.upstream.site_keys(site.clone(), via)).await;
+        match asked.unwrap_or(Err(UpstreamError::Timeout(KEYS_TIMEOUT))) {
+            Ok(keys) if follows_here => {
+                self.kept.keep(site, keys.clone()).await;
+                Ok(keys)
+            }
+            Ok(keys) => Ok(keys),
+            Err(error) if follows_here => match self.kept.last(site).await {
+                Some(keys) => Ok(Some(keys)),
+                None => Err(error.to_string()),
+            },
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Moves when what is passed on changed.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.downstream.0.news.subscribe()
+    }
+
+    /// Moves when the primary changed keys.
+    pub fn keys_changed(&self) -> watch::Receiver<u64> {
+        self.downstream.0.keys.subscribe()
+    }
+}

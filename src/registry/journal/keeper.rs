@@ -99,7 +99,10 @@ impl Keeper {
         }
         // The log began anew, with a snapshot file of its own.
         self.snapshot_log_bytes = self.snapshot_log_bytes.min(self.shared.log.bytes());
-        if self.shared.log.bytes() >= self.snapshot_log_bytes.saturating_add(options.snapshot_log_bytes) {
+        let has_grown =
+            shared.log.bytes() >= self.snapshot_log_bytes.saturating_add(options.snapshot_log_bytes);
+        // A walk through what is kept above the database would slow the catching up down.
+        if has_grown && !shared.index.is_deferring() {
             self.snapshot().await;
         }
         if self.cut_at <= Instant::now() && shared.log.expired(&options.retention).is_some() {

@@ -12,6 +12,7 @@ pub mod secondary;
 use std::{
     fmt,
     io::Write as _,
+    num::NonZeroU64,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
     time::{Duration, Instant},
@@ -115,6 +116,13 @@ async fn open_store(data_dir: &DataDir, options: StoreOptions) -> Result<Store, 
         tracing::info!(?leftovers, "removed what a crash left in the blob store");
     }
     Ok(store)
+}
+
+/// Checks blobs for bit rot before anybody asks for them.
+fn scrub(store: &Store, mib_per_second: u32, shutdown: &Shutdown) {
+    if let Some(rate) = NonZeroU64::new(u64::from(mib_per_second) * 1024 * 1024) {
+        shutdown.spawn(store.clone().scrub(rate, shutdown.clone()));
+    }
 }
 
 /// Removes what no repository names, on a timer and on demand.

@@ -119,6 +119,7 @@ pub async fn start(
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let store = open_store(&data_dir, StoreOptions { limit_bytes: None, clock: Arc::clone(&clock) }).await?;
     metrics.register(|registry| store.register(registry));
+    super::scrub(&store, config.store.scrub_mib_per_second, &shutdown);
     let options = JournalOptions { history, ..config.log.journal() };
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await

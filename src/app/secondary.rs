@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
-    Offset,
+    Digest, Offset,
     frame::{ALPN, Welcome},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{
     StartError,
@@ -23,12 +23,12 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config,
     fetch::{
-        FlightMetrics, FlightOptions, Flights, Pace, Upstream,
+        FlightMetrics, FlightOptions, Flights, Linked, Pace, Upstream,
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::TransportOptions,
     },
     http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses},
-    index::boot_id,
+    index::{Index, boot_id},
     log::disk::OsDisk,
     policy::{Bandwidth, Policy},
     primary::above::Above,
@@ -56,6 +56,8 @@ use crate::{
 /// Redirected pushes remembered at once; beyond that the whole site revalidates.
 const INTENTS_MAX: usize = 100_000;
 
+/// Bad copies that wait to be filled again, at most.
+const LOSSES_MAX: usize = 1024;
 /// How often it is looked whether displaced blobs are still wanted.
 const REVIEW_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -107,6 +109,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let limit_bytes = config.store.limit.map(|limit| limit.0);
     let store = open_store(&data_dir, StoreOptions { limit_bytes, clock: Arc::clone(&clock) }).await?;
     metrics.register(|registry| store.register(registry));
+    super::scrub(&store, config.store.scrub_mib_per_second, &shutdown);
     let journal = Journal::open(
         &config.data_dir,
         JournalOptions { origin: Origin::Followed, ..config.log.journal() },
@@ -151,6 +154,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         addresses: Arc::default(),
     };
     store.let_go_by(ranks(Arc::clone(&policy), journal.index().clone()));
+    refill(&store, journal.index(), &flights, &shutdown);
     shutdown.spawn(review_displaced(store.clone(), shutdown.clone()));
     let (prefetch, progress) = Prefetch::new(
         &config.data_dir,
@@ -325,6 +329,30 @@ fn rules(config: &config::Read, policy: &Arc<Policy>) -> PullRules {
 fn pace(bandwidth: Bandwidth, clock: &SharedClock) -> Pace {
     let clock = Arc::clone(clock);
     Pace::new(move || bandwidth.limit_at(clock.now()))
+}
+
+/// Fills blobs again whose copy was bad.
+fn refill(store: &Store, index: &Index, flights: &Flights, shutdown: &Shutdown) {
+    let (lost, mut losses) = mpsc::channel::<Digest>(LOSSES_MAX);
+    // More at once are filled when somebody asks for them.
+    store.on_rotten(Arc::new(move |digest| _ = lost.try_send(*digest)));
+    let (index, flights, stop) = (index.clone(), flights.clone(), shutdown.clone());
+    shutdown.spawn(async move {
+        loop {
+            let digest = tokio::select! {
+                biased;
+                () = stop.requested() => return,
+                lost = losses.recv() => match lost {
+                    Some(digest) => digest,
+                    None => return,
+                },
+            };
+            let Ok(Some((repo, size))) = index.any_link(&digest) else { continue };
+            if let Err(error) = flights.ensure(&repo, &digest, Linked { size: Some(size) }).await {
+                tracing::info!(%digest, %error, "a bad copy is not replaced yet");
+            }
+        }
+    });
 }
 
 /// What had to go for want of room may be deleted since.

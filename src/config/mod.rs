@@ -247,6 +247,8 @@ impl Log {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PrimaryStore {
+    /// How fast blobs are checked for bit rot while nobody asks for them; 0 does not check.
+    pub scrub_mib_per_second: u32,
     /// How long a blob stays that no repository names any more, in minutes.
     pub gc_grace_minutes: u32,
 }
@@ -255,6 +257,8 @@ pub struct PrimaryStore {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecondaryStore {
+    /// How fast blobs are checked for bit rot while nobody asks for them; 0 does not check.
+    pub scrub_mib_per_second: u32,
     /// Most bytes of blobs it holds: those used longest ago make room for new ones. Without it,
     /// they do when the disk is full.
     pub limit: Option<ByteSize>,
@@ -392,17 +396,19 @@ impl Default for Read {
 
 impl Default for PrimaryStore {
     fn default() -> Self {
-        Self { gc_grace_minutes: GC_GRACE_MINUTES }
+        Self { gc_grace_minutes: GC_GRACE_MINUTES, scrub_mib_per_second: SCRUB_MIB_PER_SECOND }
     }
 }
 
 impl Default for SecondaryStore {
     fn default() -> Self {
-        Self { limit: None, gc_grace_minutes: GC_GRACE_MINUTES }
+        Self { limit: None, gc_grace_minutes: GC_GRACE_MINUTES, scrub_mib_per_second: SCRUB_MIB_PER_SECOND }
     }
 }
 
 const GC_GRACE_MINUTES: u32 = 60;
+/// A terabyte in a bit more than a day.
+const SCRUB_MIB_PER_SECOND: u32 = 10;
 
 impl Default for Log {
     fn default() -> Self {

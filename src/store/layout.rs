@@ -5,6 +5,7 @@
 //! tmp/<n>                                 content being taken in
 //! uploads/<id>, uploads/<id>.meta         resumable uploads
 //! quarantine/<algorithm>-<hex>            bad copies, set aside
+//! scrubbed                                which part of the store is to be checked next
 //! displaced                               blobs that should be here and had to go for want of room
 //! lock                                    held while a process has the store open
 //! ```
@@ -37,6 +38,10 @@ impl Layout {
 
     pub(super) fn displaced(&self) -> PathBuf {
         self.root.join("displaced")
+    }
+
+    pub(super) fn scrubbed(&self) -> PathBuf {
+        self.root.join("scrubbed")
     }
 
     pub(super) fn temp(&self) -> PathBuf {

@@ -14,6 +14,7 @@ mod leases;
 mod metrics;
 mod pump;
 mod reader;
+mod scrub;
 mod totals;
 mod upload;
 mod verify;

@@ -65,7 +65,7 @@ struct Check {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) inode: u64,
-    size: u64,
+    pub(super) size: u64,
     changed: (i64, i64),
 }
 
@@ -176,14 +176,7 @@ impl Inner {
             Err(error) => return Err(failed(error)),
         };
         let mut hasher = Hasher::new(digest.algorithm());
-        let mut piece = vec![0; PIECE_BYTES];
-        let mut at = 0;
-        while at < before.size {
-            let wanted = PIECE_BYTES.min(usize::try_from(before.size - at).unwrap_or(PIECE_BYTES));
-            file.read_exact_at(&mut piece[..wanted], at).map_err(StoreError::when("check a blob"))?;
-            hasher.update(&piece[..wanted]);
-            at += wanted as u64;
-        }
+        hash(file, 0..before.size, &mut hasher)?;
         Ok(self.judge(digest, file, before, hasher.finish()))
     }
 
@@ -209,6 +202,19 @@ impl Inner {
             }
         }
     }
+}
+
+/// Hashes a range of a file.
+pub(super) fn hash(file: &File, range: Range<u64>, hasher: &mut Hasher) -> Result<(), StoreError> {
+    let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(range.end - range.start).unwrap_or(PIECE_BYTES))];
+    let mut at = range.start;
+    while at < range.end {
+        let wanted = PIECE_BYTES.min(usize::try_from(range.end - at).unwrap_or(PIECE_BYTES));
+        file.read_exact_at(&mut piece[..wanted], at).map_err(StoreError::when("check a blob"))?;
+        hasher.update(&piece[..wanted]);
+        at += wanted as u64;
+    }
+    Ok(())
 }
 
 impl Blob {

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::Digest;
+use outport_proto::{Digest, Offset};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -327,7 +327,8 @@ impl Shared {
         let before = self.index.whole();
         let is_named = self.index.is_named(digest)?;
         let was_whole = before.is_some() && before == self.index.whole();
-        Ok(is_named || !was_whole)
+        // An index that was lost is whole before anything is applied to it.
+        Ok(is_named || !was_whole || self.index.applied() == Offset::ZERO)
     }
 }
 

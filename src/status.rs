@@ -85,6 +85,15 @@ pub struct SiteStatus {
     /// follows the primary itself.
     #[serde(default)]
     pub via: Vec<String>,
+    /// Times the index was found in another state than the primary's, since the start.
+    #[serde(default)]
+    pub state_mismatches: u64,
+    /// Of those, repaired.
+    #[serde(default)]
+    pub state_repairs: u64,
+    /// Tags, manifests and links that repairs put, removed or replaced.
+    #[serde(default)]
+    pub state_entries_repaired: u64,
 }
 
 /// Lag by stage in seconds of the primary's clock; `null` when unknown.

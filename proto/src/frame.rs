@@ -22,6 +22,9 @@ pub const HOPS_MAX: usize = 8;
 /// Most reports about other sites in one [`Ack`].
 pub const BEHIND_MAX: usize = 64;
 
+/// Most buckets that one [`DiffStep::Entries`] asks for.
+pub const DIFF_BUCKETS_MAX: usize = 64;
+
 /// What a lag in a [`SiteReport`] says when the site does not know it.
 pub const LAG_UNKNOWN_MICROS: u64 = u64::MAX;
 
@@ -347,6 +350,18 @@ pub enum Request {
         /// on; the last is the one that the certificate names.
         via: Vec<SiteName>,
     },
+    /// Where do our states differ? Asked in two steps.
+    Diff(DiffStep),
+}
+
+/// A step on the way to what two states differ in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum DiffStep {
+    /// The sums of all buckets. Answer: [`Response::DiffSums`].
+    Sums,
+    /// All there is in these buckets ([`DIFF_BUCKETS_MAX`] at most). Answer, for each of them in
+    /// this order: [`Response::DiffPart`]s, and a [`Response::DiffBucket`] at its end.
+    Entries(Vec<u16>),
 }
 
 /// An answer to a [`Request`].
@@ -407,4 +422,25 @@ pub enum Response {
     },
     /// Keys of the site asked for.
     SiteKeys(Keys),
+    /// The sums of all buckets ([`crate::statehash`]), from the first to the last.
+    DiffSums {
+        /// They hold at this offset.
+        at: Offset,
+        /// [`crate::statehash::BUCKETS`] of them.
+        sums: Vec<[u8; 32]>,
+    },
+    /// Some of the entries of a bucket: tags, links, and manifests without their bytes.
+    DiffPart(Vec<Entry>),
+    /// A bucket is whole.
+    DiffBucket {
+        /// Which one.
+        bucket: u16,
+        /// Its entries are the same at every offset from this one ..
+        since: Offset,
+        /// .. to this one. When that is older than `since`, the bucket changed while it was read,
+        /// and its entries are to be asked for again.
+        until: Offset,
+        /// How many there were.
+        entries: u64,
+    },
 }

@@ -5,10 +5,17 @@
 //! 64-bit lanes that are added modulo 2^64. It finds mistakes and damage; it does not withstand
 //! somebody who chooses facts to make two states look alike (Bellare and Micciancio, "A New
 //! Paradigm for Collision-free Hashing", 1997), which only the primary could do.
+//!
+//! To find where two states differ, each fact belongs to one of [`BUCKETS`] buckets, which have
+//! sums of their own: the hash of the state is the sum of theirs. A bucket is chosen by what a
+//! fact is about and not by what it says, so a tag that names something else stays in its bucket.
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Digest, RepoName, Tag};
+use crate::{Algorithm, Digest, RepoName, Tag};
+
+/// How many buckets there are. With a million facts one holds about 250.
+pub const BUCKETS: usize = 4096;
 
 /// One fact of a site's state. A state is a set: a fact is added when it becomes true and
 /// removed when it ceases to be.
@@ -40,6 +47,33 @@ pub enum Fact<'a> {
 }
 
 impl Fact<'_> {
+    /// Which of the [`BUCKETS`] it belongs to: CRC-32C, modulo their number, of a letter for its
+    /// kind (`t`, `m`, `l`), the repository, a NUL, and the tag or the digest; a digest as a byte
+    /// for its algorithm (1 for SHA-256, 2 for SHA-512) and its raw hash.
+    pub fn bucket(&self) -> u16 {
+        let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+        let mut about = |kind: &[u8], repo: &RepoName| {
+            crc.update(kind);
+            crc.update(repo.as_str().as_bytes());
+            crc.update(&[0]);
+        };
+        match self {
+            Self::Tag { repo, tag, .. } => {
+                about(b"t", repo);
+                crc.update(tag.as_str().as_bytes());
+            }
+            Self::Manifest { repo, digest } | Self::Link { repo, digest } => {
+                about(if matches!(self, Self::Link { .. }) { b"l" } else { b"m" }, repo);
+                crc.update(match digest.algorithm() {
+                    Algorithm::Sha256 => &[1],
+                    Algorithm::Sha512 => &[2],
+                });
+                crc.update(digest.as_bytes());
+            }
+        }
+        bucket_of_crc(crc.finalize() as u32)
+    }
+
     /// SHA-256 of the kind, the names and the digest as texts, each after its length.
     fn lanes(&self) -> [u64; LANES] {
         let mut hasher = Sha256::new();
@@ -69,6 +103,11 @@ impl Fact<'_> {
     }
 }
 
+/// The bucket of what has this CRC-32C.
+pub const fn bucket_of_crc(crc: u32) -> u16 {
+    (crc as usize % BUCKETS) as u16
+}
+
 const LANES: usize = 4;
 
 /// The hash of a set of facts.
@@ -93,16 +132,31 @@ impl StateHash {
         bytes
     }
 
+    /// The hash of the state that consists of one fact.
+    pub fn of(fact: &Fact<'_>) -> Self {
+        Self(fact.lanes())
+    }
+
     /// Adds a fact that was not part of the state.
     pub fn add(&mut self, fact: &Fact<'_>) {
-        for (lane, more) in self.0.iter_mut().zip(fact.lanes()) {
-            *lane = lane.wrapping_add(more);
-        }
+        self.include(&Self::of(fact));
     }
 
     /// Removes a fact that was part of the state.
     pub fn remove(&mut self, fact: &Fact<'_>) {
-        for (lane, less) in self.0.iter_mut().zip(fact.lanes()) {
+        self.exclude(&Self::of(fact));
+    }
+
+    /// Adds facts that were not part of the state, by their hash.
+    pub fn include(&mut self, facts: &Self) {
+        for (lane, more) in self.0.iter_mut().zip(facts.0) {
+            *lane = lane.wrapping_add(more);
+        }
+    }
+
+    /// Removes facts that were part of the state, by their hash.
+    pub fn exclude(&mut self, facts: &Self) {
+        for (lane, less) in self.0.iter_mut().zip(facts.0) {
             *lane = lane.wrapping_sub(less);
         }
     }
@@ -157,5 +211,39 @@ mod tests {
             Digest::Sha256(hash.bytes()).hex(),
             "bdb13b5123c074ea07b6222cb7d993525dc1d331bc9a01554012cfc601eb8dcd"
         );
+    }
+
+    #[test]
+    fn the_bucket_of_a_fact_never_changes() {
+        let (repo, tag): (RepoName, Tag) = ("team/app".parse().unwrap(), "1".parse().unwrap());
+        let digest = Digest::sha256(b"");
+        let long = Digest::of(Algorithm::Sha512, b"");
+        let tagged = |digest| Fact::Tag { repo: &repo, tag: &tag, digest };
+        assert_eq!(tagged(&digest).bucket(), tagged(&long).bucket(), "whatever the tag names");
+        let facts = [
+            tagged(&digest),
+            Fact::Manifest { repo: &repo, digest: &digest },
+            Fact::Link { repo: &repo, digest: &digest },
+            Fact::Link { repo: &repo, digest: &long },
+        ];
+        assert_eq!(facts.map(|fact| fact.bucket()), [439, 3637, 1444, 530]);
+    }
+
+    #[test]
+    fn the_hash_of_the_whole_is_the_sum_of_its_parts() {
+        let repo: RepoName = "a".parse().unwrap();
+        let digests: Vec<_> = (0..100_u8).map(|number| Digest::sha256(&[number])).collect();
+        let mut whole = StateHash::EMPTY;
+        let mut parts = vec![StateHash::EMPTY; BUCKETS];
+        for digest in &digests {
+            let fact = Fact::Link { repo: &repo, digest };
+            whole.add(&fact);
+            parts[usize::from(fact.bucket())].include(&StateHash::of(&fact));
+        }
+        assert!(parts.iter().filter(|part| **part != StateHash::EMPTY).count() > 90, "they are spread");
+        for part in &parts {
+            whole.exclude(part);
+        }
+        assert_eq!(whole, StateHash::EMPTY);
     }
 }

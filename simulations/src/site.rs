@@ -96,6 +96,7 @@ impl SiteProcess {
             matches!(self.subscriber.state(), SubscriberState::Streaming | SubscriberState::Snapshot);
         Session {
             live: self.subscriber.live(now),
+            differs: false,
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),

@@ -284,6 +284,7 @@ const fn name(response: &Response) -> &'static str {
         }
         Response::Unavailable { .. } => "unavailable",
         Response::SiteKeys(_) => "keys",
+        Response::DiffSums { .. } | Response::DiffPart(_) | Response::DiffBucket { .. } => "diff",
     }
 }
 

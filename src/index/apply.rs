@@ -26,6 +26,7 @@ impl Tx<'_> {
     /// Applies an event.
     pub(super) fn apply(&mut self, event: &Event) -> Result<(), IndexError> {
         let offset = event.offset;
+        self.begin_event(offset);
         self.note_day(event);
         match &event.change {
             Change::BlobCommitted { repo, digest, size } | Change::BlobMounted { repo, digest, size, .. } => {
@@ -43,7 +44,7 @@ impl Tx<'_> {
             Change::RepositoryDeleted { repo } => self.delete_repository(repo, offset)?,
             Change::EpochBegan { .. } => {}
         }
-        self.applied = self.applied.max(offset);
+        self.end_event(offset);
         Ok(())
     }
 
@@ -78,12 +79,17 @@ impl Tx<'_> {
         if dead.is_some() {
             self.unbury(tombstone);
         }
+        self.set_link(repo, digest, old, link);
+        Ok(())
+    }
+
+    /// Puts a link in the place of the `old` one; nothing says any more that it is deleted.
+    pub(super) fn set_link(&mut self, repo: &RepoName, digest: &Digest, old: Option<Link>, link: Link) {
         self.put(key::repo_digest(Table::Link, repo, digest), &row::encode_link(&link));
         if old.is_none() {
             self.put(key::digest_repo(Table::Linker, digest, repo), &[]);
-            self.hash.add(&Fact::Link { repo, digest });
+            self.gain(&Fact::Link { repo, digest });
         }
-        Ok(())
     }
 
     fn delete_link(&mut self, repo: &RepoName, digest: &Digest, offset: Offset) -> Result<(), IndexError> {
@@ -97,10 +103,10 @@ impl Tx<'_> {
         self.bury(key::repo_digest(Table::DeadLink, repo, digest), offset)
     }
 
-    fn drop_link(&mut self, repo: &RepoName, digest: &Digest) {
+    pub(super) fn drop_link(&mut self, repo: &RepoName, digest: &Digest) {
         self.remove(key::repo_digest(Table::Link, repo, digest));
         self.remove(key::digest_repo(Table::Linker, digest, repo));
-        self.hash.remove(&Fact::Link { repo, digest });
+        self.lose(&Fact::Link { repo, digest });
     }
 
     fn put_manifest(&mut self, put: &ManifestPut, offset: Offset) -> Result<(), IndexError> {
@@ -113,6 +119,20 @@ impl Tx<'_> {
         {
             return Ok(());
         }
+        if dead.is_some() {
+            self.unbury(tombstone);
+        }
+        self.set_manifest(put, old, offset)
+    }
+
+    /// Puts a manifest in the place of the `old` one; nothing says any more that it is deleted.
+    pub(super) fn set_manifest(
+        &mut self,
+        put: &ManifestPut,
+        old: Option<Held>,
+        offset: Offset,
+    ) -> Result<(), IndexError> {
+        let (repo, digest) = (&put.repo, &put.digest);
         let bytes = put.bytes.as_ref().filter(|bytes| {
             bytes.len() as u64 == put.size && Digest::of(digest.algorithm(), bytes) == *digest
         });
@@ -123,15 +143,12 @@ impl Tx<'_> {
         let inline =
             bytes.is_some() || old.as_ref().is_some_and(|old| old.inline && old.put.size == put.size);
         let held = Held { offset, inline, put: ManifestPut { bytes: None, tags: Vec::new(), ..put.clone() } };
-        if dead.is_some() {
-            self.unbury(tombstone);
-        }
         self.put(key::repo_digest(Table::Manifest, repo, digest), &row::encode_held(&held));
         match old {
             Some(old) => self.replaced(&old, &held)?,
             None => {
                 self.put(key::digest_repo(Table::Holder, digest, repo), &[]);
-                self.hash.add(&Fact::Manifest { repo, digest });
+                self.gain(&Fact::Manifest { repo, digest });
             }
         }
         if let Some(subject) = &put.subject {
@@ -173,7 +190,8 @@ impl Tx<'_> {
             self.bury(key::repo_digest(Table::DeadManifest, repo, digest), offset)?;
         }
         for tag in self.tags_naming(repo, digest)? {
-            if let Some(entry) = self.tag(repo, &tag)?.filter(|entry| entry.offset <= offset) {
+            let named = self.tag(repo, &tag)?.filter(|entry| entry.digest == *digest);
+            if let Some(entry) = named.filter(|entry| entry.offset <= offset) {
                 self.delete_tag(repo, &tag, entry.offset)?;
             }
             self.store_step()?;
@@ -181,7 +199,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn drop_manifest(&mut self, held: &Held) -> Result<(), IndexError> {
+    pub(super) fn drop_manifest(&mut self, held: &Held) -> Result<(), IndexError> {
         let (repo, digest) = (&held.put.repo, &held.put.digest);
         self.remove(key::repo_digest(Table::Manifest, repo, digest));
         self.remove(key::digest_repo(Table::Holder, digest, repo));
@@ -191,7 +209,7 @@ impl Tx<'_> {
         if !self.has_any(key::of_digest(Table::Holder, digest))? {
             self.remove_body(digest)?;
         }
-        self.hash.remove(&Fact::Manifest { repo, digest });
+        self.lose(&Fact::Manifest { repo, digest });
         self.digest_is_stale(repo, digest);
         Ok(())
     }
@@ -208,16 +226,21 @@ impl Tx<'_> {
         if self.is_dead(&key::repo_digest(Table::DeadManifest, repo, &entry.digest), entry.offset)? {
             return self.delete_tag(repo, tag, entry.offset);
         }
-        if let Some(old) = old {
-            self.drop_tag(repo, tag, &old);
-        }
         if dead.is_some() {
             self.unbury(tombstone);
         }
+        self.set_tag(repo, tag, old, entry);
+        Ok(())
+    }
+
+    /// Puts a tag in the place of the `old` one; nothing says any more that it is deleted.
+    pub(super) fn set_tag(&mut self, repo: &RepoName, tag: &Tag, old: Option<TagEntry>, entry: TagEntry) {
+        if let Some(old) = old {
+            self.drop_tag(repo, tag, &old);
+        }
         self.put(key::repo_tag(Table::Tag, repo, tag.as_str()), &row::encode_tag(&entry));
         self.put(key::naming(repo, &entry.digest, tag), &[]);
-        self.hash.add(&Fact::Tag { repo, tag, digest: &entry.digest });
-        Ok(())
+        self.gain(&Fact::Tag { repo, tag, digest: &entry.digest });
     }
 
     fn delete_tag(&mut self, repo: &RepoName, tag: &Tag, offset: Offset) -> Result<(), IndexError> {
@@ -231,10 +254,10 @@ impl Tx<'_> {
         self.bury(key::repo_tag(Table::DeadTag, repo, tag.as_str()), offset)
     }
 
-    fn drop_tag(&mut self, repo: &RepoName, tag: &Tag, old: &TagEntry) {
+    pub(super) fn drop_tag(&mut self, repo: &RepoName, tag: &Tag, old: &TagEntry) {
         self.remove(key::repo_tag(Table::Tag, repo, tag.as_str()));
         self.remove(key::naming(repo, &old.digest, tag));
-        self.hash.remove(&Fact::Tag { repo, tag, digest: &old.digest });
+        self.lose(&Fact::Tag { repo, tag, digest: &old.digest });
         self.tag_is_stale(repo, tag);
     }
 
@@ -249,7 +272,7 @@ impl Tx<'_> {
         keys.iter().map(tag).collect()
     }
 
-    fn is_repository_dead(&self, repo: &RepoName, offset: Offset) -> Result<bool, IndexError> {
+    pub(super) fn is_repository_dead(&self, repo: &RepoName, offset: Offset) -> Result<bool, IndexError> {
         self.is_dead(&key::of_repo(Table::DeadRepository, repo), offset)
     }
 

@@ -14,6 +14,7 @@ use super::{
     Index, IndexError, Shared, lock,
     overlay::{MEMORY_BYTES_MAX, Overlay},
     row::State,
+    sums::Tally,
     tx::Tx,
 };
 
@@ -76,7 +77,9 @@ impl Index {
             if self.shared.below.closed.load(Ordering::SeqCst) || !self.shared.is_over(&overlay) {
                 return Ok(());
             }
-            let mut tx = Tx::new(&*self.shared.base, &self.shared.hot, &mut below);
+            // The sums are of what readers see.
+            let mut no_tally = Tally::default();
+            let mut tx = Tx::new(&*self.shared.base, &self.shared.hot, &mut below, &mut no_tally);
             for event in batch.iter().filter(|event| event.offset <= applied) {
                 if event.offset > tx.applied {
                     tx.apply(event)?;

@@ -5,7 +5,7 @@ use std::io;
 use outport_proto::snapshot::{Deleted, Entry, EntryKey};
 
 use super::{
-    IndexError,
+    IndexError, TagEntry,
     key::{self, Parts, Table},
     kv::{Kv, Row, Rows},
     row, view,
@@ -100,23 +100,32 @@ fn entry(kv: &dyn Kv, table: Table, (key, value): Row) -> Result<Option<Entry>, 
         Table::DeadManifest => Deleted::Manifest(repo, parts.digest()?),
         Table::DeadLink => Deleted::Blob(repo, parts.digest()?),
         Table::DeadTag => Deleted::Tag(repo, parts.last()?),
-        Table::Link => {
-            let digest = parts.digest()?;
-            let link = row::decode_link(&fields)?;
-            return Ok(Some(Entry::Link { repo, digest, size: link.size, offset: link.offset }));
-        }
-        Table::Tag => {
-            let tag = parts.last()?;
-            let named = row::decode_tag(&fields)?;
-            let (digest, offset, time) = (named.digest, named.offset, named.time);
-            return Ok(Some(Entry::Tag { repo, tag, digest, offset, time }));
-        }
+        Table::Link | Table::Tag => return entry_without_bytes(table, &(key, value)).map(Some),
         _ => {
             let held = view::held(kv, &repo, &parts.digest()?)?;
             return Ok(held.map(|held| Entry::Manifest { manifest: Box::new(held.put), offset: held.offset }));
         }
     };
     Ok(Some(Entry::Tombstone { of, offset: row::decode_offset(&fields)? }))
+}
+
+/// The entry that a row of a tag, a link or a manifest stands for, without the bytes of a manifest.
+pub(super) fn entry_without_bytes(table: Table, (key, value): &Row) -> Result<Entry, IndexError> {
+    let fields = row::unseal(key, value)?;
+    let mut parts = Parts::of(key);
+    let repo = parts.repo()?;
+    if table == Table::Tag {
+        let tag = parts.last()?;
+        let TagEntry { digest, offset, time } = row::decode_tag(&fields)?;
+        return Ok(Entry::Tag { repo, tag, digest, offset, time });
+    }
+    let digest = parts.digest()?;
+    if table == Table::Link {
+        let row::Link { size, offset } = row::decode_link(&fields)?;
+        return Ok(Entry::Link { repo, digest, size, offset });
+    }
+    let held = row::decode_held(&repo, &digest, &fields)?;
+    Ok(Entry::Manifest { manifest: Box::new(held.put), offset: held.offset })
 }
 
 fn size(entry: &Entry) -> usize {

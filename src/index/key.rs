@@ -4,7 +4,7 @@
 //! name contains; a digest is a byte for its algorithm and its raw hash, so it delimits itself;
 //! a tag or a repository name may also stand last, undelimited.
 
-use outport_proto::{Algorithm, Digest, RepoName, Tag};
+use outport_proto::{Algorithm, Digest, RepoName, Tag, snapshot::Entry, statehash::Fact};
 
 use super::IndexError;
 
@@ -128,6 +128,25 @@ pub(super) fn body(digest: &Digest, piece: u16) -> Vec<u8> {
     let mut key = of_digest(Table::Body, digest);
     key.extend_from_slice(&piece.to_be_bytes());
     key
+}
+
+/// The row of a fact.
+pub(super) fn of_fact(fact: &Fact<'_>) -> Vec<u8> {
+    match fact {
+        Fact::Tag { repo, tag, .. } => repo_tag(Table::Tag, repo, tag.as_str()),
+        Fact::Manifest { repo, digest } => repo_digest(Table::Manifest, repo, digest),
+        Fact::Link { repo, digest } => repo_digest(Table::Link, repo, digest),
+    }
+}
+
+/// The row that an entry stands for, unless it is a tombstone.
+pub(super) fn of_entry(entry: &Entry) -> Option<Vec<u8>> {
+    Some(match entry {
+        Entry::Tag { repo, tag, .. } => repo_tag(Table::Tag, repo, tag.as_str()),
+        Entry::Manifest { manifest, .. } => repo_digest(Table::Manifest, &manifest.repo, &manifest.digest),
+        Entry::Link { repo, digest, .. } => repo_digest(Table::Link, repo, digest),
+        Entry::Tombstone { .. } => return None,
+    })
 }
 
 fn push_digest(key: &mut Vec<u8>, digest: &Digest) {

@@ -16,14 +16,18 @@ mod key;
 mod kv;
 mod listing;
 mod memory;
+mod mend;
 mod open;
 mod overlay;
 mod row;
+mod shown;
 mod sled;
 mod standing;
+mod sums;
 mod tombstones;
 mod tx;
 mod view;
+mod walk;
 mod whole;
 
 #[cfg(test)]
@@ -51,11 +55,15 @@ pub(crate) use home::boot_id;
 use hot::{Hot, HotKey};
 use kv::Kv;
 use memory::MemoryKv;
+pub use mend::{Bucket, Correction, corrections};
 use open::OpenIndex;
 use overlay::Overlay;
 use row::State;
+use shown::Shown;
 pub use standing::Placed;
+use sums::Tally;
 use tx::Tx;
+pub use walk::{BucketSums, RowsDiffer, Verified, WalkReport, Walked};
 pub use whole::Whole;
 use whole::Wholeness;
 
@@ -87,7 +95,9 @@ struct Shared {
     hot: Hot,
     writer: Mutex<Writer>,
     /// What readers are told: it follows what the store holds.
-    state: Mutex<State>,
+    shown: Mutex<Shown>,
+    /// What walks came to.
+    verified: Mutex<Verified>,
     applied: watch::Sender<Offset>,
     whole: Wholeness,
 }
@@ -96,6 +106,8 @@ struct Shared {
 struct Writer {
     /// What readers see.
     stored: State,
+    /// Sums of what it holds, by bucket.
+    tally: Tally,
     closed: bool,
 }
 
@@ -163,8 +175,9 @@ impl Index {
             overlay: RwLock::new(None),
             home,
             hot: Hot::new(options.hot_bytes_max),
-            writer: Mutex::new(Writer { stored: state, closed: false }),
-            state: Mutex::new(state),
+            writer: Mutex::new(Writer { stored: state, tally: Tally::default(), closed: false }),
+            shown: Mutex::new(Shown::new(state)),
+            verified: Mutex::default(),
             applied: watch::Sender::new(state.applied),
             whole: Wholeness::new(),
         };
@@ -265,7 +278,7 @@ impl Index {
     /// holds at. While a snapshot is loaded, and until the events it was overtaken by are applied,
     /// it is the hash of what is there and of no offset.
     pub fn state_hash(&self) -> ([u8; 32], Offset) {
-        let state = *lock(&self.shared.state);
+        let state = lock(&self.shared.shown).state;
         (state.hash, state.applied)
     }
 
@@ -347,7 +360,7 @@ impl Index {
             &[from],
             |_| 0,
             |tx, from| {
-                tx.applied = tx.applied.max(*from);
+                tx.begin_anew(*from);
                 Ok(())
             },
         )
@@ -394,14 +407,16 @@ impl Shared {
         let mut writer = self.writer_if_open()?;
         let overlay = self.overlay();
         let kv = overlay.as_deref().map_or(&*self.base, |overlay| overlay as &dyn Kv);
-        let mut tx = Tx::new(kv, &self.hot, &mut writer.stored);
+        let Writer { stored, tally, .. } = &mut *writer;
+        let mut tx = Tx::new(kv, &self.hot, stored, tally);
         let taken_in = items.iter().try_for_each(|item| take_in(&mut tx, item));
         let stored = taken_in.and_then(|()| tx.store());
+        let passed = mem::take(&mut tx.passed);
         if overlay.is_none() {
             *lock(&self.below.state) = writer.stored;
         }
         let state = stored?;
-        *lock(&self.state) = state;
+        lock(&self.shown).advance(state, passed);
         self.applied.send_if_modified(|applied| mem::replace(applied, state.applied) != state.applied);
         overlay.map_or(Ok(()), |overlay| overlay.spill(state.applied))
     }
@@ -412,10 +427,12 @@ impl Shared {
         if self.overlay().is_some() {
             return Ok(());
         }
-        let mut tx = Tx::new(&*self.base, &self.hot, &mut writer.stored);
+        let Writer { stored, tally, .. } = &mut *writer;
+        let mut tx = Tx::new(&*self.base, &self.hot, stored, tally);
         let changed = change(&mut tx).and_then(|()| tx.store());
         *lock(&self.below.state) = writer.stored;
-        *lock(&self.state) = self.noting_damage(changed)?;
+        let state = self.noting_damage(changed)?;
+        lock(&self.shown).advance(state, []);
         Ok(())
     }
 
@@ -448,7 +465,8 @@ impl Shared {
         self.hot.clear();
         (writer.stored, *below) = (open::NOTHING, open::NOTHING);
         drop(below);
-        *lock(&self.state) = open::NOTHING;
+        writer.tally.forget();
+        lock(&self.shown).replace(open::NOTHING);
         self.applied.send_replace(Offset::ZERO);
         self.checkpoint(open::NOTHING, false)?;
         match &self.home {

@@ -88,7 +88,7 @@ impl Tx<'_> {
 impl Index {
     /// How many tombstones there are.
     pub fn tombstones(&self) -> u64 {
-        super::lock(&self.shared.state).tombstones.0.iter().sum()
+        super::lock(&self.shared.shown).state.tombstones.0.iter().sum()
     }
 
     /// The newest place that is older than `age` by a clock that shows `now`, as far as the events

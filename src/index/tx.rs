@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, mem};
 
 use bytes::Bytes;
-use outport_proto::{Digest, Offset, Reference, RepoName, Tag, statehash::StateHash};
+use outport_proto::{
+    Digest, Offset, Reference, RepoName, Tag,
+    statehash::{Fact, StateHash},
+};
 
 use super::{
     IndexError, TagEntry,
@@ -11,6 +14,7 @@ use super::{
     key::{self, Table},
     kv::{Batch, Kv, Rows},
     row::{self, Held, Link, State},
+    sums::{self, Change, Tally},
     tombstones::Tombstones,
     view,
 };
@@ -24,29 +28,80 @@ pub(super) struct Tx<'a> {
     hot: &'a Hot,
     /// The state the store holds.
     stored: &'a mut State,
+    /// The sums of what the store holds.
+    tally: &'a mut Tally,
     pending: Batch,
     /// References that no longer lead to what they led to before.
     stale: Vec<HotKey>,
-    pub(super) hash: StateHash,
+    changes: Vec<Change>,
+    /// Buckets with other rows than before.
+    touched: Vec<u16>,
+    hash: StateHash,
     pub(super) applied: Offset,
     pub(super) day: u64,
     tombstones: Tombstones,
+    /// Newest event of which anything is here.
+    at: Offset,
+    /// The states between events.
+    pub(super) passed: Vec<(Offset, [u8; 32])>,
 }
 
 impl<'a> Tx<'a> {
     /// A transaction on top of what is stored.
-    pub(super) fn new(kv: &'a dyn Kv, hot: &'a Hot, stored: &'a mut State) -> Self {
+    pub(super) fn new(kv: &'a dyn Kv, hot: &'a Hot, stored: &'a mut State, tally: &'a mut Tally) -> Self {
         let State { applied, hash, tombstones, day } = *stored;
         Self {
+            hash: StateHash::from_bytes(&hash),
+            applied,
+            at: applied,
+            day,
+            tombstones,
             kv,
             hot,
             stored,
+            tally,
             pending: Batch::new(),
             stale: Vec::new(),
-            hash: StateHash::from_bytes(&hash),
-            applied,
-            day,
-            tombstones,
+            changes: Vec::new(),
+            touched: Vec::new(),
+            passed: Vec::new(),
+        }
+    }
+
+    /// What follows comes from the event at `offset`.
+    pub(super) fn begin_event(&mut self, offset: Offset) {
+        self.at = self.at.max(offset);
+    }
+
+    /// All of that event is here.
+    pub(super) fn end_event(&mut self, offset: Offset) {
+        if offset > self.applied {
+            self.applied = offset;
+            self.passed.push((offset, self.hash.bytes()));
+        }
+    }
+
+    /// What is here came all at once, and is what the events up to `offset` led to, or newer.
+    pub(super) fn begin_anew(&mut self, offset: Offset) {
+        self.applied = self.applied.max(offset);
+        self.tally.forget();
+    }
+
+    /// A fact becomes true that was not.
+    pub(super) fn gain(&mut self, fact: &Fact<'_>) {
+        self.hash.add(fact);
+        self.changes.extend(self.tally.change(fact, true));
+    }
+
+    /// A fact ceases to be true.
+    pub(super) fn lose(&mut self, fact: &Fact<'_>) {
+        self.hash.remove(fact);
+        self.changes.extend(self.tally.change(fact, false));
+    }
+
+    fn touch(&mut self, key: &[u8]) {
+        if self.tally.is_kept() {
+            self.touched.extend(sums::bucket_of_key(key));
         }
     }
 
@@ -54,8 +109,10 @@ impl<'a> Tx<'a> {
     pub(super) fn store(&mut self) -> Result<State, IndexError> {
         let (tombstones, day) = (self.tombstones, self.day);
         let state = State { applied: self.applied, hash: self.hash.bytes(), tombstones, day };
-        self.put(key::state(), &row::encode_state(&state));
+        self.pending.extend([state_row(&state)]);
         self.kv.write(mem::take(&mut self.pending))?;
+        self.tally.take(&mem::take(&mut self.changes));
+        self.tally.touch(&mem::take(&mut self.touched), self.at);
         self.hot.invalidate(&mem::take(&mut self.stale));
         *self.stored = state;
         Ok(state)
@@ -72,10 +129,12 @@ impl<'a> Tx<'a> {
 
     pub(super) fn put(&mut self, key: Vec<u8>, fields: &[u8]) {
         let value = row::seal(&key, fields);
+        self.touch(&key);
         self.pending.insert(key, Some(value));
     }
 
     pub(super) fn remove(&mut self, key: Vec<u8>) {
+        self.touch(&key);
         self.pending.insert(key, None);
     }
 
@@ -195,4 +254,11 @@ impl<'a> Tx<'a> {
     pub(super) fn digest_is_stale(&mut self, repo: &RepoName, digest: &Digest) {
         self.stale.push(HotKey { repo: repo.clone(), reference: Reference::Digest(*digest) });
     }
+}
+
+/// The row that says which state the others are.
+pub(super) fn state_row(state: &State) -> (Vec<u8>, Option<Bytes>) {
+    let key = key::state();
+    let value = row::seal(&key, &row::encode_state(state));
+    (key, Some(value))
 }

@@ -1,13 +1,17 @@
 //! Answers what sites ask: one request a stream.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::FileExt as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Offset, Reference, RepoName, SiteName,
-    frame::{Request, Response},
+    frame::{DIFF_BUCKETS_MAX, DiffStep, Request, Response},
     oci::MANIFEST_BYTES_MAX,
-    snapshot::SnapshotPlace,
+    snapshot::{Entry, SnapshotPlace},
 };
 
 use super::{
@@ -21,13 +25,16 @@ use crate::{
         framed::{FrameSink, FrameStream, FramedError},
         quic::CloseCode,
     },
-    index::IndexError,
-    registry::journal::{Journal, SnapshotPiece},
+    index::{Bucket, BucketSums, IndexError},
+    registry::journal::{Journal, JournalError, SnapshotPiece},
     store::{Blob, BlobReader, Store, StoreError},
 };
 
 /// A request must arrive whole within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Entries of a bucket in one frame, about, with the children and annotations of manifests.
+const PART_ITEMS: usize = 2000;
 
 /// Answers requests from journal and store, and what only the primary can say as its [`Source`]
 /// does. Cloning gives another handle.
@@ -37,6 +44,8 @@ pub struct Answerer {
     store: Store,
     source: Arc<dyn Source>,
     above: Option<Above>,
+    /// Held while buckets are read: that reads every row, so sites take turns.
+    diffs: Arc<Mutex<()>>,
 }
 
 /// An answer that is one frame, or one frame and what follows it.
@@ -46,12 +55,13 @@ pub(super) enum Answer {
     Manifest { bytes: Bytes, offset: u64 },
     Filling { flight: Flight, size: u64, offset: u64 },
     Snapshot(Option<SnapshotPlace>),
+    Buckets(Vec<Bucket>),
 }
 
 impl Answerer {
     /// Answers of the primary: `journal` and `store` are all there is.
     pub fn new(journal: Journal, store: Store, source: Arc<dyn Source>) -> Self {
-        Self { journal, store, source, above: None }
+        Self { journal, store, source, above: None, diffs: Arc::default() }
     }
 
     /// Answers of a site that relays.
@@ -83,6 +93,7 @@ impl Answerer {
                 send_filling(&mut sink, &flight, size, offset).await
             }
             Ok(Answer::Snapshot(resume)) => self.send_snapshot(resume, &mut sink).await,
+            Ok(Answer::Buckets(buckets)) => send_buckets(&mut sink, buckets).await,
             Err(error) => {
                 tracing::warn!(site = %asker, %error, "cannot answer a site's request");
                 sink.send(&Response::Unavailable { reason: error.to_string() }).await
@@ -183,6 +194,15 @@ impl Answerer {
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
             Request::Snapshot { resume } => Answer::Snapshot(resume.clone()),
             Request::SiteKeys { .. } => return Err(AnswerError::NotWhole),
+            Request::Diff(DiffStep::Sums) => {
+                let BucketSums { at, sums } = self.journal.bucket_sums()?;
+                Answer::Frame(Response::DiffSums { at, sums })
+            }
+            Request::Diff(DiffStep::Entries(buckets)) => {
+                let wanted = &buckets[..buckets.len().min(DIFF_BUCKETS_MAX)];
+                let _turn = self.diffs.lock().unwrap_or_else(PoisonError::into_inner);
+                Answer::Buckets(self.journal.buckets(wanted)?)
+            }
         })
     }
 
@@ -265,6 +285,34 @@ impl Answerer {
     }
 }
 
+/// Sends buckets, each in frames of a size that does not hold up others.
+async fn send_buckets(sink: &mut FrameSink, buckets: Vec<Bucket>) -> Result<(), FramedError> {
+    for Bucket { bucket, since, until, entries, .. } in buckets {
+        let count = entries.len() as u64;
+        let (mut part, mut items) = (Vec::new(), 0);
+        for entry in entries {
+            items += items_in(&entry);
+            part.push(entry);
+            if items >= PART_ITEMS {
+                sink.send(&Response::DiffPart(std::mem::take(&mut part))).await?;
+                items = 0;
+            }
+        }
+        if !part.is_empty() {
+            sink.send(&Response::DiffPart(part)).await?;
+        }
+        sink.send(&Response::DiffBucket { bucket, since, until, entries: count }).await?;
+    }
+    Ok(())
+}
+
+/// An entry and what makes it large.
+fn items_in(entry: &Entry) -> usize {
+    let Entry::Manifest { manifest, .. } = entry else { return 1 };
+    let texts = manifest.annotations.iter().map(|(name, value)| 1 + (name.len() + value.len()) / 64);
+    1 + manifest.children.len() + texts.sum::<usize>()
+}
+
 /// Sends a blob from `offset` on, reading the next piece while the last one is sent.
 async fn send_blob(sink: &mut FrameSink, blob: Blob, offset: u64) -> Result<(), FramedError> {
     sink.send(&Response::Body { size: blob.size }).await?;
@@ -329,6 +377,8 @@ pub(super) enum AnswerError {
     NotWhole,
     #[error(transparent)]
     Index(#[from] IndexError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("read a manifest: {0}")]

@@ -3,7 +3,7 @@
 //! ```text
 //! commit ──► log (fsync) ──watch──► applier ──► index ──watch──► commit returns
 //! replicate ─┘                                    │
-//!                                    keeper: checkpoints, snapshots
+//!                                    keeper: checkpoints, snapshots; verify: walks
 //! ```
 //!
 //! The log is the truth. An index that cannot be placed in it is emptied and rebuilt from the
@@ -21,6 +21,7 @@ mod recover;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::{
     path::Path,
@@ -43,6 +44,7 @@ pub use self::{
     dump::{SnapshotPiece, SnapshotPieces},
     install::Installation,
     metrics::JournalCollector,
+    verify::VerifyOptions,
 };
 use crate::{
     blocking,
@@ -108,6 +110,8 @@ pub struct JournalOptions {
     pub tombstone_age: Duration,
     /// Bytes of log after which a new snapshot file is written.
     pub snapshot_log_bytes: u64,
+    /// How the index is walked in the background.
+    pub verify: VerifyOptions,
 }
 
 /// Whether a journal that makes its own events has all that it ever acknowledged.
@@ -143,6 +147,7 @@ impl Default for JournalOptions {
             tail_events_max: 1_000_000,
             tombstone_age: Duration::from_secs(30 * 24 * 3600),
             snapshot_log_bytes: 64 * 1024 * 1024,
+            verify: VerifyOptions::default(),
         }
     }
 }

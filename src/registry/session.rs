@@ -10,6 +10,9 @@ use tokio::sync::watch;
 pub struct Session {
     /// Whether heartbeats arrive in time.
     pub live: bool,
+    /// Whether the index is known not to be in the state that the primary's was in at the same
+    /// place of the log: until that is repaired, tags are revalidated as if nothing were fresh.
+    pub differs: bool,
     /// Whether a request to the primary is worth sending. It may be wrong: a request that fails
     /// is treated as "unreachable" for that pull.
     pub reachable: bool,

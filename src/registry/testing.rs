@@ -350,6 +350,7 @@ impl Secondary {
         let head = self.index.applied();
         self.session.send_replace(Session {
             live: true,
+            differs: false,
             reachable: true,
             closed_time,
             head,

@@ -2,6 +2,7 @@
 
 mod complete;
 pub mod dial;
+mod divergence;
 pub mod downstream;
 mod excluded;
 mod intake;
@@ -12,6 +13,7 @@ pub mod prefetch;
 pub mod primary_clock;
 pub mod ranks;
 mod rate;
+mod repair;
 mod replay;
 mod snapshot;
 pub mod subscriber;

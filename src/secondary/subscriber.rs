@@ -12,11 +12,13 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     dial::{Dialer, refusal},
+    divergence::{Divergence, Todo},
     downstream::{Downstream, Reports},
     intake::Intake,
     memory::Memory,
     prefetch::Progress,
     primary_clock::PrimaryClock,
+    repair::repair,
     replay::times_after,
     snapshot::{SnapshotError, Taking, take},
     view::SiteView,
@@ -103,11 +105,11 @@ pub struct Subscription {
     begun: Instant,
     /// Whether this session came to a heartbeat.
     heard: bool,
-    /// Whether the last check found the index in another state than the primary's.
-    differs: bool,
     /// What was said on this stream of the sites behind this one.
     reported: BTreeMap<SiteName, Behind>,
     reported_at: Option<Instant>,
+    /// Whether the index is in the primary's state.
+    divergence: Divergence,
     /// Why site and primary do not follow one history; ends with the next session.
     alarm: Option<String>,
     forks_refused: u64,
@@ -143,9 +145,9 @@ impl Subscription {
             view: SiteView::new(SiteStatus::default()),
             begun: Instant::now(),
             heard: false,
-            differs: false,
             reported: BTreeMap::new(),
             reported_at: None,
+            divergence: Divergence::default(),
             alarm: None,
             forks_refused: 0,
             options,
@@ -203,6 +205,9 @@ impl Subscription {
         };
         self.heard = false;
         let ended = self.follow(&connections).await;
+        if matches!(ended, End::Diverged) {
+            self.replace(&connections).await;
+        }
         let (code, reason) = match &ended {
             End::Framed(error) if error.is_violation() => (CloseCode::Protocol, error.to_string()),
             _ => (CloseCode::Bye, String::new()),
@@ -276,6 +281,7 @@ impl Subscription {
                     let complete = progress.borrow().complete;
                     self.subscriber.handle_snapshot_loaded(taken?, complete);
                 }
+                ended = self.divergence.round_ended() => self.divergence.handle_round(&ended),
                 error = connections.bulk.closed() => return Err(FramedError::from(error).into()),
                 incoming = frames.incoming() => {
                     heard_at = Instant::now();
@@ -294,6 +300,7 @@ impl Subscription {
                 }
             }
             self.handle_applied(*applied.borrow_and_update());
+            self.compare(connections)?;
             self.subscriber.handle_complete(progress.borrow_and_update().complete);
         }
     }
@@ -357,7 +364,7 @@ impl Subscription {
                 }
                 self.report();
                 self.report_behind();
-                self.compare(heartbeat.state_hash, heartbeat.state_at);
+                self.divergence.handle_heartbeat(&heartbeat);
             }
             SubscriberNotice::Ended(why) => return Err(End::Session(why)),
         }
@@ -382,6 +389,7 @@ impl Subscription {
     /// The session is over: nothing more comes, and what runs ends.
     async fn part(&mut self) {
         self.subscriber.handle_disconnected();
+        self.divergence.handle_disconnected();
         let is_down = matches!(&*self.parts.link.borrow(), Link::Down { .. });
         if !is_down {
             self.parts.link.send_replace(Link::Down { since: Instant::now() });
@@ -396,16 +404,35 @@ impl Subscription {
     }
 
     /// Two indexes that stand at one place of one log must be alike.
-    fn compare(&mut self, state_hash: [u8; 32], state_at: Offset) {
-        let (own, own_at) = self.parts.journal.index().state_hash();
-        if own_at != state_at {
-            return;
+    fn compare(&mut self, connections: &Connections) -> Result<(), End> {
+        let journal = &self.parts.journal;
+        if self.subscriber.state() != SubscriberState::Streaming || !journal.is_whole() {
+            return Ok(());
         }
-        let differs = own != state_hash;
-        if differs && !self.differs {
-            tracing::error!(at = %state_at, "the index is not in the primary's state");
+        self.divergence.compare(journal.index());
+        match self.divergence.todo() {
+            Todo::Nothing => {}
+            Todo::Repair => self.divergence.begin_round(repair(journal.clone(), connections.bulk.clone())),
+            Todo::Snapshot => return Err(End::Diverged),
         }
-        self.differs = differs;
+        Ok(())
+    }
+
+    /// Replaces an index that repairs did not make equal to the primary's. Nothing is streamed meanwhile.
+    async fn replace(&mut self, connections: &Connections) {
+        self.divergence.handle_snapshot();
+        if let Some(Err(error)) = self.intake.settle().await {
+            tracing::warn!(%error, "received events are not durable");
+        }
+        let log_bytes = self.subscriber.heartbeat().map_or(0, |heartbeat| heartbeat.log_bytes);
+        match take(self.parts.journal.clone(), connections.bulk.clone(), log_bytes).await {
+            Ok(from) => {
+                tracing::info!(%from, "the index was replaced by a snapshot of the primary's");
+                let complete = self.parts.progress.borrow().complete;
+                self.subscriber.handle_snapshot_loaded(from, complete);
+            }
+            Err(error) => tracing::warn!(%error, "the index could not be replaced by a snapshot"),
+        }
     }
 
     fn report(&mut self) {
@@ -451,6 +478,7 @@ impl Subscription {
         let session = Session {
             // A snapshot may empty the index at any moment.
             live: is_following && self.subscriber.live(now) && self.parts.journal.is_whole(),
+            differs: self.divergence.is_known(),
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),
@@ -472,6 +500,7 @@ impl Subscription {
         let log_bytes =
             self.subscriber.heartbeat().map_or(progress.log_bytes, |heartbeat| heartbeat.log_bytes);
         let is_level = progress.applied >= head;
+        let counts = self.divergence.counts();
         SiteStatus {
             site: self.options.site.to_string(),
             cluster: self.subscriber.cluster().unwrap_or_default().to_owned(),
@@ -500,9 +529,16 @@ impl Subscription {
                 SubscriberState::Streaming => SiteState::CatchingUp,
                 SubscriberState::Disconnected | SubscriberState::Greeting => SiteState::Disconnected,
             },
-            alarm: self.alarm.clone().or_else(|| self.parts.journal.alarm().map(str::to_owned)),
+            alarm: self
+                .alarm
+                .clone()
+                .or_else(|| self.parts.journal.alarm().map(str::to_owned))
+                .or_else(|| self.divergence.alarm()),
             forks_refused: self.forks_refused,
             via: self.via(),
+            state_mismatches: counts.mismatches,
+            state_repairs: counts.repairs,
+            state_entries_repaired: counts.entries,
             ..SiteStatus::default()
         }
     }
@@ -539,4 +575,6 @@ enum End {
     Journal(#[from] JournalError),
     #[error("take a snapshot: {0}")]
     Snapshot(#[from] SnapshotError),
+    #[error("repairs did not lead to the primary's state: a snapshot replaces it")]
+    Diverged,
 }

@@ -12,8 +12,8 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, Behind, BehindLink, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request,
-        Response, Resume, SealKey, SiteReport, Welcome,
+        Ack, Behind, BehindLink, DiffStep, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal,
+        Request, Response, Resume, SealKey, SiteReport, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -289,6 +289,8 @@ fn requests() {
     frame("request-snapshot-after-tombstone", place(EntryKey::Tombstone(Deleted::Repository(repo))));
     let (site, via) = ("goa".parse().unwrap(), vec!["pune".parse().unwrap(), "mumbai".parse().unwrap()]);
     frame("request-site-keys", Request::SiteKeys { site, via });
+    frame("request-diff-sums", Request::Diff(DiffStep::Sums));
+    frame("request-diff-entries", Request::Diff(DiffStep::Entries(vec![7, 4095])));
 }
 
 #[test]
@@ -304,4 +306,8 @@ fn responses() {
     frame("response-snapshot-end", Response::SnapshotEnd { until: at, entries: 7 });
     frame("response-unavailable", Response::Unavailable { reason: "no disk".to_owned() });
     frame("response-site-keys", Response::SiteKeys(keys()));
+    frame("response-diff-sums", Response::DiffSums { at, sums: vec![[0x5a; 32], [0; 32]] });
+    frame("response-diff-part", Response::DiffPart(entries()));
+    let since = Offset::new(1, 4);
+    frame("response-diff-bucket", Response::DiffBucket { bucket: 7, since, until: at, entries: 7 });
 }

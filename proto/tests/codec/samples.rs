@@ -7,8 +7,8 @@ use outport_proto::{
     Timestamp,
     codec::encode_event,
     frame::{
-        Ack, Behind, BehindLink, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal, Request,
-        Response, Resume, SealKey, SiteReport, Welcome,
+        Ack, Behind, BehindLink, DiffStep, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal,
+        Request, Response, Resume, SealKey, SiteReport, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -283,6 +283,8 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
             resume: place.map(|(from, last)| SnapshotPlace { from, after: last.key() }),
         }),
         (site(), vec(site(), 0..3)).prop_map(|(site, via)| Request::SiteKeys { site, via }),
+        Just(Request::Diff(DiffStep::Sums)),
+        vec(any::<u16>(), 0..4).prop_map(|buckets| Request::Diff(DiffStep::Entries(buckets))),
     ]
 }
 
@@ -299,5 +301,10 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
         (offset(), any::<u64>()).prop_map(|(until, entries)| Response::SnapshotEnd { until, entries }),
         ".{0,12}".prop_map(|reason| Response::Unavailable { reason }),
         keys().prop_map(Response::SiteKeys),
+        (offset(), vec(any::<[u8; 32]>(), 0..4)).prop_map(|(at, sums)| Response::DiffSums { at, sums }),
+        vec(entry(), 0..4).prop_map(Response::DiffPart),
+        (any::<u16>(), offset(), offset(), any::<u64>()).prop_map(|(bucket, since, until, entries)| {
+            Response::DiffBucket { bucket, since, until, entries }
+        }),
     ]
 }

@@ -1,6 +1,7 @@
 //! What users of the index see.
 
 mod disk;
+mod mending;
 mod properties;
 mod reading;
 mod rules;

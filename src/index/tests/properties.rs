@@ -12,7 +12,7 @@ use super::*;
 
 const REPOS: [&str; 3] = ["a", "a/b", "c"];
 
-fn change() -> impl Strategy<Value = Change> {
+pub(super) fn change() -> impl Strategy<Value = Change> {
     let repo = || prop::sample::select(&REPOS[..]);
     let name = || (0..4_u8).prop_map(|number| number.to_string());
     // Enough tags that listings take more than one page.

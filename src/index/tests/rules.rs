@@ -186,7 +186,8 @@ fn a_large_repository_is_deleted_in_steps_that_can_be_taken_again() {
     {
         let mut writer = stopped.shared.writer.lock().unwrap();
         let failing = FailingAfter { kv: &*stopped.shared.base, writes_left: 1.into() };
-        let mut tx = Tx::new(&failing, &stopped.shared.hot, &mut writer.stored);
+        let super::super::Writer { stored, tally, .. } = &mut *writer;
+        let mut tx = Tx::new(&failing, &stopped.shared.hot, stored, tally);
         assert!(tx.apply(&deletion).is_err(), "the second step fails");
         assert_eq!(writer.stored.applied, Offset::new(1, 3000), "applied does not lead");
     }

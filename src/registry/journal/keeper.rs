@@ -9,7 +9,7 @@ use std::{
 use outport_proto::{Offset, snapshot::Entry};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined};
+use super::{Condition, JournalError, Shared, applier, dump::PART_BYTES, joined, verify};
 use crate::{blocking, shutdown::Shutdown};
 
 /// How often it looks whether anything is due.
@@ -36,7 +36,7 @@ pub(super) fn start(shared: Arc<Shared>, shutdown: &Shutdown) {
             let ended = applier.await.unwrap_or_else(|error| JournalError::Panicked(error.to_string()));
             shared.condition.send_replace(Condition::Ended(ended));
         };
-        tokio::join!(applier, async {
+        tokio::join!(applier, verify::run(&shared, &stop), async {
             Keeper::new(&shared).run(&stop).await;
             drop(end_applier);
         });

@@ -161,7 +161,7 @@ impl Shared {
             local: found.local,
             remembered_no: found.remembered_no,
             // What was found while a snapshot replaced everything is no state of the primary's.
-            session_live: view.session.live && self.was_whole(view),
+            session_live: view.session.live && !view.session.differs && self.was_whole(view),
             reachable: view.session.reachable && !tried.cut,
             age: view.session.age(view.now),
             staleness_bound: rules.policy.staleness_bound(ask.repo).unwrap_or(rules.staleness_bound),

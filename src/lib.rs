@@ -29,10 +29,10 @@
 //! | 2 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
 //! | 2 | [`policy`] | what a site keeps, in which order and how fast it copies |
 //! | 2 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
-//! | 3 | [`registry`] | pull decisions, pushes, where images are, garbage collection, and the journal that joins log and index |
+//! | 3 | [`registry`] | pull decisions, pushes, where images are, garbage collection, verification, and the journal that joins log and index |
 //! | 4 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
 //! | 4 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto` |
-//! | 4 | [`admin`] | health, metrics, status, wait, why, gc |
+//! | 4 | [`admin`] | health, metrics, status, wait, why, gc, verify |
 //! | 5 | [`config`] [`app`] | from a file to running parts |
 //! | 6 | [`cli`] | one file a command |
 //!

@@ -96,11 +96,11 @@ impl SiteProcess {
             matches!(self.subscriber.state(), SubscriberState::Streaming | SubscriberState::Snapshot);
         Session {
             live: self.subscriber.live(now),
-            differs: false,
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),
             primary_ahead_micros: self.primary_clock.ahead_micros(),
+            ..Session::default()
         }
     }
 

@@ -86,6 +86,21 @@ impl Collector for StatusCollector {
         let forks = each(&|site| one(site.forks_refused as f64));
         let help = "Sessions refused because the histories of site and primary forked";
         encode_counters(encoder.encode_descriptor("fork_refused", help, None, MetricType::Counter)?, &forks)?;
+        if !at_primary {
+            let counters: [(&str, &str, &dyn Fn(&SiteStatus) -> u64); 3] = [
+                ("state_mismatches", "Times the index was in another state than the primary's", &|site| {
+                    site.state_mismatches
+                }),
+                ("state_repairs", "Of those, repaired", &|site| site.state_repairs),
+                ("state_entries_repaired", "Tags, manifests and links that repairs changed", &|site| {
+                    site.state_entries_repaired
+                }),
+            ];
+            for (name, help, count) in counters {
+                let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+                encode_counters(family, &each(&|site| one(count(site) as f64)))?;
+            }
+        }
         for (name, help, unit, series) in families {
             let family = encoder.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
             encode_series(family, &series)?;
@@ -145,6 +160,7 @@ mod tests {
         assert!(text.contains("outport_heartbeat_age_seconds NaN"), "{text}");
         assert!(text.contains("outport_log_seq{stage=\"complete\"} 0"), "{text}");
         assert!(text.contains("outport_fork_refused_total 0"), "{text}");
+        assert!(text.contains("outport_state_repairs_total 0"), "{text}");
     }
 
     #[test]

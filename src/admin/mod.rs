@@ -1,5 +1,5 @@
 //! The admin listener: health, readiness, metrics, status, where images are, garbage collection,
-//! copying on demand.
+//! copying on demand, verification.
 //!
 //! [`Admin::respond`] leads from request to response; `app` puts it behind a listener. Only
 //! `/v1/wait` and `/v1/prefetch` take their time.
@@ -8,6 +8,7 @@ mod ask;
 mod gc;
 mod metrics;
 mod prefetch;
+mod verify;
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub use metrics::StatusCollector;
 pub use prefetch::{Lines, PREFETCHES_MAX};
 
 use crate::{
-    registry::{Collector, prefetch::Prefetches, whereabouts::Whereabouts},
+    registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
     telemetry::Metrics,
@@ -48,6 +49,8 @@ pub struct Admin {
     pub waits: Semaphore,
     /// Removes what no repository names.
     pub collector: Collector,
+    /// Looks whether all is as it should be.
+    pub verification: Arc<dyn Verify>,
     /// Copies what is asked for; `None` at a primary.
     pub prefetches: Option<Arc<dyn Prefetches>>,
     /// A permit for each such request under way: [`PREFETCHES_MAX`] of them.
@@ -73,7 +76,8 @@ impl Admin {
     async fn page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let acts = matches!(path, "/v1/gc" | "/v1/prefetch") && request.method() == Method::POST;
+        let acts =
+            matches!(path, "/v1/gc" | "/v1/prefetch" | "/v1/verify") && request.method() == Method::POST;
         if !is_read && !acts {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
         }
@@ -100,6 +104,8 @@ impl Admin {
             },
             "/v1/gc" if is_read => self.collection(),
             "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/verify" if is_read => self.verified(),
+            "/v1/verify" => self.verify(request.headers()),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
@@ -159,6 +165,7 @@ mod tests {
     use crate::{
         fetch::BoxFuture,
         index::{Index, IndexOptions},
+        registry::verification::VerifyReport,
         registry::whereabouts::{
             AskError, WaitFor, WhyNot,
             answer::{Waited, Why},
@@ -180,6 +187,16 @@ mod tests {
         }
     }
 
+    impl Verify for Nowhere {
+        fn start(&self) -> Option<VerifyReport> {
+            Some(VerifyReport { pass: 1, running: true, ..VerifyReport::default() })
+        }
+
+        fn report(&self) -> VerifyReport {
+            VerifyReport::default()
+        }
+    }
+
     fn collector() -> Collector {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
@@ -198,6 +215,7 @@ mod tests {
             whereabouts: Arc::new(Nowhere),
             waits: Semaphore::new(1),
             collector: collector(),
+            verification: Arc::new(Nowhere),
             prefetches: None,
             prefetch_turns: Arc::new(Semaphore::new(1)),
             shutdown: Shutdown::new(),
@@ -232,6 +250,12 @@ mod tests {
         assert_eq!(get(&admin, "/etc/passwd", None).await.0, StatusCode::NOT_FOUND);
         let post = Request::post("/v1/status").body(()).unwrap();
         assert_eq!(admin.respond(&post).await.status(), StatusCode::METHOD_NOT_ALLOWED);
+        let (status, report) = get(&admin, "/v1/verify", None).await;
+        assert!(status == StatusCode::OK && report.contains(r#""running":false"#), "{report}");
+        let post = Request::post("/v1/verify");
+        assert_eq!(admin.respond(&post.body(()).unwrap()).await.status(), StatusCode::ACCEPTED);
+        let page = Request::post("/v1/verify").header("origin", "https://example.com").body(()).unwrap();
+        assert_eq!(admin.respond(&page).await.status(), StatusCode::FORBIDDEN);
     }
 
     #[tokio::test]

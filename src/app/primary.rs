@@ -34,7 +34,7 @@ use crate::{
         whereabouts::FleetWhereabouts,
     },
     registry::{
-        Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site,
+        Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, Verification,
         journal::{History, JournalCollector, JournalOptions},
     },
     shutdown::Shutdown,
@@ -189,6 +189,7 @@ pub async fn start(
     let status = status(cluster, &journal, &store, fleet, &clock);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
+    let verification = Verification::new(journal.clone(), None, shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
@@ -200,6 +201,7 @@ pub async fn start(
         prefetches: None,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         collector,
+        verification: Arc::new(verification),
         shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);

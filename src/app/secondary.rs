@@ -33,7 +33,7 @@ use crate::{
     policy::{Bandwidth, Policy},
     primary::above::Above,
     registry::{
-        Edge, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site,
+        Edge, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site, Verification,
         journal::{JournalCollector, JournalOptions, Origin},
     },
     secondary::{
@@ -129,6 +129,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         pace(bandwidth, &clock),
     );
     let (session_feed, session) = SessionView::new();
+    let watched = session.clone();
     let intents = open_intents(config, &data_dir, past, &clock).await?;
     let site = Site {
         index: journal.index().clone(),
@@ -245,6 +246,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let status = status(&view, &store);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
+    let verification = Verification::new(journal.clone(), Some(watched), shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
@@ -256,6 +258,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         prefetches: Some(Arc::new(on_demand)),
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         collector,
+        verification: Arc::new(verification),
         shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);

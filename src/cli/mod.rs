@@ -10,6 +10,7 @@ mod primary;
 mod secondary;
 mod status;
 mod user;
+mod verify;
 mod wait;
 mod why;
 
@@ -43,6 +44,8 @@ enum Command {
     Gc(gc::Gc),
     /// Copy images to a site now, whatever its policy says
     Prefetch(prefetch::Prefetch),
+    /// Look whether the index is what the log led to, and a site's what the primary's is
+    Verify(verify::Verify),
     /// Make the cluster authority and the certificates of its nodes
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -64,6 +67,7 @@ impl Cli {
         match self.command {
             Command::Wait(wait) => return wait.run().await,
             Command::Prefetch(prefetch) => return prefetch.run().await,
+            Command::Verify(verify) => return verify.run().await,
             Command::Demo(demo) => demo.run().await,
             Command::Primary(primary) => primary.run().await,
             Command::Secondary(secondary) => secondary.run().await,

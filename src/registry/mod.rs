@@ -13,6 +13,7 @@ mod remembered;
 mod session;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod verification;
 pub mod whereabouts;
 
 pub use collect::Collector;
@@ -28,3 +29,4 @@ pub use push::{
     UploadAppend, UploadRight, UploadStatus,
 };
 pub use session::{Session, SessionView};
+pub use verification::{Verification, Verify};

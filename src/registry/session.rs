@@ -13,6 +13,10 @@ pub struct Session {
     /// Whether the index is known not to be in the state that the primary's was in at the same
     /// place of the log: until that is repaired, tags are revalidated as if nothing were fresh.
     pub differs: bool,
+    /// How often the two were compared, since the start.
+    pub comparisons: u64,
+    /// Tags, manifests and links that were repaired, since the start.
+    pub entries_repaired: u64,
     /// Whether a request to the primary is worth sending. It may be wrong: a request that fails
     /// is treated as "unreachable" for that pull.
     pub reachable: bool,

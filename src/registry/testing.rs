@@ -350,11 +350,10 @@ impl Secondary {
         let head = self.index.applied();
         self.session.send_replace(Session {
             live: true,
-            differs: false,
             reachable: true,
             closed_time,
             head,
-            primary_ahead_micros: 0,
+            ..Session::default()
         });
     }
 

@@ -57,6 +57,8 @@ pub(super) struct Counts {
     pub(super) repairs: u64,
     /// Entries put, removed or replaced.
     pub(super) entries: u64,
+    /// Comparisons made.
+    pub(super) comparisons: u64,
 }
 
 /// What is to be done.
@@ -87,12 +89,10 @@ impl Divergence {
     pub(super) fn compare(&mut self, index: &Index) {
         let Some((at, theirs)) = self.pending.filter(|(at, _)| index.applied() >= *at) else { return };
         self.pending = None;
-        match index.state_hash_at(at) {
-            Some(own) if own == theirs => self.equal(at),
-            Some(_) => self.differs(at),
-            // Too long ago.
-            None => {}
-        }
+        // Without one it is too long ago.
+        let Some(own) = index.state_hash_at(at) else { return };
+        self.counts.comparisons += 1;
+        if own == theirs { self.equal(at) } else { self.differs(at) }
     }
 
     fn equal(&mut self, at: Offset) {

@@ -479,6 +479,8 @@ impl Subscription {
             // A snapshot may empty the index at any moment.
             live: is_following && self.subscriber.live(now) && self.parts.journal.is_whole(),
             differs: self.divergence.is_known(),
+            comparisons: self.divergence.counts().comparisons,
+            entries_repaired: self.divergence.counts().entries,
             reachable: is_open,
             closed_time: self.subscriber.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),

@@ -8,7 +8,8 @@ use prometheus_client::{
 
 use super::Journal;
 
-/// `outport_index_tombstones` and `outport_log_set_aside_total`, read when they are asked for.
+/// `outport_index_tombstones`, `outport_log_set_aside_total` and `outport_verify_index_*_total`, read
+/// when they are asked for.
 #[derive(Debug)]
 pub struct JournalCollector(pub Journal);
 
@@ -20,6 +21,20 @@ impl Collector for JournalCollector {
         ConstGauge::new(tombstones).encode(family)?;
         let help = "Damaged logs that were set aside and are fetched again, since the start";
         let family = encoder.encode_descriptor("log_set_aside", help, None, MetricType::Counter)?;
-        ConstCounter::new(u64::from(self.0.alarm().is_some())).encode(family)
+        ConstCounter::new(u64::from(self.0.alarm().is_some())).encode(family)?;
+        let verified = self.0.verified();
+        for (name, help, count) in [
+            ("verify_index_walks", "Walks over all rows of the index that came to their end", verified.walks),
+            ("verify_index_rows", "Rows met by walks over the index", verified.rows),
+            (
+                "verify_index_mismatches",
+                "Walks whose rows were not those that events led to",
+                verified.mismatches,
+            ),
+        ] {
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(count).encode(family)?;
+        }
+        Ok(())
     }
 }

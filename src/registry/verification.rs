@@ -1,0 +1,142 @@
+//! Verifying a node on demand: its index is walked, and at a site compared with the primary's.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Journal, SessionView};
+use crate::shutdown::Shutdown;
+
+/// How long a site waits to be compared with its primary, and to be repaired if it has to be.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the report says how far the walk is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Verifies a node.
+pub trait Verify: Send + Sync {
+    /// Begins a pass; `None` when one is under way.
+    fn start(&self) -> Option<VerifyReport>;
+
+    /// What the last pass found, or how far this one is.
+    fn report(&self) -> VerifyReport;
+}
+
+/// What a pass found: `/v1/verify`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Which pass since the node started; 0 before the first.
+    pub pass: u64,
+    /// Whether the node is a secondary, which is compared with its primary.
+    pub is_site: bool,
+    /// Whether it goes on.
+    pub running: bool,
+    /// Tags, manifests and links looked at.
+    pub rows: u64,
+    /// How many there were the last time, if there was one.
+    pub rows_expected: Option<u64>,
+    /// Whether the rows are those that the log led to; `null` until that is known.
+    pub adds_up: Option<bool>,
+    /// At a site, whether the index ended in the primary's state; `null` when it could not be compared.
+    pub equals_primary: Option<bool>,
+    /// Tags, manifests and links that were repaired meanwhile.
+    pub repaired: u64,
+    /// Why the pass broke off.
+    pub error: Option<String>,
+}
+
+/// Verifies this node. Cloning gives another handle to the same.
+#[derive(Clone)]
+pub struct Verification {
+    journal: Journal,
+    /// `None` at a primary.
+    session: Option<SessionView>,
+    report: Arc<Mutex<VerifyReport>>,
+    shutdown: Shutdown,
+}
+
+impl Verification {
+    /// Verifies what `journal` holds, at a site with its `session`.
+    pub fn new(journal: Journal, session: Option<SessionView>, shutdown: Shutdown) -> Self {
+        Self { journal, session, report: Arc::default(), shutdown }
+    }
+
+    async fn run(self) {
+        let before = self.session.as_ref().map(|session| session.now().entries_repaired);
+        let walked = {
+            let walk = self.journal.verify();
+            tokio::pin!(walk);
+            loop {
+                tokio::select! {
+                    biased;
+                    walked = &mut walk => break walked,
+                    () = tokio::time::sleep(LOOK_INTERVAL) => {
+                        self.note().rows = self.journal.verified().under_way.unwrap_or_default();
+                    }
+                }
+            }
+        };
+        match walked {
+            Ok(walk) => {
+                {
+                    let mut report = self.note();
+                    (report.rows, report.adds_up) = (walk.rows, Some(walk.adds_up));
+                }
+                let equals = self.compare().await;
+                let after = self.session.as_ref().map(|session| session.now().entries_repaired);
+                let mut report = self.note();
+                report.equals_primary = equals;
+                report.repaired = after.unwrap_or_default().saturating_sub(before.unwrap_or_default());
+            }
+            Err(error) => self.note().error = Some(error.to_string()),
+        }
+        self.note().running = false;
+    }
+
+    /// Waits until the index was compared with the primary's, and is equal.
+    async fn compare(&self) -> Option<bool> {
+        let session = self.session.as_ref()?;
+        // The first one from here on may have been made before the end of the walk.
+        let before = session.now().comparisons + 1;
+        let mut session = session.watch();
+        let equal = session.wait_for(|session| session.comparisons > before && !session.differs);
+        let is_equal = matches!(tokio::time::timeout(COMPARE_TIMEOUT, equal).await, Ok(Ok(_)));
+        let was_compared = session.borrow().comparisons > before;
+        was_compared.then_some(is_equal)
+    }
+
+    fn note(&self) -> MutexGuard<'_, VerifyReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verify for Verification {
+    fn start(&self) -> Option<VerifyReport> {
+        let begun = {
+            let mut report = self.note();
+            if report.running {
+                return None;
+            }
+            let rows_expected = self.journal.verified().last.map(|last| last.rows);
+            let (pass, is_site) = (report.pass + 1, self.session.is_some());
+            *report = VerifyReport { pass, is_site, running: true, rows_expected, ..VerifyReport::default() };
+            report.clone()
+        };
+        let (running, shutdown) = (self.clone(), self.shutdown.clone());
+        // The group waits for it; nobody else has to.
+        drop(self.shutdown.spawn(async move {
+            tokio::select! {
+                biased;
+                () = shutdown.requested() => {}
+                () = running.run() => {}
+            }
+        }));
+        Some(begun)
+    }
+
+    fn report(&self) -> VerifyReport {
+        self.note().clone()
+    }
+}

@@ -87,18 +87,21 @@ impl Collector for StatusCollector {
         let help = "Sessions refused because the histories of site and primary forked";
         encode_counters(encoder.encode_descriptor("fork_refused", help, None, MetricType::Counter)?, &forks)?;
         if !at_primary {
-            let counters: [(&str, &str, &dyn Fn(&SiteStatus) -> u64); 3] = [
-                ("state_mismatches", "Times the index was in another state than the primary's", &|site| {
-                    site.state_mismatches
-                }),
-                ("state_repairs", "Of those, repaired", &|site| site.state_repairs),
-                ("state_entries_repaired", "Tags, manifests and links that repairs changed", &|site| {
-                    site.state_entries_repaired
-                }),
-            ];
-            for (name, help, count) in counters {
+            for (name, help, series) in [
+                (
+                    "state_mismatches",
+                    "Times the index was in another state than the primary's",
+                    each(&|site| one(site.state_mismatches as f64)),
+                ),
+                ("state_repairs", "Of those, repaired", each(&|site| one(site.state_repairs as f64))),
+                (
+                    "state_entries_repaired",
+                    "Tags, manifests and links that repairs changed",
+                    each(&|site| one(site.state_entries_repaired as f64)),
+                ),
+            ] {
                 let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-                encode_counters(family, &each(&|site| one(count(site) as f64)))?;
+                encode_counters(family, &series)?;
             }
         }
         for (name, help, unit, series) in families {

@@ -28,6 +28,9 @@ const ENTRIES_MAX: usize = 200_000;
 /// How often a bucket that changes while it is read is read again.
 const READS_MAX: usize = 3;
 
+/// The sum of a bucket and since when it is that, if sums are known.
+type Mark = Option<(StateHash, Offset)>;
+
 /// All that is in a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
@@ -136,7 +139,7 @@ impl Index {
     }
 
     /// The sums of buckets, since when they are that, and the applied offset.
-    fn marks(&self, wanted: &[u16]) -> Result<(Vec<Option<(StateHash, Offset)>>, Offset), IndexError> {
+    fn marks(&self, wanted: &[u16]) -> Result<(Vec<Mark>, Offset), IndexError> {
         let writer = self.shared.writer_if_open()?;
         let known = writer.tally.known();
         let marks = wanted.iter().map(|bucket| known.map(|known| known.of(*bucket)));

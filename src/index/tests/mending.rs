@@ -215,8 +215,8 @@ proptest! {
         repair(&site, &primary).unwrap();
         prop_assert_eq!(site.state_hash(), primary.state_hash());
         prop_assert!(adds_up(&site));
-        for seq in 0..later.len() {
-            let event = event(at + 1 + seq as u64, later[seq].clone());
+        for (seq, change) in (at + 1..).zip(later) {
+            let event = event(seq, change);
             site.apply(&[Arc::clone(&event)]).unwrap();
             primary.apply(&[event]).unwrap();
             prop_assert_eq!(site.state_hash(), primary.state_hash());

@@ -189,3 +189,63 @@ async fn a_body_that_comes_too_slowly_is_not_acknowledged() {
     world.primary.clock.set(NOW);
     assert_eq!(world.sees("manifests/1").await, None);
 }
+
+#[tokio::test]
+async fn a_token_of_another_issuer_sees_what_was_pushed_before_it() {
+    let world = World::start(PushMode::Redirect).await;
+    world.primary.ask(world.put("1", 1)).await.is(201);
+    world.catch_up();
+    world.primary.ask(world.put("1", 2)).await.is(201);
+    let second = std::time::Duration::from_secs(1);
+    // The heartbeat that the site has applied closed the second before this one.
+    world.primary.clock.set(Timestamp::from_micros(NOW.as_micros() - 1_000_000));
+    let earlier = world.primary.token(&["team/app"], Actions::PULL);
+    world.primary.clock.set(NOW);
+    let sees = async |token: &str| {
+        let answer = world.site.ask(ask("GET", format!("{APP}/manifests/1")).by(token)).await.is(200);
+        answer.header("docker-content-digest").to_owned()
+    };
+    assert_eq!(sees(&earlier).await, digest_of(&world.manifest(1)).to_string(), "within the staleness bound");
+    assert_eq!(sees(&world.puller).await, digest_of(&world.manifest(2)).to_string(), "issued in this second");
+    world.primary.clock.set(NOW.plus(second));
+    let later = world.primary.token(&["team/app"], Actions::PULL);
+    assert_eq!(sees(&later).await, digest_of(&world.manifest(2)).to_string());
+}
+
+#[tokio::test]
+async fn every_answer_says_where_in_the_log_it_holds() {
+    let world = World::start(PushMode::Redirect).await;
+    world.primary.ask(world.put("1", 1)).await.is(201);
+    world.catch_up();
+    let head = world.primary.inner.pull.applied();
+    let (manifest, config) = (digest_of(&world.manifest(1)), world.config);
+    let blob = format!("{APP}/blobs/{config}");
+    let get = |uri: &str| ask("GET", uri).by(&world.token);
+    let asks = [
+        (200, get(&format!("{APP}/manifests/1"))),
+        (200, ask("HEAD", format!("{APP}/manifests/{manifest}")).by(&world.token)),
+        (304, get(&format!("{APP}/manifests/1")).with("if-none-match", format!("\"{manifest}\""))),
+        (206, get(&blob).with("range", "bytes=0-1")),
+        (304, get(&blob).with("if-none-match", format!("\"{config}\""))),
+        (416, get(&blob).with("range", "bytes=100-")),
+        (200, get(&format!("{APP}/tags/list"))),
+        (200, get(&format!("{APP}/referrers/{manifest}"))),
+        (404, get(&format!("{APP}/manifests/none"))),
+        (404, ask("HEAD", format!("{APP}/blobs/{}", Digest::sha256(b"none"))).by(&world.token)),
+        (404, ask("DELETE", format!("{APP}/manifests/none")).by(&world.token)),
+        (200, get("/v2/")),
+    ];
+    for (status, at_site) in asks {
+        let uri = at_site.request.uri_ref().unwrap().clone();
+        let is_led = at_site.request.method_ref().unwrap() == "DELETE";
+        let answer = world.site.ask(at_site).await.is(if is_led { 307 } else { status });
+        assert_eq!(answer.header("outport-offset"), head.to_string(), "{status} {uri}");
+    }
+    for (status, asked) in [
+        (202, ask("POST", format!("{APP}/blobs/uploads/")).by(&world.token)),
+        (404, ask("DELETE", format!("{APP}/manifests/none")).by(&world.token)),
+    ] {
+        let answer = world.primary.ask(asked).await.is(status);
+        assert_eq!(answer.header("outport-offset"), head.to_string(), "{status}");
+    }
+}

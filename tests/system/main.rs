@@ -22,6 +22,7 @@ mod policy;
 mod promises;
 mod redirect;
 mod status;
+mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod whereabouts;

@@ -9,11 +9,15 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
 };
 
-use crate::process::{self, is_simulated};
+use crate::process::{self, is_simulated, simulated};
 
 /// Does `work` on a thread that may block.
 pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    if is_simulated() { process::spawn(async move { work() }) } else { spawn_blocking(work) }
+    let Some(process) = simulated() else { return spawn_blocking(work) };
+    process::spawn(async move {
+        process.dawdle().await;
+        work()
+    })
 }
 
 /// Drives `work`, which blocks between its awaits, on a thread that may block.
@@ -22,8 +26,11 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    if is_simulated() {
-        return process::spawn(work);
+    if let Some(process) = simulated() {
+        return process::spawn(async move {
+            process.dawdle().await;
+            work.await
+        });
     }
     let runtime = Handle::current();
     spawn_blocking(move || runtime.block_on(work))

@@ -21,8 +21,8 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
-//! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] | small tools |
-//! | 1 | [`process`] [`blocking`] [`random`] | what differs between a real process and one of a simulation |
+//! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] [`watch`] | small tools |
+//! | 1 | [`process`] [`blocking`] [`random`] [`planted`] | what differs between a real process and one of a simulation |
 //! | 1 | [`store`] | blobs: verified while written, visible only when whole and durable |
 //! | 1 | [`log`] | append-only, checksummed, chained segments; group commit |
 //! | 1 | [`index`] | tags, manifests, links, referrers: a view of the log |
@@ -69,11 +69,13 @@
 pub mod blocking;
 pub mod clock;
 pub mod glob;
+pub mod planted;
 pub mod process;
 pub mod random;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+pub mod watch;
 
 pub mod index;
 pub mod log;

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use tokio::task::JoinHandle;
@@ -30,12 +31,33 @@ pub struct Simulated {
 struct Inner {
     life: CancellationToken,
     random: AtomicU64,
+    #[cfg(feature = "planted-bugs")]
+    bug: Option<crate::planted::Bug>,
 }
 
 impl Simulated {
     /// A process to which everything random follows from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self { inner: Arc::new(Inner { life: CancellationToken::new(), random: AtomicU64::new(seed) }) }
+        let inner = Inner {
+            life: CancellationToken::new(),
+            random: AtomicU64::new(seed),
+            #[cfg(feature = "planted-bugs")]
+            bug: None,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// [`Simulated::new`], with a mistake to make.
+    #[cfg(feature = "planted-bugs")]
+    pub fn with_bug(seed: u64, bug: Option<crate::planted::Bug>) -> Self {
+        let (life, random) = (CancellationToken::new(), AtomicU64::new(seed));
+        Self { inner: Arc::new(Inner { life, random, bug }) }
+    }
+
+    /// The mistake it is to make.
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn bug(&self) -> Option<crate::planted::Bug> {
+        self.inner.bug
     }
 
     /// Runs `work` in this process: to its end, or until the process is killed. Then it stops at
@@ -75,6 +97,14 @@ impl Simulated {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// Blocking work begins when a thread and the disk have time for it: sometimes not at once.
+    pub(crate) async fn dawdle(&self) {
+        let chance = self.number();
+        if chance.is_multiple_of(8) {
+            tokio::time::sleep(Duration::from_micros(chance >> 8 & 0x3fff)).await;
+        }
     }
 
     fn enter(&self) -> Entered {

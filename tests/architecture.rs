@@ -12,6 +12,8 @@ use std::{
 const FLOORS: &[&[&str]] = &[
     &[
         "process",
+        "planted",
+        "watch",
         "blocking",
         "random",
         "clock",
@@ -32,7 +34,18 @@ const FLOORS: &[&[&str]] = &[
 ];
 
 /// Tools of the ground floor that its own neighbours may use.
-const TOOLS: &[&str] = &["process", "blocking", "random", "clock", "glob", "shutdown", "telemetry", "status"];
+const TOOLS: &[&str] = &[
+    "process",
+    "planted",
+    "watch",
+    "blocking",
+    "random",
+    "clock",
+    "glob",
+    "shutdown",
+    "telemetry",
+    "status",
+];
 
 /// The composition root reads the configuration beside it.
 const APP_READS_CONFIG: (&str, &str) = ("app", "config");

@@ -1,10 +1,11 @@
 //! Wires a primary: journal, store, push and pull, token service, publisher, listeners.
 
+use crate::watch;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use outport_proto::{Offset, frame::Keys};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use super::{
     StartError,
@@ -117,7 +118,8 @@ pub async fn start(
     let sites: Vec<_> = config.replication.sites.iter().cloned().chain(relays.behind_any()).collect();
     keys.keep_sites(&sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
-    let store = open_store(&data_dir, StoreOptions { limit_bytes: None, clock: Arc::clone(&clock) }).await?;
+    let store =
+        open_store(&data_dir, StoreOptions { clock: Arc::clone(&clock), ..StoreOptions::default() }).await?;
     metrics.register(|registry| store.register(registry));
     super::scrub(&store, config.store.scrub_mib_per_second, &shutdown);
     let options = JournalOptions { history, ..config.log.journal() };

@@ -1,10 +1,10 @@
 //! Wires what a site publishes to the sites that follow it: the publishing half of replication on
 //! the word that the following half heard.
 
+use crate::watch;
 use std::sync::Arc;
 
 use outport_proto::{SiteName, frame::Keys, session::LogState};
-use tokio::sync::watch;
 
 use super::{
     StartError,

@@ -107,7 +107,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     // Without a primary nothing was ever led to one.
     let past = if memory.last().is_none() { Past::None } else { Past::Perhaps };
     let limit_bytes = config.store.limit.map(|limit| limit.0);
-    let store = open_store(&data_dir, StoreOptions { limit_bytes, clock: Arc::clone(&clock) }).await?;
+    let store =
+        open_store(&data_dir, StoreOptions { limit_bytes, clock: Arc::clone(&clock), witness: None }).await?;
     metrics.register(|registry| store.register(registry));
     super::scrub(&store, config.store.scrub_mib_per_second, &shutdown);
     let journal = Journal::open(

@@ -1,5 +1,6 @@
 //! The upstream over QUIC: requests to the primary on connections that the subscriber keeps warm.
 
+use crate::watch;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use outport_proto::{
     frame::{Keys, Request, Response},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 

@@ -60,15 +60,6 @@ pub(super) fn digest_value(digest: &Digest) -> HeaderValue {
     digest_and_etag(digest).0
 }
 
-/// Says where in the log an answer holds at least, unless it says so better itself.
-pub(super) fn insert_offset(headers: &mut HeaderMap, offset: Offset) {
-    if !headers.contains_key(OFFSET)
-        && let Some(value) = header_value(offset)
-    {
-        headers.insert(OFFSET, value);
-    }
-}
-
 /// Says where in the log an answer holds and how old it may be.
 pub(super) fn insert_freshness(headers: &mut HeaderMap, offset: Offset, staleness: Option<Staleness>) {
     if let Some(value) = header_value(offset) {

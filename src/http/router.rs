@@ -14,7 +14,7 @@ use super::{
     body::Body,
     connection::Connection,
     error::ApiError,
-    headers::{API_VERSION, API_VERSION_2, insert_offset, response},
+    headers::{API_VERSION, API_VERSION_2, response},
     list,
     metrics::HttpMetrics,
     pull,
@@ -84,8 +84,6 @@ impl Api {
     ) -> Response<Body> {
         let started = Instant::now();
         let in_flight = connection.begin_request();
-        // Read before anything is looked up: no answer knows of less.
-        let held = self.pull.applied();
         let mut asked = Asked::new(request);
         let (action, result) = match Action::parse(&asked.method, &asked.uri) {
             Err(error) => (None, Err(error.into())),
@@ -98,9 +96,6 @@ impl Api {
             }
         };
         let mut response = result.unwrap_or_else(|error| self.refusal(error));
-        if action.as_ref().is_some_and(|action| says_where(action, response.status())) {
-            insert_offset(response.headers_mut(), held);
-        }
         if asked.is_head() {
             without_body(&mut response);
         }
@@ -259,12 +254,6 @@ pub(super) fn ping() -> Response<Body> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(API_VERSION, API_VERSION_2);
     response
-}
-
-/// Whether an answer says where in the log it holds: all but tokens, and what is said to those who
-/// may not know.
-fn says_where(action: &Action, status: StatusCode) -> bool {
-    !matches!(action, Action::Token(_)) && !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// HEAD is answered like GET, with the length the body would have had.

@@ -15,6 +15,8 @@ use outport_proto::{
     statehash::Fact,
 };
 
+use crate::planted::{Bug, is_planted};
+
 use super::{
     IndexError, TagEntry,
     key::{self, Parts, Table},
@@ -38,7 +40,12 @@ impl Tx<'_> {
                     self.put_tag(&put.repo, tag, TagEntry { digest: put.digest, offset, time: event.time })?;
                 }
             }
-            Change::TagDeleted { repo, tag } => self.delete_tag(repo, tag, offset)?,
+            Change::TagDeleted { repo, tag } => {
+                let late = self.tag(repo, tag)?.filter(|_| is_planted(Bug::LatePushOverTombstone));
+                if late.is_none_or(|put| put.offset.seq + 20 < offset.seq) {
+                    self.delete_tag(repo, tag, offset)?;
+                }
+            }
             Change::ManifestDeleted { repo, digest } => self.delete_manifest(repo, digest, offset)?,
             Change::BlobDeleted { repo, digest } => self.delete_link(repo, digest, offset)?,
             Change::RepositoryDeleted { repo } => self.delete_repository(repo, offset)?,

@@ -33,6 +33,7 @@ mod whole;
 #[cfg(test)]
 mod tests;
 
+use crate::watch;
 use std::{
     fmt, mem,
     path::Path,
@@ -47,7 +48,6 @@ use outport_proto::{
     Change, Digest, Event, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp,
     snapshot::{Entry, EntryKey},
 };
-use tokio::sync::watch;
 
 use defer::Below;
 use home::Home;

@@ -149,6 +149,20 @@ impl FaultyDisk {
         Self { world: Arc::new(Mutex::new(survived)), ..Self::default() }
     }
 
+    /// Another disk with what programs see on this one, as a backup would copy it.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let old = self.world();
+        let mut copied = World::default();
+        for (name, file) in &old.names {
+            let content = old.files[*file].seen.clone();
+            copied.names.insert(name.clone(), copied.files.len());
+            copied.durable_names.insert(name.clone(), copied.files.len());
+            copied.files.push(Contents { seen: content.clone(), durable: content });
+        }
+        Self { world: Arc::new(Mutex::new(copied)), ..Self::default() }
+    }
+
     /// The bytes of a file; `None` when there is none of that name.
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
         let world = self.world();

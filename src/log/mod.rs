@@ -26,11 +26,12 @@ mod stepped;
 mod tests;
 mod writer;
 
+use crate::watch;
 use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use outport_proto::{Change, Digest, Event, IntentId, Offset, Timestamp, session::Place};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 pub use self::{aside::set_aside, stepped::Stepper};
 use self::{

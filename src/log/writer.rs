@@ -1,13 +1,14 @@
 //! The one writer: takes all waiting appends, writes them with one write and one fsync, then
 //! shows and acknowledges them.
 
+use crate::watch;
 use std::{
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use outport_proto::{Change, Event, Offset, Timestamp, codec};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Cause, LogError, LogOptions, Record, TornTail,
@@ -19,7 +20,10 @@ use super::{
     segment::{Mark, Segment},
     state::State,
 };
-use crate::clock::SharedClock;
+use crate::{
+    clock::SharedClock,
+    planted::{Bug, is_planted},
+};
 
 /// Requests that share one fsync at most.
 const GROUP_REQUESTS_MAX: usize = 256;
@@ -363,6 +367,7 @@ impl Writer {
         };
         let end = active.segment.end();
         let written = match active.file.append(&group.buffer) {
+            Ok(()) if is_planted(Bug::AcknowledgeBeforeFsync) => Ok(()),
             Ok(()) => active.file.sync().map_err(|error| Failure::Final("sync segment", error)),
             Err(error) if is_full(&error) => active
                 .file

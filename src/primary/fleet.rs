@@ -1,5 +1,6 @@
 //! Every site the primary knows: what it said last, and how far behind that leaves it.
 
+use crate::watch;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +11,6 @@ use outport_proto::{
     Offset, SiteName, Timestamp,
     frame::{Ack, Behind, BehindLink, LAG_UNKNOWN_MICROS},
 };
-use tokio::sync::watch;
 
 use super::source::Relays;
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};

@@ -1,6 +1,7 @@
 //! Drives the log stream of one site: the session's logic is
 //! [`outport_proto::session::Publisher`]; here bytes move.
 
+use crate::watch;
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
@@ -8,7 +9,7 @@ use outport_proto::{
     frame::{FromPrimary, FromSecondary, Keys, Refusal, Resume},
     session::{Closed, Publisher, PublisherConfig, PublisherNotice},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     fleet::Fleet,

@@ -1,5 +1,6 @@
 //! On whose word a log is published: the primary's own, or what a site that relays was told.
 
+use crate::watch;
 use std::{collections::BTreeMap, sync::Arc};
 
 use outport_proto::{
@@ -7,7 +8,6 @@ use outport_proto::{
     frame::{HOPS_MAX, Heartbeat, Keys},
     session::{LogState, begun},
 };
-use tokio::sync::watch;
 
 use crate::{blocking, clock::SharedClock, fetch::BoxFuture, registry::journal::Journal};
 

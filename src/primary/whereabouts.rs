@@ -1,12 +1,10 @@
 //! Where images are, as the primary knows it: from its own log and what the sites acknowledged.
 
+use crate::watch;
 use std::time::Duration;
 
 use outport_proto::{Digest, Offset, SiteName};
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::fleet::{Fleet, Head, Reached};
 use crate::{

@@ -23,6 +23,7 @@ mod snapshots;
 mod tests;
 mod verify;
 
+use crate::watch;
 use std::{
     path::Path,
     sync::{
@@ -33,7 +34,7 @@ use std::{
 };
 
 use outport_proto::{Change, Offset, snapshot::SnapshotPlace};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use self::{
     dump::SNAPSHOTS_MAX,

@@ -4,6 +4,7 @@
 //! asks later may know of a push the answer knows nothing of. So a key has at most one
 //! question under way and one waiting behind it, which everybody who comes meanwhile joins.
 
+use crate::watch;
 use std::{
     collections::HashMap,
     future::Future,
@@ -11,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::shutdown::Shutdown;
 

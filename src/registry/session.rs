@@ -1,9 +1,9 @@
 //! What a secondary knows of its session with the primary, as the read rules need it.
 
+use crate::watch;
 use std::time::Duration;
 
 use outport_proto::{Offset, Timestamp};
-use tokio::sync::watch;
 
 /// One reading of the session. The subscriber replaces it with every heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

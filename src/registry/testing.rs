@@ -1,6 +1,7 @@
 //! A primary and a secondary in one process, for tests: the secondary asks the primary by
 //! calls, and gets events when the test says so.
 
+use crate::watch;
 use std::{
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use outport_proto::{
 };
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use super::{
     Edge, Intents, Journal, ManifestPushed, NewManifest, PullMetrics, PullRules, PullService, PushError,

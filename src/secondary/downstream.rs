@@ -1,5 +1,6 @@
 //! What a site passes on to the sites that follow it instead of the primary.
 
+use crate::watch;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use outport_proto::{
@@ -7,7 +8,7 @@ use outport_proto::{
     frame::{Behind, Heartbeat, Keys, Welcome},
     session::{LIVE_MAX, LogState, begun},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::kept_keys::KeptKeys;
 use crate::{

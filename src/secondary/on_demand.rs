@@ -1,5 +1,6 @@
 //! Copies what an operator asks for, whatever the policy says.
 
+use crate::watch;
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
@@ -8,7 +9,7 @@ use std::{
 
 use outport_proto::{Digest, RepoName, event::INLINE_MANIFEST_BYTES_MAX};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
 };

@@ -5,6 +5,7 @@
 //! nothing is queued for it and what waits is bounded. Where the log no longer reaches back, or the
 //! policy is another than the one it last worked by, it walks the index instead.
 
+use crate::watch;
 use std::{
     collections::BTreeMap,
     fs,
@@ -15,7 +16,7 @@ use std::{
 
 use outport_proto::{Digest, Offset, RepoName, snapshot::Entry};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::{JoinError, JoinSet},
     time::Instant,
 };

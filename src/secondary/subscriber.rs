@@ -1,14 +1,15 @@
 //! Follows the primary's log: connects, takes in events, acknowledges, and tells the rest of the
 //! site what it knows. The session's logic is [`outport_proto::session::Subscriber`].
 
+use crate::watch;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outport_proto::{
-    Digest, Offset, SiteName, Timestamp,
+    Change, Digest, Offset, SiteName, Timestamp,
     frame::{Behind, BehindLink, FromPrimary, FromSecondary, Refusal, Resume, SiteReport, Welcome},
-    session::{Backoff, Ended, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
+    session::{Backoff, Ended, Received, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     dial::{Dialer, refusal},
@@ -31,6 +32,7 @@ use crate::{
         primary::{Connections, Link},
         quic::{CloseCode, StreamKind},
     },
+    planted::{Bug, is_planted},
     random,
     registry::{
         Session,
@@ -353,7 +355,12 @@ impl Subscription {
                 let is_news = self.parts.memory.rekeyed(keys);
                 self.identified(is_news).await;
             }
-            SubscriberNotice::Events(events) => self.intake.take(events),
+            SubscriberNotice::Events(mut events) => {
+                if is_planted(Bug::LoseEventAtReconnect) && events.len() > 1 {
+                    lose(&mut events);
+                }
+                self.intake.take(events);
+            }
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
                 let rtt = connections.log.rtt();
@@ -543,6 +550,15 @@ impl Subscription {
             state_entries_repaired: counts.entries,
             ..SiteStatus::default()
         }
+    }
+}
+
+/// Makes nothing of the first event: a mistake that a simulation asks for.
+fn lose(events: &mut [Received]) {
+    if let Some(first) = events.first_mut()
+        && let Some(repo) = first.event.change.repo().cloned()
+    {
+        first.event.change = Change::BlobDeleted { repo, digest: Digest::sha256(b"") };
     }
 }
 

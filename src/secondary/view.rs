@@ -1,9 +1,10 @@
 //! What a running subscription shows to the rest of the site.
 
+use crate::watch;
 use std::sync::Arc;
 
 use outport_proto::session::LIVE_MAX;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 

@@ -1,12 +1,10 @@
 //! Where images are, as a site knows it: from its own log, index and store, and the primary's word.
 
+use crate::watch;
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::{Digest, Offset, SiteName};
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::{prefetch::Progress, view::SiteView};
 use crate::{

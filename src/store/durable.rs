@@ -4,23 +4,72 @@
 //! the file, and of the directory after the rename, acknowledged blobs were lost.
 
 use std::{
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, IoSlice, Write as _},
     path::Path,
+    sync::Arc,
 };
+
+/// Is asked before each step that makes content durable, and may fail it; what it knows of is not
+/// synced in truth. A simulation takes away at a power cut what was not synced.
+pub trait Witness: fmt::Debug + Send + Sync {
+    /// A new file is about to be made.
+    ///
+    /// # Errors
+    /// As the step shall fail.
+    fn create(&self, path: &Path) -> io::Result<()>;
+
+    /// Bytes are about to be written at the file's cursor.
+    ///
+    /// # Errors
+    /// As the step shall fail.
+    fn write(&self, file: &File, bytes: u64) -> io::Result<()>;
+
+    /// A file's content is to be made durable.
+    ///
+    /// # Errors
+    /// As the step shall fail.
+    fn sync_file(&self, file: &File) -> io::Result<()>;
+
+    /// A file is about to get another name.
+    ///
+    /// # Errors
+    /// As the step shall fail.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// The names in a directory are to be made durable.
+    ///
+    /// # Errors
+    /// As the step shall fail.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
 
 /// The disk under a store.
 #[derive(Debug, Default)]
 pub(super) struct Disk {
+    pub(super) witness: Option<Arc<dyn Witness>>,
     #[cfg(test)]
     pub(super) faults: faults::Faults,
 }
 
 impl Disk {
+    /// A disk whose steps a witness is asked for, if there is one.
+    pub(super) fn over(witness: Option<Arc<dyn Witness>>) -> Self {
+        Self {
+            witness,
+            #[cfg(test)]
+            faults: faults::Faults::default(),
+        }
+    }
+
     /// Makes a new file for reading and writing; it must not exist.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         #[cfg(test)]
         self.faults.check_create()?;
+        if let Some(witness) = &self.witness {
+            witness.create(path)?;
+        }
         OpenOptions::new().read(true).write(true).create_new(true).open(path)
     }
 
@@ -28,6 +77,9 @@ impl Disk {
     pub(super) fn write(&self, mut file: &File, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         #[cfg(test)]
         self.faults.check_write(slices.iter().map(|slice| slice.len()).sum())?;
+        if let Some(witness) = &self.witness {
+            witness.write(file, slices.iter().map(|slice| slice.len() as u64).sum())?;
+        }
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
             match file.write_vectored(slices) {
@@ -44,11 +96,17 @@ impl Disk {
     pub(super) fn sync_file(&self, file: &File) -> io::Result<()> {
         #[cfg(test)]
         self.faults.check_sync()?;
-        file.sync_all()
+        match &self.witness {
+            Some(witness) => witness.sync_file(file),
+            None => file.sync_all(),
+        }
     }
 
     /// Gives a file its final name, in place of whatever has it.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if let Some(witness) = &self.witness {
+            witness.rename(from, to)?;
+        }
         fs::rename(from, to)
     }
 
@@ -56,7 +114,10 @@ impl Disk {
     pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         #[cfg(test)]
         self.faults.check_sync_dir()?;
-        File::open(dir)?.sync_all()
+        match &self.witness {
+            Some(witness) => witness.sync_dir(dir),
+            None => File::open(dir)?.sync_all(),
+        }
     }
 
     /// Makes a directory and its parents where missing; every new name survives a power cut, or

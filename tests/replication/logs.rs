@@ -1,11 +1,10 @@
 //! What the program logged, for tests that expect an admin to read it.
 
+use outport::watch;
 use std::{
     io,
     sync::{LazyLock, Mutex, OnceLock, PoisonError},
 };
-
-use tokio::sync::watch;
 
 use crate::world::LIMIT;
 

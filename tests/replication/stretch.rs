@@ -1,5 +1,6 @@
 //! A stretch of network between a site and its primary that a test can cut.
 
+use outport::watch;
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -9,7 +10,7 @@ use std::{
     },
 };
 
-use tokio::{net::UdpSocket, sync::watch};
+use tokio::net::UdpSocket;
 
 /// Carries packets both ways while it is whole.
 pub(crate) struct Stretch {

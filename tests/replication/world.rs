@@ -1,5 +1,6 @@
 //! A primary and its sites on loopback: real QUIC, real TLS, real files.
 
+use outport::watch;
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use outport::{
@@ -47,7 +48,6 @@ use outport_proto::{
     oci::{ChildKind, Descriptor},
 };
 use tempfile::TempDir;
-use tokio::sync::watch;
 
 /// Longer than anything here should take, shorter than patience.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);

@@ -1,5 +1,6 @@
 //! One reader's cursor on a flight.
 
+use crate::watch;
 use std::{
     fs::File,
     ops::Range,
@@ -10,7 +11,6 @@ use std::{
 
 use bytes::Bytes;
 use outport_proto::RepoName;
-use tokio::sync::watch;
 use tokio_util::sync::ReusableBoxFuture;
 
 use super::{

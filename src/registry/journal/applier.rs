@@ -1,9 +1,9 @@
 //! Applies what is durable, in order, on one blocking thread.
 
+use crate::watch;
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::Offset;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{

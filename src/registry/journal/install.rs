@@ -14,7 +14,10 @@ use outport_proto::{
 };
 
 use super::{JournalError, Shared, joined, recover, snapshots::SnapshotWriter};
-use crate::blocking;
+use crate::{
+    blocking,
+    planted::{Bug, is_planted},
+};
 
 /// A snapshot being taken in. Dropped unfinished, everything stays as it was, and another one
 /// may go on where it was.
@@ -125,7 +128,10 @@ impl Installation {
         let from = taken.from;
         let _applying = shared.applying.lock().await;
         shared.log.reset(from, taken.log_bytes).await?;
-        shared.index.clear()?;
+        let applied = shared.index.applied();
+        if applied.epoch == from.epoch || !is_planted(Bug::ForgetEpochAtReconnect) {
+            shared.index.clear()?;
+        }
         recover::load(&shared.index, &shared.snapshots, &name)?;
         shared.index.whole_from(until.max(from));
         shared.index.checkpoint()?;

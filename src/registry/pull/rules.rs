@@ -9,6 +9,7 @@ use crate::{
     auth::{Action, Caller},
     fetch::FillError,
     index::Whole,
+    planted::{Bug, is_planted},
     registry::{
         Session,
         decide::{Decision, Facts, Kind, Role, Rule, Until, decide},
@@ -152,7 +153,7 @@ impl Shared {
     ) -> Ruling {
         let rules = &self.site.rules;
         let by_token = rules.token_freshness;
-        let facts = Facts {
+        let mut facts = Facts {
             role: if self.remote.is_some() { Role::Secondary } else { Role::Primary },
             kind,
             may_pull,
@@ -175,6 +176,7 @@ impl Shared {
             waited: tried.waited,
             wait_max: rules.wait_max,
         };
+        spoil(&mut facts, view);
         let (decision, rule) = decide(&facts);
         tracing::trace!(repo = %ask.repo, ?kind, ?decision, rule = rule.as_str(), "pull decided");
         Ruling { decision, rule, age: facts.age, waited: tried.waited }
@@ -216,6 +218,19 @@ impl Shared {
             tracing::error!(%error, "index failed");
             Err(PullError::Internal)
         })
+    }
+}
+
+/// Makes the mistakes that a simulation asks for.
+fn spoil(facts: &mut Facts, view: &View) {
+    if is_planted(Bug::SkipNewerToken) {
+        (facts.token_offset, facts.token_issued_at) = (None, None);
+    }
+    facts.intent_open &= !is_planted(Bug::SkipWriteIntent);
+    facts.holds_push &= !is_planted(Bug::SkipPushSession);
+    facts.remembered_no |= !facts.known && is_planted(Bug::TrustLocalNo);
+    if is_planted(Bug::AppliedBeforeData) {
+        facts.applied = facts.applied.max(view.session.head);
     }
 }
 

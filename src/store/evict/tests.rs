@@ -19,7 +19,7 @@ struct Bed {
 
 fn bed(root: &Path, limit: u64) -> Bed {
     let clock = ManualClock::at(Timestamp::from_secs(1_000_000));
-    let options = StoreOptions { limit_bytes: Some(limit), clock: clock.clone() };
+    let options = StoreOptions { limit_bytes: Some(limit), clock: clock.clone(), witness: None };
     let (store, _) = Store::open_uncounted(root, options).unwrap();
     count(&Arc::downgrade(&store.inner)).unwrap();
     let eager = Arc::<Mutex<BTreeSet<Digest>>>::default();

@@ -120,7 +120,7 @@ async fn what_was_checked_is_believed_until_it_changes_or_a_day_is_over() {
     let clock = ManualClock::at(Timestamp::from_secs(1_000_000));
     let content = content(LARGE);
     let digest = put(&open(dir.path()), &content);
-    let options = StoreOptions { limit_bytes: None, clock: clock.clone() };
+    let options = StoreOptions { limit_bytes: None, clock: clock.clone(), witness: None };
     let (store, _) = Store::open_uncounted(dir.path(), options).unwrap();
     let is_doubtful = || store.get(&digest).unwrap().unwrap().doubt.is_some();
     assert!(is_doubtful(), "this process has not seen its content");

@@ -1,31 +1,40 @@
 //! Clients: they push, move and delete tags, fetch tokens at any time and pull through any site.
 
+use std::{future::Future, sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use outport::{
-    log::Cause,
-    registry::{Intent, decide::Kind},
+    auth::{Access, Actions, Caller, Scope},
+    clock::Clock as _,
+    registry::{Intent, Mounted, NewManifest, PushError, PushService},
 };
-use outport_proto::{Change, Digest, IntentId, ManifestPut, Offset, Reference, RepoName, Tag, Timestamp};
+use outport_proto::{Change, IntentId, Offset, Reference, RepoName, Timestamp};
+use tokio::time::Instant;
 
 use crate::{
     Broken,
-    primary::site_name,
-    pulls::Pull,
-    world::{Happening, World},
+    content::{MEDIA_TYPE, blobs, images},
+    identities::site_name,
+    machine::{Role, Running},
+    oracle::{Mark, What},
+    random::Random,
+    world::World,
 };
 
-const REPOS: u64 = 2;
-const TAGS: u64 = 6;
-const MANIFESTS: u64 = 6;
+pub(crate) const REPOS: u64 = 2;
+pub(crate) const TAGS: u64 = 5;
+/// Nobody waits longer for the primary to take what he pushes.
+const WRITE_MAX: Duration = Duration::from_secs(100);
 
 /// Somebody who does one thing after another.
-#[derive(Debug, Default)]
 pub(crate) struct Client {
-    token: Option<Token>,
+    world: Arc<World>,
+    pub(crate) random: Random,
+    pub(crate) token: Token,
     /// The newest offset the primary told this client.
-    seen: Option<Offset>,
+    pub(crate) seen: Option<Offset>,
     /// What it wrote last, and through which site.
-    wrote: Option<(RepoName, Reference, Option<usize>)>,
+    pub(crate) wrote: Option<(RepoName, What, Option<usize>)>,
 }
 
 /// What a token says, and what was acknowledged when it was issued.
@@ -34,233 +43,318 @@ pub(crate) struct Token {
     pub(crate) offset: Option<Offset>,
     pub(crate) issued_at: Option<Timestamp>,
     pub(crate) holds_push: bool,
-    pub(crate) acknowledged: u64,
+    pub(crate) acknowledged: Mark,
 }
 
-/// A write under way.
-#[derive(Debug)]
-pub(crate) struct Write {
-    client: usize,
-    change: Change,
-    reference: Option<Reference>,
-    /// The site that redirected it, and the intent it opened.
-    through: Option<(usize, IntentId)>,
+impl Token {
+    /// Whom the token makes of its bearer.
+    pub(crate) fn caller(&self, repo: &RepoName) -> Caller {
+        let actions = if self.holds_push { Actions::ALL } else { Actions::PULL };
+        caller(repo, actions, self)
+    }
 }
 
-impl World {
-    pub(crate) fn client_rests(&mut self, client: usize) {
-        self.after_millis(1, 500, Happening::ClientActs { client });
+fn caller(repo: &RepoName, actions: Actions, token: &Token) -> Caller {
+    let mut access = Access::none();
+    access.grant(&Scope::repository(repo, actions));
+    Caller {
+        subject: "client".into(),
+        access: Arc::new(access),
+        issued_at: token.issued_at,
+        offset: token.offset,
+        anonymous: false,
+    }
+}
+
+/// Does `work` in the process that runs; `None` when that is killed first.
+pub(crate) async fn ask<T: Send + 'static>(
+    running: &Running,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let task = tokio::spawn(running.process.run(work));
+    tokio::select! {
+        biased;
+        done = task => done.ok(),
+        () = running.dead.cancelled() => None,
+    }
+}
+
+impl Client {
+    pub(crate) fn new(world: Arc<World>, number: usize) -> Self {
+        let random = Random::new(world.options.seed, 0x0063_6c69 + number as u64);
+        Self { world, random, token: Token::default(), seen: None, wrote: None }
     }
 
-    pub(crate) fn client_acts(&mut self, client: usize) -> Result<(), Broken> {
-        if self.is_calm {
-            return Ok(());
-        }
-        match self.random.below(100) {
-            0..15 => {
-                self.after_millis(1, 80, Happening::TokenAsked { client });
-                Ok(())
+    /// Lives until nothing is to be done any more.
+    pub(crate) async fn live(mut self) -> Result<(), Broken> {
+        loop {
+            let rest = self.world.rest(&self.random);
+            tokio::time::sleep(rest).await;
+            if self.world.is_calm() {
+                return Ok(());
             }
-            15..45 => self.begin_write(client),
-            _ => self.client_pulls(client),
+            match self.random.below(100) {
+                0..12 => self.fetch_token().await,
+                12..38 => self.write().await,
+                _ => self.pull().await?,
+            }
         }
+    }
+
+    /// On the way to a node or back.
+    pub(crate) async fn travel(&self) {
+        tokio::time::sleep(self.random.millis(1, 60)).await;
     }
 
     /// Issued by the primary's own service, or by another that keeps the primary's time.
-    pub(crate) fn token_asked(&mut self, client: usize) {
-        if let Some(process) = &self.primary.running {
-            let is_own = self.random.percent(70);
-            let second = Timestamp::from_secs(self.primary.clock.now().as_secs());
-            self.clients[client].token = Some(Token {
-                offset: is_own.then(|| process.log.head()),
-                issued_at: Some(second),
-                holds_push: self.random.percent(15),
-                acknowledged: self.oracle.acknowledged_at(self.now),
-            });
-        }
-        self.client_rests(client);
+    async fn fetch_token(&mut self) {
+        self.travel().await;
+        let Some(primary) = self.world.machines[0].running() else { return };
+        let is_own = self.random.percent(70);
+        let second = Timestamp::from_secs(self.world.machines[0].clock.now().as_secs());
+        self.token = Token {
+            offset: is_own.then(|| primary.journal.log().head()),
+            issued_at: Some(second),
+            holds_push: self.random.percent(15),
+            acknowledged: self.world.oracle().acknowledged_at(Instant::now()),
+        };
+        self.travel().await;
     }
 
-    fn begin_write(&mut self, client: usize) -> Result<(), Broken> {
-        let repo = self.some_repo()?;
-        let (change, reference) = match self.random.below(100) {
-            0..55 => {
-                let tag = self.some_tag()?;
-                let mut tags = vec![tag.clone()];
-                if self.random.percent(15) {
-                    tags.push(self.some_tag()?);
-                    tags.dedup();
-                }
-                let bytes = self.some_manifest();
-                let put = ManifestPut {
-                    repo: repo.clone(),
-                    digest: Digest::sha256(&bytes),
-                    media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
-                    size: bytes.len() as u64,
-                    bytes: Some(bytes),
-                    tags,
-                    subject: None,
-                    artifact_type: None,
-                    platform: None,
-                    annotations: Vec::new(),
-                    children: Vec::new(),
-                };
-                (Change::ManifestPut(Box::new(put)), Some(Reference::Tag(tag)))
-            }
-            55..72 => {
-                let tag = self.some_tag()?;
-                (Change::TagDeleted { repo: repo.clone(), tag: tag.clone() }, Some(Reference::Tag(tag)))
-            }
-            72..84 => {
-                let digest = Digest::sha256(&self.some_manifest());
-                (Change::ManifestDeleted { repo: repo.clone(), digest }, Some(Reference::Digest(digest)))
-            }
-            84..92 => {
-                let digest = Digest::sha256(&self.some_manifest());
-                (Change::BlobCommitted { repo: repo.clone(), digest, size: 1 }, None)
-            }
-            92..98 => {
-                let digest = Digest::sha256(&self.some_manifest());
-                (Change::BlobDeleted { repo: repo.clone(), digest }, None)
-            }
-            _ => (Change::RepositoryDeleted { repo: repo.clone() }, None),
+    async fn write(&mut self) {
+        let world = Arc::clone(&self.world);
+        let repo = self.some_repo();
+        let Some(repo) = repo else { return };
+        let write = match self.random.below(100) {
+            0..60 => Write::Push {
+                image: self.random.index(images().len()),
+                tags: (0..1 + self.random.below(5) / 4).filter_map(|_| self.some_tag()).collect(),
+            },
+            60..72 => match self.some_tag() {
+                Some(tag) => Write::Delete(What::Manifest(Reference::Tag(tag))),
+                None => return,
+            },
+            72..82 => Write::Delete(What::Manifest(Reference::Digest(self.some_image()))),
+            82..88 => Write::Blob(self.random.index(blobs().len())),
+            88..93 => Write::Mount(self.random.index(blobs().len())),
+            93..99 => Write::Delete(What::Blob(blobs()[self.random.index(blobs().len())].digest)),
+            _ => Write::DeleteRepository,
         };
-        let takes_tags = matches!(change, Change::ManifestDeleted { .. });
-        let redirected =
-            reference.as_ref().map(|reference| self.redirect(&repo, reference, takes_tags)).transpose()?;
-        let through = redirected.flatten();
-        if let Some(reference) = &reference {
-            let site = through.as_ref().map(|(site, _)| *site);
-            self.clients[client].wrote = Some((repo, reference.clone(), site));
+        let names = write.names();
+        self.travel().await;
+        let through = self.redirect(&repo, &names);
+        let site = through.map(|(site, _)| site);
+        if let Some(what) = names.first() {
+            self.wrote = Some((repo.clone(), what.clone(), site));
         }
-        let write = self.number();
-        self.writes.insert(write, Write { client, change, reference, through });
-        if self.random.percent(3) {
-            self.write_ends(write, None);
-        } else {
-            self.after_millis(1, 120, Happening::WriteArrives { write });
-        }
-        Ok(())
+        self.travel().await;
+        let Some(primary) = world.machines[0].running() else {
+            return self.world.count_write(write.kind(), "no primary");
+        };
+        let Role::Primary { push } = &primary.role else { return };
+        let doing = Doing {
+            world: Arc::clone(&world),
+            push: match through {
+                Some((site, number)) if number != 0 => match site_name(site - 1) {
+                    Ok(site) => push.led(IntentId { site, number }),
+                    Err(_) => return,
+                },
+                _ => push.clone(),
+            },
+            caller: caller(&repo, Actions::ALL, &self.token),
+            other: self.some_repo().unwrap_or_else(|| repo.clone()),
+            primary: Arc::clone(&primary),
+            repo,
+            names,
+            through: site,
+        };
+        let kind = write.kind();
+        let work = ask(&primary, doing.do_it(write));
+        // Some leave before they hear of it.
+        let patience = if self.random.percent(4) { self.random.millis(1, 200) } else { WRITE_MAX };
+        let (end, seen) = match tokio::time::timeout(patience, work).await {
+            Ok(Some(Ok(offset))) => ("done", Some(offset)),
+            Ok(Some(Err(PushError::Unavailable { .. } | PushError::Internal))) => ("failed", None),
+            Ok(Some(Err(_))) => ("refused", None),
+            Ok(None) => ("connection lost", None),
+            Err(_) => ("given up", None),
+        };
+        self.world.count_write(kind, end);
+        drop(primary);
+        self.travel().await;
+        self.seen = self.seen.max(seen);
     }
 
     /// A site sends most writes on to the primary and notes that it did.
-    fn redirect(
-        &mut self,
-        repo: &RepoName,
-        reference: &Reference,
-        takes_tags: bool,
-    ) -> Result<Option<(usize, IntentId)>, Broken> {
-        let site = self.random.index(self.sites.len());
-        let number = self.number();
-        let running = self.sites[site].running.as_ref();
-        let Some(process) = running.filter(|_| self.random.percent(75)) else { return Ok(None) };
-        let names = vec![reference.clone()];
-        process
-            .intents
-            .open(Intent { number, repo: repo.clone(), names, takes_tags }, self.sites[site].clock.now());
-        Ok(Some((site, IntentId { site: site_name(site)?, number })))
+    fn redirect(&self, repo: &RepoName, names: &[What]) -> Option<(usize, u64)> {
+        let site = 1 + self.random.index(self.world.machines.len() - 1);
+        let machine = &self.world.machines[site];
+        let running = machine.running().filter(|_| self.random.percent(75))?;
+        let Role::Site { intents, .. } = &running.role else { return None };
+        if names.is_empty() {
+            return Some((site, 0));
+        }
+        let number = self.random.number();
+        let references = names.iter().map(|what| match what {
+            What::Manifest(reference) => reference.clone(),
+            What::Blob(digest) => Reference::Digest(*digest),
+        });
+        let takes_tags = matches!(names, [What::Manifest(Reference::Digest(_))]);
+        let intent = Intent { number, repo: repo.clone(), names: references.collect(), takes_tags };
+        intents.open(intent, machine.clock.now());
+        Some((site, number))
     }
 
-    pub(crate) fn write_arrives(&mut self, number: u64) {
-        let (Some(write), Some(process)) = (self.writes.get(&number), &self.primary.running) else {
-            return self.write_ends(number, None);
-        };
-        let exists = match &write.change {
-            Change::TagDeleted { repo, tag } => process.index.tag(repo, tag).is_ok_and(|tag| tag.is_some()),
-            Change::ManifestDeleted { repo, digest } => {
-                process.index.manifest_record(repo, digest).is_ok_and(|held| held.is_some())
+    pub(crate) fn some_repo(&self) -> Option<RepoName> {
+        format!("team/app-{}", self.random.below(REPOS)).parse().ok()
+    }
+
+    pub(crate) fn some_tag(&self) -> Option<outport_proto::Tag> {
+        format!("v{}", self.random.below(TAGS)).parse().ok()
+    }
+
+    pub(crate) fn some_image(&self) -> outport_proto::Digest {
+        images()[self.random.index(images().len())].manifest.digest
+    }
+
+    pub(crate) fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+}
+
+/// What is written.
+enum Write {
+    Push { image: usize, tags: Vec<outport_proto::Tag> },
+    Blob(usize),
+    Mount(usize),
+    Delete(What),
+    DeleteRepository,
+}
+
+impl Write {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Push { .. } => "push",
+            Self::Blob(_) => "blob",
+            Self::Mount(_) => "mount",
+            Self::Delete(What::Manifest(Reference::Tag(_))) => "delete tag",
+            Self::Delete(What::Manifest(Reference::Digest(_))) => "delete manifest",
+            Self::Delete(What::Blob(_)) => "delete blob",
+            Self::DeleteRepository => "delete repository",
+        }
+    }
+
+    /// What a redirect announces, and what is known to show once it is acknowledged.
+    fn names(&self) -> Vec<What> {
+        match self {
+            Self::Push { tags, .. } => {
+                tags.iter().map(|tag| What::Manifest(Reference::Tag(tag.clone()))).collect()
             }
-            Change::BlobDeleted { repo, digest } => {
-                process.index.link(repo, digest).is_ok_and(|link| link.is_some())
+            Self::Delete(what) => vec![what.clone()],
+            Self::Blob(_) | Self::Mount(_) | Self::DeleteRepository => Vec::new(),
+        }
+    }
+}
+
+/// A write under way at the primary.
+struct Doing {
+    world: Arc<World>,
+    push: PushService,
+    caller: Caller,
+    primary: Arc<Running>,
+    repo: RepoName,
+    other: RepoName,
+    names: Vec<What>,
+    /// The site that redirected it.
+    through: Option<usize>,
+}
+
+impl Doing {
+    async fn do_it(self, write: Write) -> Result<Offset, PushError> {
+        let offset = match write {
+            Write::Push { image, tags } => {
+                let image = &images()[image];
+                for blob in image.blobs {
+                    self.upload(blob).await?;
+                }
+                let mut tags = tags.into_iter();
+                let reference = tags.next().map_or(Reference::Digest(image.manifest.digest), Reference::Tag);
+                // A push by tag has but one; others go by digest with `tag` parameters.
+                let rest: Vec<_> = tags.collect();
+                let (reference, tags) = match (rest.is_empty(), reference) {
+                    (true, reference) => (reference, rest),
+                    (false, Reference::Tag(first)) => {
+                        (Reference::Digest(image.manifest.digest), [first].into_iter().chain(rest).collect())
+                    }
+                    (false, reference) => (reference, rest),
+                };
+                let manifest = NewManifest {
+                    reference,
+                    tags,
+                    content_type: MEDIA_TYPE.to_owned(),
+                    bytes: image.manifest.bytes.clone(),
+                };
+                self.push.put_manifest(&self.caller, &self.repo, manifest).await?.offset
             }
-            _ => true,
+            Write::Blob(blob) => self.upload(blob).await?,
+            Write::Mount(blob) => {
+                let digest = blobs()[blob].digest;
+                let mounted = self.push.mount(&self.caller, &self.repo, &digest, Some(&self.other)).await?;
+                match mounted {
+                    Mounted::Linked(put) => put.offset,
+                    Mounted::Upload(right, _) => {
+                        self.push.cancel_upload(&right).await?;
+                        return Err(PushError::BlobUnknown);
+                    }
+                }
+            }
+            Write::Delete(What::Manifest(reference)) => {
+                self.push.delete_manifest(&self.caller, &self.repo, &reference).await?.offset
+            }
+            Write::Delete(What::Blob(digest)) => {
+                self.push.delete_blob(&self.caller, &self.repo, &digest).await?.offset
+            }
+            Write::DeleteRepository => {
+                let change = Change::RepositoryDeleted { repo: self.repo.clone() };
+                self.primary.journal.commit("client", vec![change]).await.map_err(|_| PushError::Internal)?
+            }
         };
-        if !exists {
-            return self.write_ends(number, None);
+        for what in &self.names {
+            self.acknowledged(offset, Some(what));
         }
-        let intent = write.through.as_ref().map(|(_, intent)| intent.clone());
-        let cause = Cause { actor: "client".to_owned(), intent };
-        let change = write.change.clone();
-        self.commit(number, cause, change);
+        self.acknowledged(offset, None);
+        Ok(offset)
     }
 
-    /// The primary says that a write is done.
-    pub(crate) fn acknowledge(&mut self, number: u64, offset: Offset) {
-        let Some(write) = self.writes.get(&number) else { return };
-        let named = write.change.repo().cloned().zip(write.reference.clone());
-        let site = write.through.as_ref().map(|(site, _)| *site);
-        let through = site.zip(named).map(|(site, (repo, reference))| (site, repo, reference));
-        self.oracle.acknowledge(self.now, offset.seq, through);
-        self.report.acknowledged += 1;
-        self.note(&[number, offset.seq]);
-        self.write_ends(number, Some(offset));
-    }
-
-    /// A client knows the outcome of a write, or that it will not.
-    pub(crate) fn write_ends(&mut self, number: u64, offset: Option<Offset>) {
-        if let Some(write) = self.writes.remove(&number) {
-            let client = &mut self.clients[write.client];
-            client.seen = client.seen.max(offset);
-            self.client_rests(write.client);
+    async fn upload(&self, blob: usize) -> Result<Offset, PushError> {
+        let blob = &blobs()[blob];
+        let (right, _) = self.push.start_upload(&self.caller, &self.repo, None).await?;
+        let mut append = self.push.append(&right, None).await?;
+        let half = blob.bytes.len() / 2;
+        for piece in [blob.bytes.slice(..half), blob.bytes.slice(half..)] {
+            append.write(piece).await?;
         }
-    }
-
-    fn client_pulls(&mut self, number: usize) -> Result<(), Broken> {
-        let mut site = self.random.index(self.sites.len());
-        let mut repo = self.some_repo()?;
-        let mut reference = if self.random.percent(75) {
-            Reference::Tag(self.some_tag()?)
-        } else {
-            Reference::Digest(Digest::sha256(&self.some_manifest()))
-        };
-        let client = &self.clients[number];
-        if let Some((wrote_in, wrote, through)) = client.wrote.clone().filter(|_| self.random.percent(50)) {
-            (repo, reference) = (wrote_in, wrote);
-            site = through.filter(|_| self.random.percent(60)).unwrap_or(site);
+        append.finish().await?;
+        // A bad moment to collect garbage: nothing links what is published next.
+        if self.world.random.percent(8) {
+            self.primary.collect();
         }
-        let kind = match &reference {
-            Reference::Tag(_) => Kind::Tag,
-            Reference::Digest(_) if self.random.percent(50) => Kind::Existence,
-            Reference::Digest(_) => Kind::Digest,
-        };
-        let life = self.sites[site].life;
-        if self.sites[site].running.is_none() {
-            self.client_rests(number);
-            return Ok(());
+        let offset = self.push.finish_upload(&right, &blob.digest).await?.offset;
+        self.acknowledged(offset, None);
+        Ok(offset)
+    }
+
+    /// The primary says that it is done.
+    fn acknowledged(&self, offset: Offset, what: Option<&What>) {
+        let through = self.through.zip(what).map(|(site, what)| (site, self.repo.clone(), what.clone()));
+        if what.is_none() {
+            self.world.report().acknowledged += 1;
         }
-        let run = (site, life);
-        let pull = Pull {
-            client: number,
-            run,
-            kind,
-            token: client.token.unwrap_or_default(),
-            min_offset: client.seen.filter(|_| self.random.percent(30)),
-            acknowledged: self.oracle.acknowledged_at(self.now),
-            written_here: self.oracle.written_through(site, &repo, &reference),
-            repo,
-            reference,
-            stage: 0,
-            waited: false,
-            cut: false,
-            until: None,
-            asked: None,
-        };
-        self.begin_pull(pull)
+        self.world.oracle().acknowledge(Instant::now(), offset.seq, through);
     }
+}
 
-    fn some_repo(&mut self) -> Result<RepoName, Broken> {
-        let name = format!("team/app-{}", self.random.below(REPOS));
-        name.parse().map_err(|error| Broken(format!("a name: {error}")))
-    }
-
-    fn some_tag(&mut self) -> Result<Tag, Broken> {
-        let name = format!("v{}", self.random.below(TAGS));
-        name.parse().map_err(|error| Broken(format!("a tag: {error}")))
-    }
-
-    fn some_manifest(&mut self) -> Bytes {
-        let number = self.random.below(MANIFESTS);
-        let padding = "x".repeat(usize::try_from(number * number * 37).unwrap_or_default());
-        format!("{{\"schemaVersion\":2,\"number\":{number},\"padding\":\"{padding}\"}}").into()
-    }
+/// Everything of a stream of pieces.
+pub(crate) fn joined(pieces: &[Bytes]) -> Vec<u8> {
+    pieces.iter().flat_map(|piece| piece.iter().copied()).collect()
 }

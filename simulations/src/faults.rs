@@ -1,154 +1,197 @@
 //! What goes wrong.
 
-use crate::{
-    Broken,
-    world::{Happening, World},
-};
+use std::{fs::OpenOptions, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+
+use outport::registry::journal::History;
+use outport_proto::Digest;
+use tokio::time::Instant;
+
+use crate::{content::blobs, random::Random, world::World};
 
 impl World {
-    /// One more fault, and the next one later.
-    pub(crate) fn fault(&mut self) -> Result<(), Broken> {
-        if self.is_calm {
-            return Ok(());
-        }
-        self.after_millis(200, 8000, Happening::Fault);
-        let site = self.random.index(self.sites.len());
-        match self.random.below(100) {
-            0..20 => self.drop_connection(site),
-            20..32 => self.block(site, true, false),
-            32..44 => self.block(site, false, true),
-            44..58 => self.block(site, true, true),
-            58..64 => {
-                for site in 0..self.sites.len() {
-                    self.block(site, true, true);
-                }
+    /// Lets things go wrong until nothing may any more.
+    pub(crate) async fn fail(self: Arc<Self>) {
+        let random = Random::new(self.options.seed, 0x0066_6175);
+        let mut number = 0;
+        loop {
+            let pause = if self.is_busy() { random.millis(200, 8000) } else { random.millis(5_000, 240_000) };
+            tokio::time::sleep(pause).await;
+            if self.is_calm() {
+                return;
             }
-            64..74 => {
-                self.count_fault("slow path");
-                let until = self.now + self.random.millis(100, 10_000);
-                let link = &mut self.network.links[site];
-                (link.up.slow_until, link.down.slow_until) = (until, until);
+            if number < self.options.faults_max {
+                self.fault(&random).await;
             }
-            74..84 => self.crash_site(site),
-            84..92 => self.crash_primary()?,
-            _ => self.fill_disk(site),
+            number += 1;
         }
-        Ok(())
     }
 
-    fn drop_connection(&mut self, site: usize) {
-        let Some(session) = self.sites[site].running.as_ref().and_then(|process| process.connection()) else {
-            return;
-        };
-        self.count_fault("connection dropped");
-        self.network.cut(session);
-        self.after_millis(0, 300, Happening::UpBreaks { session });
-        self.after_millis(0, 300, Happening::DownBreaks { session });
+    async fn fault(self: &Arc<Self>, random: &Random) {
+        let site = 1 + random.index(self.machines.len() - 1);
+        match random.below(100) {
+            0..14 => self.block(random, site, true, false),
+            14..28 => self.block(random, site, false, true),
+            28..44 => self.block(random, site, true, true),
+            44..50 => (1..self.machines.len()).for_each(|site| self.block(random, site, true, true)),
+            50..60 => self.slow(random, site),
+            60..74 => self.crash(random, site).await,
+            74..84 => self.crash(random, 0).await,
+            84..92 => self.fill_disk(random, if random.percent(40) { 0 } else { site }),
+            92..95 => self.rot(random).await,
+            95..97 => self.collect(if random.percent(60) { 0 } else { site }),
+            _ => self.restore(random).await,
+        }
     }
 
-    fn block(&mut self, site: usize, up: bool, down: bool) {
+    fn count_fault(&self, kind: &'static str) {
+        *self.report().faults.entry(kind).or_default() += 1;
+    }
+
+    fn block(&self, random: &Random, site: usize, up: bool, down: bool) {
         self.count_fault(match (up, down) {
             (true, true) => "partition",
-            (true, false) => "stall towards the primary",
-            _ => "stall from the primary",
+            (true, false) => "partition towards the primary",
+            _ => "partition from the primary",
         });
-        let until = self.now + self.random.millis(50, 25_000);
-        let link = &mut self.network.links[site];
+        let longest = if self.is_busy() { 25_000 } else { 600_000 };
+        let until = Some(Instant::now() + random.millis(50, longest));
+        let (site, primary) = (self.machines[site].host, self.machines[0].host);
         if up {
-            link.up.blocked_until = until;
+            self.network.path(site, primary, |path| path.blocked_until = until);
         }
         if down {
-            link.down.blocked_until = until;
+            self.network.path(primary, site, |path| path.blocked_until = until);
         }
     }
 
-    fn crash_site(&mut self, number: usize) {
-        let (mid_write, steps, seed) = self.crash_choices();
-        let site = &mut self.sites[number];
-        let Some(process) = &mut site.running else { return };
-        if mid_write {
-            site.disk.cut_power_at(site.disk.counts().changes + steps);
-            process.stepper.step();
+    fn slow(&self, random: &Random, site: usize) {
+        self.count_fault("slow path");
+        let until = Some(Instant::now() + random.millis(100, 10_000));
+        let (site, primary) = (self.machines[site].host, self.machines[0].host);
+        self.network.path(site, primary, |path| path.slow_until = until);
+        self.network.path(primary, site, |path| path.slow_until = until);
+    }
+
+    async fn crash(self: &Arc<Self>, random: &Random, number: usize) {
+        let loses_power = random.percent(50);
+        self.count_fault(match (number == 0, loses_power) {
+            (true, true) => "primary loses power",
+            (true, false) => "primary killed",
+            (false, true) => "site loses power",
+            (false, false) => "site killed",
+        });
+        if loses_power && random.percent(50) {
+            // In the midst of a write, if there is one.
+            {
+                let state = self.machines[number].state();
+                state.log.cut_power_at(state.log.counts().changes + random.below(3));
+            }
+            tokio::time::sleep(random.millis(1, 300)).await;
         }
-        self.note_durable(number);
-        let site = &mut self.sites[number];
-        let session = site.running.take().and_then(|process| process.connection());
-        let is_power_cut = site.disk.is_off() || seed % 2 == 0;
-        site.disk = if is_power_cut { site.disk.power_on(seed) } else { site.disk.after_kill() };
-        site.notes = if is_power_cut { site.notes.power_on(seed) } else { site.notes.after_kill() };
-        site.boots += u64::from(is_power_cut);
-        self.count_fault(if is_power_cut { "site loses power" } else { "site killed" });
-        if let Some(session) = session {
-            self.network.cut(session);
-            if self.random.percent(50) {
-                self.after_millis(1, 500, Happening::UpBreaks { session });
+        self.kill(number, loses_power);
+        self.start_later(random, number);
+    }
+
+    fn start_later(self: &Arc<Self>, random: &Random, number: usize) {
+        let longest = if self.is_busy() { 5_000 } else { 300_000 };
+        let (world, pause) = (Arc::clone(self), random.millis(50, longest));
+        drop(tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = world.calm.cancelled() => tokio::time::sleep(Duration::from_millis(50)).await,
+                () = tokio::time::sleep(pause) => {}
+            }
+            world.start(number);
+        }));
+    }
+
+    fn fill_disk(self: &Arc<Self>, random: &Random, number: usize) {
+        self.count_fault(if number == 0 { "disk of the primary full" } else { "disk of a site full" });
+        let (log, blobs) = (random.percent(60), random.percent(60));
+        {
+            let state = self.machines[number].state();
+            if log {
+                state.log.set_capacity(Some(state.log.bytes() + random.below(300)));
+            }
+            if blobs {
+                state.blobs.set_room(Some(random.below(100_000)));
             }
         }
-        self.after_millis(50, 5000, Happening::SiteStarts { site: number });
+        let (world, pause) = (Arc::clone(self), random.millis(100, 8000));
+        drop(tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            world.room_again(number);
+        }));
     }
 
-    fn crash_primary(&mut self) -> Result<(), Broken> {
-        let (mid_write, steps, seed) = self.crash_choices();
-        let primary = &mut self.primary;
-        let Some(process) = &mut primary.running else { return Ok(()) };
-        if mid_write {
-            primary.disk.cut_power_at(primary.disk.counts().changes + steps);
-            process.stepper.step();
-        }
-        primary.running = None;
-        let is_power_cut = primary.disk.is_off() || seed % 2 == 0;
-        primary.disk = if is_power_cut { primary.disk.power_on(seed) } else { primary.disk.after_kill() };
-        self.count_fault(if is_power_cut { "primary loses power" } else { "primary killed" });
-        let life = self.primary.life;
-        let ended = self.network.sessions.iter().filter(|(_, session)| session.lives.1 == life);
-        let ended: Vec<_> = ended.filter(|(_, session)| !session.is_cut).map(|(number, _)| *number).collect();
-        for session in ended {
-            self.network.cut(session);
-            if self.random.percent(50) {
-                self.after_millis(1, 500, Happening::DownBreaks { session });
-            }
-        }
-        // Whoever waits for an acknowledgement gets none; it may have happened all the same.
-        let waiting: Vec<_> = self.writes.keys().copied().collect();
-        for write in waiting {
-            self.write_ends(write, None);
-        }
-        self.after_millis(50, 5000, Happening::PrimaryStarts);
-        Ok(())
+    fn room_again(&self, number: usize) {
+        let state = self.machines[number].state();
+        state.log.set_capacity(None);
+        state.snapshots.set_capacity(None);
+        state.blobs.set_room(None);
     }
 
-    /// Whether the writer is caught in the midst of its work and after how many changes of the
-    /// disk, and what decides what survives.
-    fn crash_choices(&mut self) -> (bool, u64, u64) {
-        (self.random.percent(50), self.random.below(4), self.random.number())
+    /// A bit of a blob at the primary flips, and is found and mended a moment later.
+    async fn rot(&self, random: &Random) {
+        let blob = &blobs()[random.index(blobs().len())];
+        let at = blob.bytes.len() as u64 - 1 - random.below(blob.bytes.len().min(60_000) as u64);
+        let good = blob.bytes[at as usize];
+        if self.change_blob(&blob.digest, at, good, !good) {
+            self.count_fault("bit flipped at the primary");
+            tokio::time::sleep(random.millis(100, 4000)).await;
+            self.change_blob(&blob.digest, at, !good, good);
+        }
     }
 
-    fn fill_disk(&mut self, site: usize) {
-        let site = (!self.random.percent(40)).then_some(site);
-        let disk = match site {
-            Some(site) => &self.sites[site].disk,
-            None => &self.primary.disk,
+    /// Changes a byte of a blob at the primary if it is what it is expected to be.
+    fn change_blob(&self, digest: &Digest, at: u64, from: u8, to: u8) -> bool {
+        let life = self.machines[0].state().life;
+        let hex = digest.hex();
+        // It lies where the present life has it, or the next one will.
+        [life, life + 1].into_iter().any(|life| {
+            let path = self.machines[0].dir(life).join("store/blobs/sha256").join(&hex[..2]).join(&hex);
+            let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).is_ok()
+                && byte[0] == from
+                && file.write_all_at(&[to], at).is_ok()
+        })
+    }
+
+    /// Garbage is collected now, of all times.
+    fn collect(&self, number: usize) {
+        if let Some(running) = self.machines[number].running() {
+            self.count_fault("garbage collected");
+            running.collect();
+        }
+    }
+
+    /// The primary comes back with an older copy of its log, and knows it.
+    async fn restore(self: &Arc<Self>, random: &Random) {
+        let copy = {
+            let state = self.machines[0].state();
+            (state.log.copy(), state.snapshots.copy())
         };
-        disk.set_capacity(Some(disk.bytes() + self.random.below(300)));
-        self.count_fault(if site.is_some() { "disk of a site full" } else { "disk of the primary full" });
-        self.after_millis(100, 5000, Happening::RoomAgain { site });
-    }
-
-    pub(crate) fn room_again(&mut self, site: Option<usize>) {
-        match site {
-            Some(site) => self.sites[site].disk.set_capacity(None),
-            None => self.primary.disk.set_capacity(None),
+        // How much is lost.
+        tokio::time::sleep(random.millis(1, 4000)).await;
+        if self.is_calm() {
+            return;
         }
+        self.count_fault("primary restored");
+        self.kill(0, false);
+        {
+            let mut state = self.machines[0].state();
+            (state.log, state.snapshots) = copy;
+            state.history = History::Restored;
+        }
+        self.start_later(random, 0);
     }
 
-    /// Everything that is broken is mended, or will be soon.
-    pub(crate) fn heal(&mut self) {
-        self.network.links.iter_mut().for_each(crate::network::Link::heal);
-        self.room_again(None);
-        self.after_millis(0, 1, Happening::PrimaryStarts);
-        for site in 0..self.sites.len() {
-            self.room_again(Some(site));
-            self.after_millis(0, 1, Happening::SiteStarts { site });
+    /// Everything that is broken is mended.
+    pub(crate) fn heal(self: &Arc<Self>) {
+        self.network.paths(crate::network::Path::heal);
+        for number in 0..self.machines.len() {
+            self.room_again(number);
         }
     }
 }

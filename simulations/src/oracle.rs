@@ -1,7 +1,7 @@
 //! The truth: what the primary's log says, and what was promised of it and when. It shares no
 //! code with the index.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use outport::log::{Log, Record};
@@ -9,36 +9,56 @@ use outport_proto::{
     Change, Digest, Event, Offset, Reference, RepoName, Tag,
     statehash::{Fact, StateHash},
 };
+use tokio::time::Instant;
 
 use crate::Broken;
 
 /// What something named and from which event on, in ascending order.
 type History<T> = Vec<(u64, T)>;
 
-/// All that is true.
+/// All that is true, and all that was before the primary was restored.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
-    records: Vec<(Arc<Event>, Bytes)>,
-    tags: BTreeMap<(RepoName, Tag), History<Option<Digest>>>,
-    manifests: BTreeMap<(RepoName, Digest), History<bool>>,
-    links: BTreeMap<(RepoName, Digest), bool>,
-    /// When which event was the newest acknowledged one.
-    acknowledged: Vec<(Duration, u64)>,
-    /// The newest acknowledged write of a reference that went through one run of a site.
-    through: BTreeMap<(usize, RepoName, Reference), u64>,
+    now: Branch,
+    dead: Vec<Branch>,
 }
 
-/// A site between two of its starts.
-pub(crate) type Run = (usize, u64);
+/// One history of the log.
+#[derive(Clone, Debug, Default)]
+struct Branch {
+    records: Vec<(Arc<Event>, Bytes)>,
+    /// The state's hash after each event.
+    hashes: Vec<[u8; 32]>,
+    hash: StateHash,
+    tags: BTreeMap<(RepoName, Tag), History<Option<Digest>>>,
+    manifests: BTreeMap<(RepoName, Digest), History<bool>>,
+    links: BTreeMap<(RepoName, Digest), History<bool>>,
+    /// Up to which event this history is that of the one before.
+    fork: u64,
+    /// When which event was the newest acknowledged one.
+    acknowledged: Vec<(Instant, u64)>,
+    /// The newest acknowledged write of something that went through a site.
+    through: BTreeMap<(usize, RepoName, What), u64>,
+}
+
+/// What is asked for or written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum What {
+    Manifest(Reference),
+    Blob(Digest),
+}
+
+/// A place in one history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    branch: usize,
+    seq: u64,
+}
 
 impl Oracle {
     /// The newest durable event.
     pub(crate) fn head(&self) -> u64 {
-        self.records.len() as u64
-    }
-
-    pub(crate) fn event(&self, seq: u64) -> Option<&Arc<Event>> {
-        self.records.get(usize::try_from(seq.checked_sub(1)?).ok()?).map(|(event, _)| event)
+        self.now.head()
     }
 
     /// Everything of `log` is what it was, and nothing that was durable is missing.
@@ -49,192 +69,245 @@ impl Oracle {
                 log.head()
             )));
         }
-        let mut after = Offset::ZERO;
+        let mut after = log.floor();
         while after < log.head() {
             for record in read(log, after)? {
                 after = record.event.offset;
-                self.check_record(&record.event, &record.encoded, whose)?;
+                let known = self.branch_of(after).map(|branch| &branch.records[after.seq as usize - 1]);
+                if known.is_some_and(|(_, truth)| *truth != record.encoded) {
+                    return Err(Broken(format!("event {after} at {whose} is not the primary's")));
+                }
             }
         }
         Ok(())
     }
 
-    /// An event that was received or read is the one with that place. What is newer than all that
-    /// is known passes.
-    pub(crate) fn check_record(&self, event: &Event, encoded: &Bytes, whose: &str) -> Result<(), Broken> {
-        let index = usize::try_from(event.offset.seq).unwrap_or_default().wrapping_sub(1);
-        match self.records.get(index) {
-            Some((_, truth)) if truth != encoded => {
-                Err(Broken(format!("event {} at {whose} is not the primary's", event.offset)))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Takes in what became durable at the primary.
     pub(crate) fn observe(&mut self, log: &Log) -> Result<(), Broken> {
-        let mut after = Offset::new(1, self.head());
-        if self.head() == 0 {
-            after = Offset::ZERO;
-        }
+        let mut after =
+            self.now.records.last().map_or(log.floor().min(Offset::ZERO), |(event, _)| event.offset);
         while after < log.head() {
             for record in read(log, after)? {
                 after = record.event.offset;
                 if after.seq != self.head() + 1 {
                     return Err(Broken(format!("event {after} follows event {}", self.head())));
                 }
-                self.take_in(&record);
+                self.now.take_in(&record);
             }
         }
         Ok(())
+    }
+
+    /// The primary begins anew with a copy whose newest event is `fork`.
+    pub(crate) fn rewind(&mut self, fork: u64) {
+        let mut branch = Branch { fork, ..Branch::default() };
+        for (event, encoded) in self.now.records.iter().take(fork as usize) {
+            branch.take_in(&Record { event: Arc::clone(event), encoded: encoded.clone() });
+        }
+        branch.acknowledged = self.now.acknowledged.iter().map(|(at, seq)| (*at, (*seq).min(fork))).collect();
+        let through = self.now.through.iter().filter(|(_, seq)| **seq <= fork);
+        branch.through = through.map(|(key, seq)| (key.clone(), *seq)).collect();
+        self.dead.push(std::mem::replace(&mut self.now, branch));
+    }
+
+    /// The history that `offset` is a place of; the present one first.
+    fn branch_of(&self, offset: Offset) -> Option<&Branch> {
+        let holds = |branch: &&Branch| {
+            let index = usize::try_from(offset.seq).unwrap_or_default().wrapping_sub(1);
+            branch.records.get(index).is_some_and(|(event, _)| event.offset == offset)
+        };
+        [&self.now].into_iter().chain(self.dead.iter().rev()).find(holds)
+    }
+
+    /// Whether the present history has `offset`, or nothing has it because nothing happened yet.
+    pub(crate) fn is_present(&self, offset: Offset) -> bool {
+        offset.seq == 0 || self.branch_of(offset).is_some_and(|branch| std::ptr::eq(branch, &self.now))
+    }
+
+    /// A place of the present history.
+    pub(crate) fn mark(&self, seq: u64) -> Mark {
+        Mark { branch: self.dead.len(), seq }
+    }
+
+    /// Where the present history has what was at `mark`.
+    pub(crate) fn seq(&self, mark: Mark) -> u64 {
+        let forks = self.dead.iter().chain([&self.now]).skip(mark.branch + 1).map(|branch| branch.fork);
+        forks.fold(mark.seq, u64::min)
+    }
+
+    /// Whether `mark` is of a history that ended.
+    pub(crate) fn is_dead(&self, mark: Mark) -> bool {
+        mark.branch < self.dead.len()
+    }
+
+    /// The hash of the state that the events up to `offset` lead to; `None` when nobody knows it.
+    pub(crate) fn hash_at(&self, offset: Offset) -> Option<[u8; 32]> {
+        if offset.seq == 0 {
+            return Some(StateHash::EMPTY.bytes());
+        }
+        self.branch_of(offset)?.hashes.get(offset.seq as usize - 1).copied()
+    }
+
+    /// The primary acknowledges a write; `through` is where it was redirected from.
+    pub(crate) fn acknowledge(&mut self, now: Instant, seq: u64, through: Option<(usize, RepoName, What)>) {
+        let newest = self.now.acknowledged.last().map_or(0, |(_, newest)| *newest);
+        self.now.acknowledged.push((now, newest.max(seq)));
+        if let Some(through) = through {
+            let newest = self.now.through.entry(through).or_default();
+            *newest = seq.max(*newest);
+        }
+    }
+
+    /// The newest event acknowledged before `time`. What happens at the very same instant happened in some
+    /// order that an instant does not tell.
+    pub(crate) fn acknowledged_at(&self, time: Instant) -> Mark {
+        let later = self.now.acknowledged.partition_point(|(at, _)| *at < time);
+        let last = later.checked_sub(1).and_then(|last| self.now.acknowledged.get(last));
+        self.mark(last.map_or(0, |(_, seq)| *seq))
+    }
+
+    /// The newest acknowledged write that concerns `what` and went through `site`.
+    pub(crate) fn written_through(&self, site: usize, repo: &RepoName, what: &What) -> Mark {
+        let of_site = self.now.through.iter().filter(|((of, in_repo, _), _)| *of == site && in_repo == repo);
+        let concerns = of_site.filter(|((_, _, written), _)| {
+            // Deleting a manifest takes its tags along.
+            written == what
+                || matches!(
+                    (what, written),
+                    (What::Manifest(Reference::Tag(_)), What::Manifest(Reference::Digest(_)))
+                )
+        });
+        self.mark(concerns.map(|(_, seq)| *seq).max().unwrap_or_default())
+    }
+
+    /// Whether `what` named `digest` at `offset`, or at some moment of its history since.
+    pub(crate) fn was(&self, repo: &RepoName, what: &What, offset: Offset, digest: Option<Digest>) -> bool {
+        if offset.seq == 0 {
+            return digest.is_none() || self.now.was(repo, what, 0, digest);
+        }
+        self.branch_of(offset).is_none_or(|branch| branch.was(repo, what, offset.seq, digest))
+    }
+
+    /// The same from `mark` on, in the present history.
+    pub(crate) fn was_since(&self, repo: &RepoName, what: &What, mark: Mark, digest: Option<Digest>) -> bool {
+        self.now.was(repo, what, self.seq(mark), digest)
+    }
+}
+
+impl Branch {
+    fn head(&self) -> u64 {
+        self.records.len() as u64
     }
 
     fn take_in(&mut self, record: &Record) {
         let (event, seq) = (&record.event, record.event.offset.seq);
         match &event.change {
             Change::BlobCommitted { repo, digest, .. } | Change::BlobMounted { repo, digest, .. } => {
-                self.links.insert((repo.clone(), *digest), true);
+                self.link(seq, repo, *digest, true);
             }
-            Change::BlobDeleted { repo, digest } => {
-                self.links.insert((repo.clone(), *digest), false);
-            }
+            Change::BlobDeleted { repo, digest } => self.link(seq, repo, *digest, false),
             Change::ManifestPut(put) => {
-                self.manifests.entry((put.repo.clone(), put.digest)).or_default().push((seq, true));
+                self.manifest(seq, &put.repo, put.digest, true);
                 for tag in &put.tags {
-                    let history = self.tags.entry((put.repo.clone(), tag.clone())).or_default();
-                    history.push((seq, Some(put.digest)));
+                    self.tag(seq, &put.repo, tag, Some(put.digest));
                 }
             }
-            Change::TagDeleted { repo, tag } => {
-                self.tags.entry((repo.clone(), tag.clone())).or_default().push((seq, None));
-            }
+            Change::TagDeleted { repo, tag } => self.tag(seq, repo, tag, None),
             Change::ManifestDeleted { repo, digest } => {
-                self.manifests.entry((repo.clone(), *digest)).or_default().push((seq, false));
+                self.manifest(seq, repo, *digest, false);
                 self.untag(seq, repo, |named| named == *digest);
             }
             Change::RepositoryDeleted { repo } => {
-                let gone = self.manifests.iter_mut().filter(|((of, _), _)| of == repo);
-                gone.for_each(|(_, history)| history.push((seq, false)));
-                let gone = self.links.iter_mut().filter(|((of, _), _)| of == repo);
-                gone.for_each(|(_, is_linked)| *is_linked = false);
+                let manifests: Vec<_> = self.manifests.keys().filter(|(of, _)| of == repo).cloned().collect();
+                manifests.iter().for_each(|(repo, digest)| self.manifest(seq, repo, *digest, false));
+                let links: Vec<_> = self.links.keys().filter(|(of, _)| of == repo).cloned().collect();
+                links.iter().for_each(|(repo, digest)| self.link(seq, repo, *digest, false));
                 self.untag(seq, repo, |_| true);
             }
             Change::EpochBegan { .. } => {}
         }
         self.records.push((Arc::clone(event), record.encoded.clone()));
+        self.hashes.push(self.hash.bytes());
+    }
+
+    fn link(&mut self, seq: u64, repo: &RepoName, digest: Digest, is_linked: bool) {
+        let history = self.links.entry((repo.clone(), digest)).or_default();
+        let was = history.last().is_some_and(|(_, was)| *was);
+        let fact = Fact::Link { repo, digest: &digest };
+        match (was, is_linked) {
+            (false, true) => self.hash.add(&fact),
+            (true, false) => self.hash.remove(&fact),
+            _ => {}
+        }
+        history.push((seq, is_linked));
+    }
+
+    fn manifest(&mut self, seq: u64, repo: &RepoName, digest: Digest, is_held: bool) {
+        let history = self.manifests.entry((repo.clone(), digest)).or_default();
+        let was = history.last().is_some_and(|(_, was)| *was);
+        let fact = Fact::Manifest { repo, digest: &digest };
+        match (was, is_held) {
+            (false, true) => self.hash.add(&fact),
+            (true, false) => self.hash.remove(&fact),
+            _ => {}
+        }
+        history.push((seq, is_held));
+    }
+
+    fn tag(&mut self, seq: u64, repo: &RepoName, tag: &Tag, digest: Option<Digest>) {
+        let history = self.tags.entry((repo.clone(), tag.clone())).or_default();
+        if let Some((_, Some(was))) = history.last() {
+            self.hash.remove(&Fact::Tag { repo, tag, digest: was });
+        }
+        if let Some(digest) = &digest {
+            self.hash.add(&Fact::Tag { repo, tag, digest });
+        }
+        history.push((seq, digest));
     }
 
     fn untag(&mut self, seq: u64, repo: &RepoName, names: impl Fn(Digest) -> bool) {
-        for (_, history) in self.tags.iter_mut().filter(|((of, _), _)| of == repo) {
-            if history.last().is_some_and(|(_, named)| named.is_some_and(&names)) {
-                history.push((seq, None));
-            }
-        }
+        let of_repo = self.tags.iter().filter(|((of, _), _)| of == repo);
+        let gone =
+            of_repo.filter(|(_, history)| history.last().is_some_and(|(_, named)| named.is_some_and(&names)));
+        let gone: Vec<_> = gone.map(|((_, tag), _)| tag.clone()).collect();
+        gone.iter().for_each(|tag| self.tag(seq, repo, tag, None));
     }
 
-    /// The primary acknowledges a write of `reference`; `through` is where it was redirected from.
-    pub(crate) fn acknowledge(
-        &mut self,
-        now: Duration,
-        seq: u64,
-        through: Option<(usize, RepoName, Reference)>,
-    ) {
-        let newest = self.acknowledged.last().map_or(0, |(_, newest)| *newest);
-        self.acknowledged.push((now, newest.max(seq)));
-        if let Some(through) = through {
-            let newest = self.through.entry(through).or_default();
-            *newest = seq.max(*newest);
-        }
-    }
-
-    /// The newest event acknowledged up to `time`.
-    pub(crate) fn acknowledged_at(&self, time: Duration) -> u64 {
-        let later = self.acknowledged.partition_point(|(at, _)| *at <= time);
-        later.checked_sub(1).and_then(|last| self.acknowledged.get(last)).map_or(0, |(_, seq)| *seq)
-    }
-
-    /// The newest acknowledged write that concerns `reference` and went through `site`.
-    pub(crate) fn written_through(&self, site: usize, repo: &RepoName, reference: &Reference) -> u64 {
-        let of_site = self.through.iter().filter(|((of, in_repo, _), _)| *of == site && in_repo == repo);
-        let concerns = of_site.filter(|((_, _, written), _)| {
-            // Deleting a manifest takes its tags along.
-            written == reference || matches!((reference, written), (Reference::Tag(_), Reference::Digest(_)))
-        });
-        concerns.map(|(_, seq)| *seq).max().unwrap_or_default()
-    }
-
-    /// What `reference` named once event `seq` was applied.
-    pub(crate) fn named(&self, repo: &RepoName, reference: &Reference, seq: u64) -> Option<Digest> {
-        match reference {
-            Reference::Tag(tag) => at(self.tags.get(&(repo.clone(), tag.clone()))?, seq).flatten(),
-            Reference::Digest(digest) => {
-                at(self.manifests.get(&(repo.clone(), *digest))?, seq)?.then_some(*digest)
-            }
-        }
-    }
-
-    /// Whether `reference` named `digest` at some moment since event `seq`.
-    pub(crate) fn named_since(
-        &self,
-        repo: &RepoName,
-        reference: &Reference,
-        seq: u64,
-        digest: Option<Digest>,
-    ) -> bool {
-        if self.named(repo, reference, seq) == digest {
-            return true;
-        }
-        match reference {
-            Reference::Tag(tag) => {
+    fn was(&self, repo: &RepoName, what: &What, seq: u64, digest: Option<Digest>) -> bool {
+        match what {
+            What::Manifest(Reference::Tag(tag)) => {
                 let history = self.tags.get(&(repo.clone(), tag.clone()));
-                history.is_some_and(|history| {
-                    history.iter().any(|(since, named)| *since > seq && *named == digest)
-                })
+                ever_since(history, seq, |named| *named == digest, digest.is_none())
             }
-            Reference::Digest(asked) => {
+            What::Manifest(Reference::Digest(asked)) => {
                 let history = self.manifests.get(&(repo.clone(), *asked));
-                history.is_some_and(|history| {
-                    history.iter().any(|(since, held)| *since > seq && *held == digest.is_some())
-                })
+                ever_since(history, seq, |held| *held == digest.is_some(), digest.is_none())
+            }
+            What::Blob(asked) => {
+                let history = self.links.get(&(repo.clone(), *asked));
+                ever_since(history, seq, |held| *held == digest.is_some(), digest.is_none())
             }
         }
     }
+}
 
-    /// The hash of the state all events lead to.
-    pub(crate) fn state_hash(&self) -> [u8; 32] {
-        let mut hash = StateHash::EMPTY;
-        for ((repo, tag), history) in &self.tags {
-            if let Some((_, Some(digest))) = history.last() {
-                hash.add(&Fact::Tag { repo, tag, digest });
-            }
-        }
-        for ((repo, digest), history) in &self.manifests {
-            if let Some((_, true)) = history.last() {
-                hash.add(&Fact::Manifest { repo, digest });
-            }
-        }
-        for ((repo, digest), is_linked) in &self.links {
-            if *is_linked {
-                hash.add(&Fact::Link { repo, digest });
-            }
-        }
-        hash.bytes()
-    }
+/// Whether what held at event `seq` or at any later one is as it should; before the first event
+/// of a history nothing is there, which `absent` likes or not.
+fn ever_since<T>(history: Option<&History<T>>, seq: u64, is_so: impl Fn(&T) -> bool, absent: bool) -> bool {
+    let Some(history) = history else { return absent };
+    let later = history.partition_point(|(since, _)| *since <= seq);
+    let then = later.checked_sub(1).and_then(|last| history.get(last));
+    then.map_or(absent, |(_, value)| is_so(value)) || history[later..].iter().any(|(_, value)| is_so(value))
 }
 
 /// Bytes of log read at once: few, so that reads end in the midst of segments.
 const READ_BYTES: usize = 4096;
 
 /// Some records after `after`; there are some.
-pub(crate) fn read(log: &Log, after: Offset) -> Result<Vec<Record>, Broken> {
+fn read(log: &Log, after: Offset) -> Result<Vec<Record>, Broken> {
     let records = log.read(after, READ_BYTES).map_err(|error| Broken(format!("read a log: {error}")))?;
     if records.is_empty() {
         return Err(Broken(format!("a log that reaches {} has nothing after {after}", log.head())));
     }
     Ok(records)
-}
-
-fn at<T: Copy>(history: &History<T>, seq: u64) -> Option<T> {
-    let later = history.partition_point(|(since, _)| *since <= seq);
-    later.checked_sub(1).and_then(|last| history.get(last)).map(|(_, value)| *value)
 }

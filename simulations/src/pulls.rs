@@ -1,287 +1,302 @@
-//! Pulls through a site: facts, the real read rules, and the checks of every answer. The loop
-//! around the rules does what `outport::registry::PullService` does for manifests.
+//! Pulls through a site, and the checks of every answer.
 
-use std::time::Duration;
+use std::{os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
-use outport::registry::{
-    PullRules,
-    decide::{Decision, Facts, Kind, Role, Rule, Until, decide},
-};
-use outport_proto::{Digest, Offset, Reference, RepoName, Timestamp};
+use bytes::Bytes;
+use outport::registry::{BlobContent, PullError, PullOptions, PullRules, Staleness, Want};
+use outport_proto::{Digest, Offset, Reference, RepoName};
+use tokio::time::Instant;
 
 use crate::{
-    Broken, Bug,
-    clients::Token,
-    oracle::Run,
-    primary::Answer,
-    world::{Happening, World},
+    Broken,
+    clients::{Client, Token, ask, joined},
+    content::blobs,
+    machine::Running,
+    oracle::{Mark, What},
+    world::World,
 };
 
-/// What the real client of the primary gives a question.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// A pull that has not ended by then never will: a fill gives up after six silent attempts.
+const PULL_MAX: Duration = Duration::from_secs(300);
+
+/// What clocks that drift, and instants of a millisecond, make of a time.
+const INEXACT: Duration = Duration::from_millis(5);
+const DRIFT_MAX: f64 = 0.0005;
 
 /// A pull under way.
 #[derive(Clone, Debug)]
 pub(crate) struct Pull {
-    pub(crate) client: usize,
-    pub(crate) run: Run,
+    pub(crate) site: usize,
     pub(crate) repo: RepoName,
-    pub(crate) reference: Reference,
-    pub(crate) kind: Kind,
+    pub(crate) what: What,
+    pub(crate) want: Want,
     pub(crate) token: Token,
     pub(crate) min_offset: Option<Offset>,
     /// The newest event acknowledged when it began.
-    pub(crate) acknowledged: u64,
+    pub(crate) acknowledged: Mark,
+    /// The same for as long before as a remembered "no" may be old.
+    pub(crate) acknowledged_earlier: Mark,
     /// The newest acknowledged write of the same thing through the same site when it began.
-    pub(crate) written_here: u64,
-    /// Counts its steps, so that what belongs to an earlier one is not taken for the present one's.
-    pub(crate) stage: u64,
-    pub(crate) waited: bool,
-    pub(crate) cut: bool,
-    pub(crate) until: Option<Until>,
-    /// The session its question went over.
-    pub(crate) asked: Option<u64>,
+    pub(crate) written_here: Mark,
 }
 
-impl Pull {
-    pub(crate) fn has_come(&self, applied: Offset, closed_time: Timestamp) -> bool {
-        self.until.is_some_and(|until| until.applied <= applied && until.closed_time <= closed_time)
+/// What came of it.
+pub(crate) struct Answer {
+    digest: Option<Digest>,
+    offset: Offset,
+    staleness: Option<Staleness>,
+}
+
+/// How a pull ended for its client.
+enum End {
+    Answered(Answer),
+    No,
+    Unavailable,
+    Failed,
+    BrokeOff,
+}
+
+impl Client {
+    pub(crate) async fn pull(&mut self) -> Result<(), Broken> {
+        let world = Arc::clone(self.world());
+        let mut number = 1 + self.random.index(world.machines.len() - 1);
+        let Some(mut repo) = self.some_repo() else { return Ok(()) };
+        let mut what = match self.random.below(100) {
+            0..60 => match self.some_tag() {
+                Some(tag) => What::Manifest(Reference::Tag(tag)),
+                None => return Ok(()),
+            },
+            60..75 => What::Manifest(Reference::Digest(self.some_image())),
+            _ => What::Blob(blobs()[self.random.index(blobs().len())].digest),
+        };
+        if let Some((wrote_in, wrote, through)) = self.wrote.clone().filter(|_| self.random.percent(45)) {
+            (repo, what) = (wrote_in, wrote);
+            number = through.filter(|_| self.random.percent(60)).unwrap_or(number);
+        }
+        let want = if self.random.percent(30) { Want::Headers } else { Want::Content };
+        let min_offset = self.seen.filter(|_| self.random.percent(30));
+        self.travel().await;
+        world.pull(number, repo, what, want, self.token, min_offset, self.leaves_after()).await
     }
-}
 
-/// Where an answer comes from, and at which event it says to hold.
-#[derive(Clone, Copy, Debug)]
-enum Source {
-    /// The site's index; nothing is said about its age.
-    Here { age: Duration },
-    /// The site's index, marked with its age.
-    Stale { age: Duration },
-    /// The site's index, about what cannot change.
-    Immutable,
-    /// The primary.
-    Word,
+    /// Some leave before they have everything.
+    fn leaves_after(&self) -> Option<Duration> {
+        self.random.percent(5).then(|| self.random.millis(1, 500))
+    }
 }
 
 impl World {
-    pub(crate) fn begin_pull(&mut self, pull: Pull) -> Result<(), Broken> {
-        let number = self.number();
-        self.pulls.insert(number, pull);
-        self.decide_pull(number)
-    }
-
-    /// Applies the rules and does what they say.
-    pub(crate) fn decide_pull(&mut self, number: u64) -> Result<(), Broken> {
-        let (now, bug) = (self.now, self.bug);
-        let Some(pull) = self.pulls.get_mut(&number) else { return Ok(()) };
-        let site = &mut self.sites[pull.run.0];
-        let Some(process) = site.running.as_mut().filter(|_| site.life == pull.run.1) else {
-            return self.pull_ends(number, "connection lost");
-        };
-        pull.stage += 1;
-        (pull.until, pull.asked) = (None, None);
-        process.waiters.remove(&number);
-        let stage = pull.stage;
-
-        let local = site.clock.now();
-        let session = process.session(now);
-        let applied = process.index.applied();
-        let manifest = process.index.manifest(&pull.repo, &pull.reference);
-        let manifest = manifest.map_err(|error| Broken(format!("a site's index: {error}")))?;
-        let rules = PullRules::default();
-        let mut facts = Facts {
-            role: Role::Secondary,
-            kind: pull.kind,
-            may_pull: true,
-            holds_push: pull.token.holds_push,
-            known: manifest.is_some(),
-            local: manifest.as_ref().is_some_and(|manifest| manifest.bytes.is_some()),
-            remembered_no: false,
-            session_live: session.live,
-            reachable: session.reachable && !pull.cut,
-            age: session.age(local),
-            staleness_bound: rules.staleness_bound,
-            stale_max: rules.stale_max,
-            applied,
-            closed_time: session.closed_time,
-            token_offset: pull.token.offset,
-            token_issued_at: pull.token.issued_at,
-            min_offset: pull.min_offset,
-            intent_open: process.intents.is_open(&pull.repo, &pull.reference, local),
-            waited: pull.waited,
-            wait_max: rules.wait_max,
-        };
-        match bug {
-            Some(Bug::SkipStaleSession) => (facts.session_live, facts.age) = (true, Duration::ZERO),
-            Some(Bug::SkipNewerToken) => (facts.token_offset, facts.token_issued_at) = (None, None),
-            Some(Bug::SkipWriteIntent) => facts.intent_open = false,
-            Some(Bug::SkipPushSession) => facts.holds_push = false,
-            Some(Bug::SkipMinOffset) => facts.min_offset = None,
-            Some(Bug::TrustLocalNo) => facts.remembered_no = true,
-            Some(Bug::AppliedBeforeData) => facts.applied = process.subscriber.progress().received,
-            Some(Bug::ClosedTimeTooEarly) => {
-                if let Some(heartbeat) = process.subscriber.heartbeat() {
-                    facts.closed_time = heartbeat.closed_time;
-                    facts.age = session.primary_now(local).since(heartbeat.closed_time);
-                }
-            }
-            _ => {}
-        }
-        let (decision, rule) = decide(&facts);
-        let decided = name(decision);
-        *self.report.rules.entry((rule.as_str(), decided)).or_default() += 1;
-        self.trace_decision(number, decided.len() as u64, applied);
-
-        let Some(pull) = self.pulls.get_mut(&number) else { return Ok(()) };
-        match (decision, manifest) {
-            (Decision::Serve, Some(manifest)) => {
-                let source = match rule {
-                    Rule::Unreachable => Source::Stale { age: facts.age },
-                    Rule::Digest => Source::Immutable,
-                    _ => Source::Here { age: facts.age },
-                };
-                self.check_answer(number, Some(manifest.digest), applied, source)?;
-                self.pull_ends(number, if rule == Rule::Unreachable { "stale" } else { "local" })
-            }
-            (Decision::WaitThenServe { until }, _) => {
-                (pull.waited, pull.until) = (true, Some(until));
-                if let Some(process) = &mut self.sites[pull.run.0].running {
-                    process.waiters.insert(number);
-                }
-                self.at(now + rules.wait_max, Happening::PullTimeout { pull: number, stage });
-                Ok(())
-            }
-            (Decision::Revalidate | Decision::Fill, _) => {
-                let process = self.sites[pull.run.0].running.as_ref();
-                let Some(session) = process.and_then(|process| process.connection()) else {
-                    return self.pull_is_answered(number, stage, &Answer::Lost);
-                };
-                pull.asked = Some(session);
-                let site = pull.run.0;
-                let arrival = self.network.links[site].up.arrival(now, &mut self.random);
-                if !self.network.is_cut(session) {
-                    self.at(arrival, Happening::Question { pull: number, stage, session });
-                }
-                self.at(now + ANSWER_TIMEOUT, Happening::PullTimeout { pull: number, stage });
-                Ok(())
-            }
-            (Decision::NotFound, _) => Err(Broken(format!(
-                "site {} says that there is no {:?} without asking the primary (the rule: {})",
-                pull.run.0,
-                pull.reference,
-                rule.as_str()
-            ))),
-            (Decision::Unavailable | Decision::Serve, _) => self.pull_ends(number, "unavailable"),
-            (Decision::Denied, _) => Err(Broken("a pull was denied".to_owned())),
-        }
-    }
-
-    fn trace_decision(&mut self, number: u64, decided: u64, applied: Offset) {
-        self.note(&[number, decided, applied.seq]);
-    }
-
-    pub(crate) fn pull_times_out(&mut self, number: u64, stage: u64) -> Result<(), Broken> {
-        let Some(pull) = self.pulls.get_mut(&number).filter(|pull| pull.stage == stage) else {
-            return Ok(());
-        };
-        pull.cut |= pull.asked.is_some();
-        self.decide_pull(number)
-    }
-
-    pub(crate) fn pull_is_answered(
-        &mut self,
-        number: u64,
-        stage: u64,
-        answer: &Answer,
+    /// Pulls through a site and checks the answer.
+    #[expect(clippy::too_many_arguments, reason = "all of them make a request what it is")]
+    pub(crate) async fn pull(
+        self: &Arc<Self>,
+        number: usize,
+        repo: RepoName,
+        what: What,
+        want: Want,
+        token: Token,
+        min_offset: Option<Offset>,
+        leaves_after: Option<Duration>,
     ) -> Result<(), Broken> {
-        let Some(pull) = self.pulls.get_mut(&number).filter(|pull| pull.stage == stage) else {
+        let kind = match (&what, want) {
+            (What::Manifest(Reference::Tag(_)), _) => "tag",
+            (What::Manifest(_), Want::Content) => "digest",
+            (What::Manifest(_), Want::Headers) => "digest HEAD",
+            (What::Blob(_), Want::Content) => "blob",
+            (What::Blob(_), Want::Headers) => "blob HEAD",
+        };
+        let Some(running) = self.machines[number].running() else {
+            self.count_pull(kind, "no site");
             return Ok(());
         };
-        match answer {
-            Answer::Said(digest, at) => {
-                self.check_answer(number, *digest, *at, Source::Word)?;
-                self.pull_ends(number, if digest.is_some() { "revalidated" } else { "not found" })
+        let pull = {
+            let oracle = self.oracle();
+            let now = Instant::now();
+            let acknowledged = oracle.acknowledged_at(now);
+            let earlier = now.checked_sub(PullRules::default().staleness_bound + INEXACT).unwrap_or(now);
+            let acknowledged_earlier = oracle.acknowledged_at(earlier);
+            let written_here = oracle.written_through(number, &repo, &what);
+            Pull {
+                site: number,
+                repo,
+                what,
+                want,
+                token,
+                min_offset,
+                acknowledged,
+                acknowledged_earlier,
+                written_here,
             }
-            Answer::Lost => {
-                pull.cut = true;
-                self.decide_pull(number)
+        };
+        let (world, asked, at) = (Arc::clone(self), pull.clone(), Arc::clone(&running));
+        let work = ask(&running, async move { world.answer(&at, asked).await });
+        let patience = leaves_after.unwrap_or(PULL_MAX);
+        let how = match tokio::time::timeout(patience, work).await {
+            Ok(Some(Ok(how))) => how,
+            Ok(Some(Err(broken))) => return Err(broken),
+            Ok(None) => "connection lost",
+            Err(_) if leaves_after.is_some() => "client left",
+            Err(_) => return Err(Broken(format!("a pull does not end: {pull:?}"))),
+        };
+        self.count_pull(kind, how);
+        self.network.note(&[number as u64, how.len() as u64]);
+        Ok(())
+    }
+
+    async fn answer(&self, running: &Running, pull: Pull) -> Result<&'static str, Broken> {
+        let options = PullOptions { min_offset: pull.min_offset, want: pull.want };
+        let caller = pull.token.caller(&pull.repo);
+        let end = match &pull.what {
+            What::Manifest(reference) => {
+                match running.pull.manifest(&caller, &pull.repo, reference, options).await {
+                    Ok(answer) => {
+                        if Digest::sha256(&answer.bytes) != answer.digest {
+                            return Err(Broken(format!("a wrong byte in a manifest: {pull:?}")));
+                        }
+                        let (offset, staleness) = (answer.offset, answer.staleness);
+                        End::Answered(Answer { digest: Some(answer.digest), offset, staleness })
+                    }
+                    Err(error) => of_error(&error),
+                }
+            }
+            What::Blob(digest) => match running.pull.blob(&caller, &pull.repo, digest, options).await {
+                Ok(answer) => {
+                    let (offset, staleness) = (answer.offset, answer.staleness);
+                    // What it says holds from now on, however long the bytes take.
+                    let answered = Answer { digest: Some(answer.digest), offset, staleness };
+                    self.check_answer(&pull, &answered)?;
+                    match read(answer.content, answer.size).await {
+                        Ok(Some(bytes)) if Digest::sha256(&bytes) != *digest => {
+                            return Err(Broken(format!("a wrong byte in a complete blob: {pull:?}")));
+                        }
+                        Ok(bytes) => {
+                            let count = bytes.map_or(0, |bytes| bytes.len() as u64);
+                            self.report().blob_bytes += count;
+                            return Ok(if answered.staleness.is_some() { "stale" } else { "answered" });
+                        }
+                        Err(()) => End::BrokeOff,
+                    }
+                }
+                Err(error) => of_error(&error),
+            },
+        };
+        match end {
+            End::Answered(answer) => {
+                self.check_answer(&pull, &answer)?;
+                Ok(if answer.staleness.is_some() { "stale" } else { "answered" })
+            }
+            End::No => {
+                self.check_no(&pull)?;
+                Ok("no")
+            }
+            End::Unavailable => Ok("unavailable"),
+            End::Failed => Ok("failed"),
+            End::BrokeOff => Ok("broke off"),
+        }
+    }
+
+    /// A "no" was true at some moment since the pull began.
+    fn check_no(&self, pull: &Pull) -> Result<(), Broken> {
+        let oracle = self.oracle();
+        let needed = if self.remembered_max == 0 {
+            vec![pull.acknowledged]
+        } else {
+            vec![pull.acknowledged_earlier, pull.token.acknowledged, pull.written_here]
+        };
+        let missed = needed.into_iter().find(|mark| !oracle.was_since(&pull.repo, &pull.what, *mark, None));
+        match missed {
+            None => Ok(()),
+            Some(mark) => {
+                let needed = oracle.seq(mark);
+                Err(Broken(format!("false 404: event {needed} had to show; {pull:?}")))
             }
         }
     }
 
     /// Every promise about one answer.
-    fn check_answer(
-        &mut self,
-        number: u64,
-        digest: Option<Digest>,
-        at: Offset,
-        source: Source,
-    ) -> Result<(), Broken> {
-        let Some(pull) = self.pulls.get(&number) else { return Ok(()) };
-        let oracle = &self.oracle;
-        let (repo, reference) = (&pull.repo, &pull.reference);
+    fn check_answer(&self, pull: &Pull, answer: &Answer) -> Result<(), Broken> {
+        let now = Instant::now();
+        let oracle = self.oracle();
+        let (repo, what, digest) = (&pull.repo, &pull.what, answer.digest);
         let broken = |promise: &str, needed: u64| {
+            let age = answer.staleness.map(|staleness| staleness.age);
             Err(Broken(format!(
-                "{promise}: site {} answers {digest:?} for {repo} {reference:?} at {at}, and event {needed} \
-                 had to show ({source:?}); {pull:?}",
-                pull.run.0
+                "{promise}: site {} answers {digest:?} at {} (stale: {age:?}), and event {needed} had to show; {pull:?}",
+                pull.site - 1,
+                answer.offset
             )))
         };
-        if oracle.named(repo, reference, at.seq) != digest {
-            return broken("an index is not what the log leads to (a delete undone, an event lost)", at.seq);
+        if !oracle.was(repo, what, answer.offset, digest) {
+            return broken(
+                "an index is not what the log leads to (a delete undone, an event lost)",
+                answer.offset.seq,
+            );
         }
-        let age = match source {
-            Source::Here { age } | Source::Stale { age } => Some(age),
-            Source::Immutable | Source::Word => None,
-        };
+        if !oracle.is_present(answer.offset) {
+            // A history that ended may show until the site hears of it, but not to those who know better.
+            let knows = pull.token.offset.is_some() && !oracle.is_dead(pull.token.acknowledged);
+            return if knows && answer.staleness.is_none() && !is_immutable(pull) {
+                broken("a dead history shows to a newer token", 0)
+            } else {
+                Ok(())
+            };
+        }
         let mut needed = Vec::new();
-        if let Some(age) = age {
-            let shown = oracle.acknowledged_at(self.now.saturating_sub(age));
-            needed.push(("an answer is older than it says", shown));
-        }
-        if let Source::Here { .. } = source {
-            let bound = PullRules::default().staleness_bound;
-            needed.push(("staleness bound", oracle.acknowledged_at(self.now.saturating_sub(bound))));
-        }
-        if let Source::Here { .. } | Source::Word = source {
-            needed.push(("newer token", pull.token.acknowledged));
-            needed.push(("read your writes at one site", pull.written_here));
-            needed.push(("Outport-Min-Offset", pull.min_offset.map_or(0, |offset| offset.seq)));
-            if pull.token.holds_push {
-                needed.push(("push session", pull.acknowledged));
+        let before = |age: Duration| oracle.acknowledged_at(now.checked_sub(age).unwrap_or(now));
+        match answer.staleness {
+            Some(Staleness { age }) => {
+                let age = age.mul_f64(1.0 + DRIFT_MAX) + INEXACT;
+                needed.push(("an answer is older than it says", before(age)));
+            }
+            None if is_immutable(pull) => {}
+            None => {
+                needed.push(("staleness bound", before(PullRules::default().staleness_bound + INEXACT)));
+                needed.push(("newer token", pull.token.acknowledged));
+                needed.push(("read your writes at one site", pull.written_here));
+                if let Some(offset) = pull.min_offset.filter(|offset| oracle.is_present(*offset)) {
+                    needed.push(("Outport-Min-Offset", oracle.mark(offset.seq)));
+                }
             }
         }
-        if let Source::Word = source {
-            let promise = if digest.is_none() { "false 404" } else { "the primary's word is old" };
-            needed.push((promise, pull.acknowledged));
+        let asks_primary = pull.token.holds_push && !(is_immutable(pull) && pull.want == Want::Content);
+        if asks_primary && answer.staleness.is_none() {
+            needed.push(("push session", pull.acknowledged));
         }
-        match needed.into_iter().find(|(_, needed)| !oracle.named_since(repo, reference, *needed, digest)) {
-            Some((promise, needed)) => broken(promise, needed),
+        match needed.into_iter().find(|(_, needed)| !oracle.was_since(repo, what, *needed, digest)) {
+            Some((promise, needed)) => broken(promise, oracle.seq(needed)),
             None => Ok(()),
         }
     }
+}
 
-    /// The client got an answer, or none.
-    fn pull_ends(&mut self, number: u64, how: &'static str) -> Result<(), Broken> {
-        *self.report.pulls.entry(how).or_default() += 1;
-        if let Some(pull) = self.pulls.remove(&number) {
-            if let Some(process) = &mut self.sites[pull.run.0].running {
-                process.waiters.remove(&number);
-            }
-            self.note(&[number, how.len() as u64]);
-            self.client_rests(pull.client);
-        }
-        Ok(())
+fn is_immutable(pull: &Pull) -> bool {
+    !matches!(pull.what, What::Manifest(Reference::Tag(_)))
+}
+
+fn of_error(error: &PullError) -> End {
+    match error {
+        PullError::NameUnknown | PullError::ManifestUnknown | PullError::BlobUnknown => End::No,
+        PullError::Unavailable { .. } => End::Unavailable,
+        PullError::Denied | PullError::Internal => End::Failed,
     }
 }
 
-const fn name(decision: Decision) -> &'static str {
-    match decision {
-        Decision::Serve => "serve",
-        Decision::WaitThenServe { .. } => "wait",
-        Decision::Revalidate => "revalidate",
-        Decision::Fill => "fill",
-        Decision::Unavailable => "unavailable",
-        Decision::NotFound => "not-found",
-        Decision::Denied => "denied",
+/// All bytes of a blob; `None` when none were wanted, an error when it broke off.
+async fn read(content: Option<BlobContent>, size: u64) -> Result<Option<Vec<u8>>, ()> {
+    match content {
+        None => Ok(None),
+        Some(BlobContent::Local(blob)) => {
+            let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or_default()];
+            blob.file.read_exact_at(&mut bytes, 0).map_err(|_| ())?;
+            Ok(Some(bytes))
+        }
+        Some(BlobContent::Filling(filling)) => {
+            let mut reader = filling.reader(0..size);
+            let mut pieces: Vec<Bytes> = Vec::new();
+            while let Some(piece) = reader.chunk().await.map_err(|_| ())? {
+                pieces.push(piece);
+            }
+            Ok(Some(joined(&pieces)))
+        }
     }
 }

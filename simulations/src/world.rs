@@ -1,313 +1,312 @@
-//! One world: the queue of what will happen, and the loop that lets it happen.
+//! One world: what there is, and how it passes.
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use bytes::Bytes;
-use outport::clock::{Clock, SharedClock};
-use outport_proto::Timestamp;
+use anyhow::Context as _;
+use outport::{log::Retention, process, registry::Want};
+use outport_proto::Reference;
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Broken, Bug, Options, Outcome, Report,
-    clients::{Client, Write},
-    network::{Link, Network},
-    oracle::Oracle,
-    primary::{Answer, Primary},
-    pulls::Pull,
+    Broken, Options, Outcome, Report,
+    clients::{Client, REPOS, TAGS, Token},
+    clock::MachineClock,
+    content::images,
+    decisions::{Decisions, Listener},
+    identities::SITES_MAX,
+    machine::{Machine, Role, Running, retention},
+    network::Network,
+    oracle::{Oracle, What},
     random::Random,
-    site::Site,
 };
 
-/// The primary's wall clock when a world begins.
-const BEGINNING: Timestamp = Timestamp::from_secs(1_000_000_000);
-/// After the last fault everything must be well within this: an idle session is noticed after
-/// 10 s, and the longest backoff is 15 s.
-const RECOVERY_MAX: Duration = Duration::from_secs(60);
-
-/// What can happen.
-#[derive(Debug)]
-pub(crate) enum Happening {
-    /// A piece of a log stream reaches the primary.
-    Up { session: u64, bytes: Bytes },
-    /// A piece of a log stream reaches the site.
-    Down { session: u64, bytes: Bytes, travelled: Duration },
-    /// The primary notices that a connection is gone.
-    UpBreaks { session: u64 },
-    /// The site notices that a connection is gone.
-    DownBreaks { session: u64 },
-    /// A question of a site reaches the primary.
-    Question { pull: u64, stage: u64, session: u64 },
-    /// The primary's answer reaches the site.
-    Answer { pull: u64, stage: u64, answer: Answer },
-    /// A pull has waited long enough.
-    PullTimeout { pull: u64, stage: u64 },
-    /// A session's timer at the primary.
-    ServingWakes { session: u64 },
-    /// A site's timer.
-    SiteWakes { site: usize, life: u64 },
-    /// A site tries to connect.
-    Dial { site: usize, life: u64 },
-    /// It is connected, or not.
-    Dialled { site: usize, life: u64, worked: bool },
-    /// The primary's writer gets to work.
-    PrimaryWrites { life: u64 },
-    /// The primary's index takes in what is durable.
-    PrimaryApplies { life: u64 },
-    /// A site's writer gets to work.
-    SiteWrites { site: usize, life: u64 },
-    /// A site's index takes in what is durable.
-    SiteApplies { site: usize, life: u64 },
-    /// A client does the next thing.
-    ClientActs { client: usize },
-    /// A client's write reaches the primary.
-    WriteArrives { write: u64 },
-    /// A client's token request reaches the primary.
-    TokenAsked { client: usize },
-    /// Something goes wrong.
-    Fault,
-    /// The primary comes back.
-    PrimaryStarts,
-    /// A site comes back.
-    SiteStarts { site: usize },
-    /// A disk has room again.
-    RoomAgain { site: Option<usize> },
-}
-
-/// Wall time as one machine of the world sees it.
-#[derive(Debug)]
-struct WorldClock {
-    micros: Arc<AtomicU64>,
-    ahead_micros: i64,
-}
-
-impl Clock for WorldClock {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_micros(self.micros.load(Ordering::Relaxed).saturating_add_signed(self.ahead_micros))
-    }
-}
+/// After the last fault everything must be well within this: an idle connection is noticed after
+/// 3 s, the longest backoff is 15 s and the longest pause before a copy is tried again 30 s.
+const RECOVERY_MAX: Duration = Duration::from_secs(120);
+/// The world is busy for so long at the beginning of each of its cycles.
+const BUSY: Duration = Duration::from_secs(60);
+const CYCLE: Duration = Duration::from_secs(1200);
 
 /// Everything there is.
 pub(crate) struct World {
-    pub(crate) now: Duration,
+    pub(crate) options: Options,
+    pub(crate) begun: Instant,
     pub(crate) random: Random,
-    pub(crate) bug: Option<Bug>,
-    pub(crate) report: Report,
-    pub(crate) oracle: Oracle,
     pub(crate) network: Network,
-    pub(crate) primary: Primary,
-    pub(crate) sites: Vec<Site>,
-    pub(crate) clients: Vec<Client>,
-    pub(crate) pulls: BTreeMap<u64, Pull>,
-    pub(crate) writes: BTreeMap<u64, Write>,
+    /// The primary's, then those of the sites.
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) retention: Retention,
+    pub(crate) remembered_max: usize,
+    pub(crate) tail_events_max: u64,
     /// Nothing goes wrong and nobody acts any more.
-    pub(crate) is_calm: bool,
-    queue: BTreeMap<(Duration, u64), Happening>,
-    numbers: u64,
-    trace: u64,
-    micros: Arc<AtomicU64>,
+    pub(crate) calm: CancellationToken,
+    report: Arc<Mutex<Report>>,
+    oracle: Mutex<Oracle>,
+    broken: Mutex<Option<(Duration, Broken)>>,
+    is_broken: AtomicBool,
+    broke: CancellationToken,
+    _files: TempDir,
+}
+
+/// Runs a world on this thread.
+pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.context("make a runtime")?;
+    let outcome = runtime.block_on(async {
+        let begun = Instant::now();
+        let decisions = Decisions::default();
+        let listener = Listener::new(Arc::clone(&decisions), begun, options.prints);
+        let _listening = tracing::subscriber::set_default(listener);
+        let world = Arc::new(World::new(options, begun)?);
+        world.pass().await;
+        Ok(world.outcome(&decisions))
+    });
+    // Whatever still waits goes without another word.
+    runtime.shutdown_background();
+    outcome
 }
 
 impl World {
-    pub(crate) fn new(options: &Options) -> Self {
-        let mut random = Random::new(options.seed);
-        let micros = Arc::new(AtomicU64::new(BEGINNING.as_micros()));
-        let clock = |ahead_micros| -> SharedClock {
-            Arc::new(WorldClock { micros: Arc::clone(&micros), ahead_micros })
-        };
-        let sites: Vec<_> = (0..2 + random.index(2))
-            .map(|number| {
-                let day = 24 * 3600 * 1_000_000;
-                let ahead = i64::try_from(random.below(2 * day)).unwrap_or_default() - day as i64;
-                Site::new(number, clock(ahead))
-            })
-            .collect();
-        let links = sites.iter().map(|_| Link::new(&mut random)).collect();
-        Self {
-            now: Duration::from_secs(100),
-            bug: options.bug,
-            report: Report { worlds: 1, ..Report::default() },
-            oracle: Oracle::default(),
-            network: Network { links, sessions: BTreeMap::new() },
-            primary: Primary::new(clock(0)),
-            clients: (0..4 + random.index(4)).map(|_| Client::default()).collect(),
-            sites,
-            random,
-            pulls: BTreeMap::new(),
-            writes: BTreeMap::new(),
-            is_calm: false,
-            queue: BTreeMap::new(),
-            numbers: 0,
-            trace: 0xcbf2_9ce4_8422_2325,
-            micros,
-        }
-    }
-
-    /// Lets the world run until its time is over and everything is well again, or a promise is broken.
-    pub(crate) fn run(mut self, options: &Options) -> Outcome {
-        let begun = self.now;
-        let broken = self.live(begun + options.duration).err();
-        self.report.time = self.now - begun;
-        self.report.events = self.oracle.head();
-        Outcome { report: self.report, trace: self.trace, broken: broken.map(|broken| (self.now, broken)) }
-    }
-
-    fn live(&mut self, end: Duration) -> Result<(), Broken> {
-        self.start_primary()?;
-        for site in 0..self.sites.len() {
-            self.start_site(site)?;
-        }
-        for client in 0..self.clients.len() {
-            self.client_rests(client);
-        }
-        self.after_millis(500, 4000, Happening::Fault);
-        self.until(|world| world.now >= end)?;
-        self.is_calm = true;
-        self.heal();
-        let recovered_by = self.now + RECOVERY_MAX;
-        self.until(|world| world.is_well() || world.now >= recovered_by)?;
-        self.check_end()
-    }
-
-    fn until(&mut self, done: impl Fn(&Self) -> bool) -> Result<(), Broken> {
-        while !done(self) {
-            let Some(((at, number), happening)) = self.queue.pop_first() else {
-                return Err(Broken("nothing will ever happen again".to_owned()));
-            };
-            self.now = at;
-            let micros = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
-            self.micros.store(BEGINNING.as_micros().saturating_add(micros), Ordering::Relaxed);
-            self.report.happenings += 1;
-            self.note(&[micros, number]);
-            self.happen(happening)?;
-        }
-        Ok(())
-    }
-
-    fn happen(&mut self, happening: Happening) -> Result<(), Broken> {
-        match happening {
-            Happening::Up { session, bytes } => {
-                self.note_bytes(&bytes);
-                self.primary_hears(session, &bytes)
-            }
-            Happening::Down { session, bytes, travelled } => {
-                self.note_bytes(&bytes);
-                self.site_hears(session, &bytes, travelled)
-            }
-            Happening::UpBreaks { session } => {
-                self.primary_loses(session);
-                Ok(())
-            }
-            Happening::DownBreaks { session } => self.site_loses(session),
-            Happening::Question { pull, stage, session } => self.primary_is_asked(pull, stage, session),
-            Happening::Answer { pull, stage, answer } => self.pull_is_answered(pull, stage, &answer),
-            Happening::PullTimeout { pull, stage } => self.pull_times_out(pull, stage),
-            Happening::ServingWakes { session } => self.serving_wakes(session),
-            Happening::SiteWakes { site, life } => self.site_wakes(site, life),
-            Happening::Dial { site, life } => {
-                self.site_dials(site, life);
-                Ok(())
-            }
-            Happening::Dialled { site, life, worked } => self.site_dialled(site, life, worked),
-            Happening::PrimaryWrites { life } => self.primary_writes(life),
-            Happening::PrimaryApplies { life } => self.primary_applies(life),
-            Happening::SiteWrites { site, life } => self.site_writes(site, life),
-            Happening::SiteApplies { site, life } => self.site_applies(site, life),
-            Happening::ClientActs { client } => self.client_acts(client),
-            Happening::WriteArrives { write } => {
-                self.write_arrives(write);
-                Ok(())
-            }
-            Happening::TokenAsked { client } => {
-                self.token_asked(client);
-                Ok(())
-            }
-            Happening::Fault => self.fault(),
-            Happening::PrimaryStarts => self.start_primary(),
-            Happening::SiteStarts { site } => self.start_site(site),
-            Happening::RoomAgain { site } => {
-                self.room_again(site);
-                Ok(())
-            }
-        }
-    }
-
-    /// Everybody has everything and nobody waits.
-    fn is_well(&self) -> bool {
-        let head = self.oracle.head();
-        let at_head = |applied: Option<u64>| applied == Some(head);
-        self.pulls.is_empty()
-            && at_head(self.primary.running.as_ref().map(|process| process.index.applied().seq))
-            && self.sites.iter().all(|site| {
-                let applied = site.running.as_ref().map(|process| process.index.applied().seq);
-                at_head(applied)
-                    && site.running.as_ref().is_some_and(|process| process.subscriber.live(self.now))
-            })
-    }
-
-    fn check_end(&self) -> Result<(), Broken> {
-        if let Some((number, pull)) = self.pulls.first_key_value() {
-            return Err(Broken(format!("pull {number} never ends: {pull:?}")));
-        }
-        let truth = self.oracle.state_hash();
-        let primary = self.primary.running.as_ref().map(|process| ("the primary".to_owned(), &process.index));
-        let sites = self.sites.iter().filter_map(|site| {
-            site.running.as_ref().map(|process| (format!("site {}", site.number), &process.index))
+    fn new(options: &Options, begun: Instant) -> anyhow::Result<Self> {
+        let random = Random::new(options.seed, 0);
+        let report = Arc::new(Mutex::new(Report { worlds: 1, ..Report::default() }));
+        let network = Network::new(options.seed, begun, Arc::clone(&report));
+        let memory = std::path::Path::new("/dev/shm");
+        let files = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let files = files.context("make a directory")?;
+        let sites = options.sites.unwrap_or_else(|| match random.below(10) {
+            0..6 => 2,
+            6..8 => 3,
+            8 => 4,
+            _ => 5 + random.index(SITES_MAX - 4),
         });
-        for (whose, index) in primary.into_iter().chain(sites) {
-            let (hash, at) = index.state_hash();
-            if at.seq != self.oracle.head() {
-                return Err(Broken(format!(
-                    "{RECOVERY_MAX:?} after the last fault {whose} is at {at}, the log at {}",
-                    self.oracle.head()
-                )));
-            }
-            if hash != truth {
-                return Err(Broken(format!("the state of {whose} at {at} is not what the log leads to")));
-            }
+        let machines = (0..=sites.clamp(1, SITES_MAX)).map(|number| {
+            let day = 24 * 3600 * 1_000_000;
+            let ahead = i64::try_from(random.below(2 * day)).unwrap_or_default() - day as i64;
+            let drift = i64::try_from(random.below(400)).unwrap_or_default() - 200;
+            let ahead = if number == 0 { 0 } else { ahead };
+            Machine::new(number, files.path().to_owned(), MachineClock::new(begun, ahead, drift))
+        });
+        Ok(Self {
+            machines: machines.collect(),
+            retention: retention(random.percent(50)),
+            remembered_max: if random.percent(50) { 0 } else { 50 },
+            tail_events_max: if random.percent(50) { 25 } else { u64::MAX },
+            options: options.clone(),
+            begun,
+            random,
+            network,
+            calm: CancellationToken::new(),
+            report,
+            oracle: Mutex::default(),
+            broken: Mutex::default(),
+            is_broken: AtomicBool::new(false),
+            broke: CancellationToken::new(),
+            _files: files,
+        })
+    }
+
+    /// Lets the world pass until its time is over and everything is well again, or a promise is broken.
+    async fn pass(self: &Arc<Self>) {
+        drop(tokio::spawn(self.network.clone().deliver()));
+        for number in 0..self.machines.len() {
+            self.start(number);
         }
-        if !self.is_well() {
-            return Err(Broken(format!("{RECOVERY_MAX:?} after the last fault a site has no live session")));
+        let clients = self.options.clients.unwrap_or_else(|| 3 + self.random.index(5));
+        let mut living = tokio::task::JoinSet::new();
+        for number in 0..clients {
+            living.spawn(Client::new(Arc::clone(self), number).live());
+        }
+        drop(tokio::spawn(Arc::clone(self).fail()));
+        let life = async {
+            let end = tokio::time::sleep(self.options.duration);
+            tokio::pin!(end);
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(ended) = living.join_next() => self.note_end(ended),
+                    () = &mut end => break,
+                }
+            }
+            self.calm.cancel();
+            self.heal();
+            while let Some(ended) = living.join_next().await {
+                self.note_end(ended);
+            }
+            // Restores and starts that were under way have come to pass by now.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            self.heal();
+            if let Err(broken) = self.recover().await {
+                self.broken(broken);
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.broke.cancelled() => {}
+            () = life => {}
+        }
+    }
+
+    fn note_end(&self, ended: Result<Result<(), Broken>, tokio::task::JoinError>) {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(broken)) => self.broken(broken),
+            Err(error) => self.broken(Broken(format!("a client crashed: {error}"))),
+        }
+    }
+
+    /// All is healed: every site gets to the primary's state, with all blobs it keeps, and shows it.
+    async fn recover(self: &Arc<Self>) -> Result<(), Broken> {
+        let by = Instant::now() + RECOVERY_MAX;
+        while let Some(reason) = self.unwell() {
+            if Instant::now() >= by {
+                return Err(Broken(format!("it does not recover: {reason}")));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let now = self.oracle().acknowledged_at(Instant::now());
+        let token = Token { acknowledged: now, ..Token::default() };
+        for number in 1..self.machines.len() {
+            for (repo, tag) in (0..REPOS).flat_map(|repo| (0..TAGS).map(move |tag| (repo, tag))) {
+                let repo = format!("team/app-{repo}").parse().map_err(|_| Broken("a name".to_owned()))?;
+                let tag = format!("v{tag}").parse().map_err(|_| Broken("a tag".to_owned()))?;
+                let what = What::Manifest(Reference::Tag(tag));
+                self.pull(number, repo, what, Want::Content, token, None, None).await?;
+            }
+            let image = &images()[self.random.index(images().len())];
+            for blob in image.blobs {
+                let what = What::Blob(crate::content::blobs()[blob].digest);
+                let repo = "team/app-0".parse().map_err(|_| Broken("a name".to_owned()))?;
+                self.pull(number, repo, what, Want::Content, token, None, None).await?;
+            }
         }
         Ok(())
     }
 
-    pub(crate) fn at(&mut self, at: Duration, happening: Happening) {
-        let number = self.number();
-        self.queue.insert((at.max(self.now), number), happening);
+    /// What is not as it should be once all is healed.
+    fn unwell(&self) -> Option<String> {
+        let Some(primary) = self.machines[0].running() else { return Some("the primary is down".to_owned()) };
+        let head = primary.journal.log().head();
+        let state = primary.journal.index().state_hash();
+        for machine in &self.machines[1..] {
+            let name = machine.name();
+            let Some(running) = machine.running() else { return Some(format!("{name} is down")) };
+            let Role::Site { session, progress, .. } = &running.role else { continue };
+            if !session.now().live {
+                return Some(format!("{name} has no live session"));
+            }
+            if running.journal.index().state_hash() != state {
+                let (at, of) = (running.journal.applied(), state.1);
+                return Some(format!("{name} is at {at} and not in the primary's state at {of}"));
+            }
+            let complete = progress.borrow().complete;
+            if complete < head {
+                return Some(format!("{name} is complete up to {complete} only of {head}"));
+            }
+        }
+        None
     }
 
-    pub(crate) fn after_millis(&mut self, shortest: u64, longest: u64, happening: Happening) {
-        let delay = self.random.millis(shortest, longest);
-        self.at(self.now + delay, happening);
+    /// Compares what a node's index shows with the truth, whenever it changes.
+    pub(crate) fn watch_states(self: &Arc<Self>, number: usize, running: &Arc<Running>) {
+        let (world, journal) = (Arc::clone(self), running.journal.clone());
+        let mut applied = journal.watch_applied();
+        drop(process::spawn(async move {
+            loop {
+                if journal.is_whole() {
+                    world.compare(number, journal.index().state_hash());
+                }
+                if applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+        let (world, journal, running) = (Arc::clone(self), running.journal.clone(), Arc::clone(running));
+        drop(process::spawn(async move {
+            let error = journal.failure().await;
+            tracing::warn!(number, %error, "a journal failed");
+            // Whoever watches over processes starts it again.
+            drop(tokio::spawn(async move {
+                if world.machines[number].running().is_some_and(|now| now.life == running.life) {
+                    world.kill(number, false);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    world.start(number);
+                }
+            }));
+        }));
     }
 
-    /// A number nothing else has.
-    pub(crate) fn number(&mut self) -> u64 {
-        self.numbers += 1;
-        self.numbers
-    }
-
-    /// Makes the trace depend on `numbers` (FNV-1a, word by word).
-    pub(crate) fn note(&mut self, numbers: &[u64]) {
-        for number in numbers {
-            self.trace = (self.trace ^ number).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
+    fn compare(&self, number: usize, (hash, at): ([u8; 32], outport_proto::Offset)) {
+        let truth = self.oracle().hash_at(at);
+        self.report().states_compared += 1;
+        let name = self.machines[number].name();
+        match truth {
+            Some(truth) if truth == hash => {}
+            Some(_) => self.broken(Broken(format!("at {at} {name} is not in the state the log leads to"))),
+            None => self.broken(Broken(format!("{name} shows event {at}, which the primary never had"))),
         }
     }
 
-    pub(crate) fn note_bytes(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let word = chunk.iter().fold(0_u64, |word, byte| (word << 8) | u64::from(*byte));
-            self.note(&[word]);
+    /// Whether much happens now.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.begun.elapsed().as_secs() % CYCLE.as_secs() < BUSY.as_secs()
+    }
+
+    /// How long a client does nothing.
+    pub(crate) fn rest(&self, random: &Random) -> Duration {
+        if self.is_busy() { random.millis(1, 500) } else { random.millis(500, 120_000) }
+    }
+
+    pub(crate) fn is_calm(&self) -> bool {
+        self.calm.is_cancelled()
+    }
+
+    /// A promise was not kept. The first one counts.
+    pub(crate) fn broken(&self, broken: Broken) {
+        if !self.is_broken.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%broken, "BROKEN");
+            *lock(&self.broken) = Some((self.begun.elapsed(), broken));
+            self.broke.cancel();
         }
     }
 
-    pub(crate) fn count_fault(&mut self, kind: &'static str) {
-        *self.report.faults.entry(kind).or_default() += 1;
+    pub(crate) fn oracle(&self) -> MutexGuard<'_, Oracle> {
+        lock(&self.oracle)
     }
+
+    pub(crate) fn report(&self) -> MutexGuard<'_, Report> {
+        lock(&self.report)
+    }
+
+    pub(crate) fn count_pull(&self, kind: &'static str, how: &'static str) {
+        *self.report().pulls.entry((kind, how)).or_default() += 1;
+    }
+
+    pub(crate) fn count_write(&self, kind: &'static str, how: &'static str) {
+        *self.report().writes.entry((kind, how)).or_default() += 1;
+    }
+
+    fn outcome(&self, decisions: &Decisions) -> Outcome {
+        let mut report = self.report().clone();
+        report.time = self.begun.elapsed();
+        report.events = self.oracle().head();
+        report.rules = std::mem::take(&mut *lock(decisions));
+        self.network.note(&[report.pulls(), report.events]);
+        for count in report.rules.values() {
+            self.network.note(&[*count]);
+        }
+        Outcome { report, trace: self.network.trace(), broken: lock(&self.broken).clone() }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

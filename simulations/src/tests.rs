@@ -8,7 +8,7 @@ const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 /// How long worlds nobody has seen are looked at.
 const FRESH: Duration = Duration::from_secs(30);
 /// Worlds that are looked at every time; those that once broke a promise are added.
-const KNOWN: std::ops::RangeInclusive<u64> = 1..=3;
+const KNOWN: [u64; 3] = [1, 2, 32];
 
 fn world(seed: u64) -> Outcome {
     run(&Options::new(seed, HALF_A_MINUTE)).unwrap()

@@ -4,8 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use outport_proto::Timestamp;
 
-/// Heartbeats looked back at: 4 s of them.
-const SAMPLES: usize = 16;
+/// Heartbeats looked back at: a minute of them, because a path may be slow for longer than some.
+const SAMPLES: usize = 240;
 
 /// A heartbeat that travelled slowly makes the primary's clock look earlier than it is, so the
 /// largest of the last differences is the truest.

@@ -336,7 +336,8 @@ fn one_site(core: Option<usize>, site_toml: &str) -> Cluster {
     })
 }
 
-fn push_token(cluster: &Cluster) -> String {
+/// A token of the user who may push the benchmark's image.
+pub fn push_token(cluster: &Cluster) -> String {
     let scope = format!("repository:{REPO}:pull,push");
     let user = Some((USER, cluster.password.as_str()));
     token(&Client::plain(), &cluster.primary.registry(), "outport.test", &[&scope], user)

@@ -21,6 +21,7 @@ mod catching_up;
 mod figures;
 mod load;
 mod peers;
+mod scale;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -45,6 +46,8 @@ const MEASURES: &[(&str, Measure)] = &[
     ("start", figures::start_after_kill),
     ("events", catching_up::events),
     ("snapshot", catching_up::snapshot),
+    ("sites-fan-out", scale::fan_out),
+    ("sites-memory", scale::memory_a_site),
 ];
 
 fn main() {

@@ -6,6 +6,7 @@
 
 pub mod http;
 pub mod session;
+pub mod sites;
 
 use std::{
     fs,
@@ -31,6 +32,8 @@ const REPLICATION_PORT: u16 = 5443;
 pub struct Options {
     /// Site names.
     pub sites: Vec<&'static str>,
+    /// Sites that the primary lists and nobody starts.
+    pub listed: Vec<String>,
     /// HTTPS with certificates of the cluster's authority, else plain HTTP.
     pub tls: bool,
     /// More of the primary's configuration, TOML.
@@ -51,6 +54,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             sites: vec!["frankfurt", "mumbai"],
+            listed: Vec::new(),
             tls: false,
             primary_toml: String::new(),
             primary_auth_toml: String::new(),
@@ -141,7 +145,8 @@ impl Cluster {
             .unwrap();
         add.stdin.take().unwrap().write_all(self.password.as_bytes()).unwrap();
         assert!(add.wait().unwrap().success());
-        let names: Vec<String> = self.sites.iter().map(|site| site.name.clone()).collect();
+        let started = self.sites.iter().map(|site| site.name.clone());
+        let names: Vec<String> = started.chain(options.listed.iter().cloned()).collect();
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n\n\
              [auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
@@ -237,6 +242,11 @@ impl Node {
     /// `address:port` of the admin listener.
     pub fn admin(&self) -> String {
         format!("{}:{ADMIN_PORT}", self.ip)
+    }
+
+    /// Where sites connect to a primary.
+    pub fn replication(&self) -> SocketAddr {
+        SocketAddr::new(self.ip.into(), REPLICATION_PORT)
     }
 
     /// The node's data directory.

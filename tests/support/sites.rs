@@ -1,0 +1,278 @@
+//! Many sites in this process: real QUIC connections and the real session machine of `proto`, on a
+//! driver that keeps nothing. Some of them can be told to take no bytes.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use outport::{
+    auth::{
+        authority::{Authority, NodeIdentity, PRIMARY_NAME},
+        tls,
+    },
+    clock::{Clock as _, SystemClock},
+    fetch::{
+        framed::{FrameSink, FrameStream, Incoming},
+        quic::{self, StreamKind, TransportOptions},
+    },
+};
+use outport_proto::{
+    SiteName,
+    frame::{ALPN, FromPrimary, FromSecondary},
+    session::{Progress, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState},
+};
+
+use super::{Cluster, PATIENCE};
+
+/// Sites that share a UDP socket here. Each has its own in reality; here that would cost the client
+/// more than it shows about the primary.
+const SITES_PER_SOCKET: usize = 50;
+
+/// What a site that takes no bytes lets the primary send before the primary has to wait.
+const STALLED_WINDOW_BYTES: u32 = 4 * 1024;
+
+/// The name of a site of the crowd.
+pub fn name(number: usize) -> String {
+    format!("crowd-{number:04}")
+}
+
+/// Sites that follow one primary. Dropping it ends them.
+pub struct Sites {
+    runtime: tokio::runtime::Runtime,
+    authority: Authority,
+    primary: SocketAddr,
+    sockets: Vec<quinn::Endpoint>,
+    begun: Instant,
+    following: Vec<Site>,
+    stalled: Vec<Site>,
+    arrivals: Arc<AtomicU64>,
+}
+
+struct Site {
+    log: quinn::Connection,
+    bulk: quinn::Connection,
+    /// Of every event: its seq, and microseconds of the primary's clock from its time until it was here.
+    seen: Arc<Mutex<Vec<(u64, u64)>>>,
+}
+
+/// Packets and bytes of UDP payload that all connections received and sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    pub received_bytes: u64,
+    pub received_packets: u64,
+    pub sent_bytes: u64,
+    pub sent_packets: u64,
+}
+
+impl Sites {
+    /// No site yet. The cluster must list them ([`name`]).
+    pub fn of(cluster: &Cluster) -> Self {
+        let pki = cluster.dir.path().join("pki");
+        let authority = Authority::load(&pki.join("authority.crt"), &pki.join("authority.key")).unwrap();
+        Self {
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap(),
+            authority,
+            primary: cluster.primary.replication(),
+            sockets: Vec::new(),
+            begun: Instant::now(),
+            following: Vec::new(),
+            stalled: Vec::new(),
+            arrivals: Arc::default(),
+        }
+    }
+
+    /// How many follow.
+    pub fn following(&self) -> usize {
+        self.following.len()
+    }
+
+    /// Lets more sites follow, until there are `count`.
+    pub fn follow(&mut self, count: usize) {
+        for number in self.following.len()..count {
+            let site = self.connect(number, &TransportOptions::log());
+            let (arrivals, begun) = (Arc::clone(&self.arrivals), self.begun);
+            let (log, seen) = (site.log.clone(), Arc::clone(&site.seen));
+            let (streaming, is_streaming) = tokio::sync::oneshot::channel();
+            self.runtime.spawn(async move {
+                Follower { site: name(number).parse().unwrap(), begun, seen, arrivals }
+                    .run(&log, streaming)
+                    .await;
+            });
+            let streams = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, is_streaming).await });
+            streams.expect("the primary welcomes a site in time").expect("the session lives");
+            self.following.push(site);
+        }
+    }
+
+    /// Connects sites `first..first + count` that say `Hello` and then take no more bytes.
+    pub fn stall(&mut self, first: usize, count: usize) {
+        let options =
+            TransportOptions { stream_receive_window_bytes: STALLED_WINDOW_BYTES, ..TransportOptions::log() };
+        for number in first..first + count {
+            let site = self.connect(number, &options);
+            let (log, begun) = (site.log.clone(), self.begun);
+            self.runtime.block_on(async {
+                let (sink, mut frames, mut subscriber) =
+                    greet(&log, name(number).parse().unwrap(), begun).await;
+                while subscriber.state() != SubscriberState::Streaming {
+                    let Incoming::Frame(frame) = frames.incoming().await.unwrap() else { continue };
+                    subscriber.handle_frame(begun.elapsed(), frame);
+                }
+                // Dropping either end of the stream would tell the primary.
+                std::mem::forget((sink, frames));
+            });
+            self.stalled.push(site);
+        }
+    }
+
+    /// Closes the connections of sites that took no bytes; returns how many were still open.
+    pub fn drop_stalled(&mut self) -> usize {
+        let open = self.stalled.iter().filter(|site| site.log.close_reason().is_none()).count();
+        for site in self.stalled.drain(..) {
+            site.log.close(0_u32.into(), b"");
+            site.bulk.close(0_u32.into(), b"");
+        }
+        open
+    }
+
+    /// Waits until `count` more arrivals than `before` were counted.
+    pub fn wait_arrivals(&self, before: u64, count: u64) {
+        let began = Instant::now();
+        while self.arrivals() < before + count {
+            assert!(began.elapsed() < PATIENCE, "{} of {count} came", self.arrivals() - before);
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
+    /// Events that arrived at sites, all together.
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals.load(Ordering::Relaxed)
+    }
+
+    /// Takes what every site saw since the last time: (seq, microseconds) of each event.
+    pub fn take_seen(&self) -> Vec<Vec<(u64, u64)>> {
+        self.following.iter().map(|site| std::mem::take(&mut *site.seen.lock().unwrap())).collect()
+    }
+
+    /// What all connections of the sites that follow carried, the log's and the bulk ones.
+    pub fn traffic(&self) -> Traffic {
+        let connections = self.following.iter().flat_map(|site| [&site.log, &site.bulk]);
+        connections.map(|connection| connection.stats()).fold(Traffic::default(), |sum, stats| Traffic {
+            received_bytes: sum.received_bytes + stats.udp_rx.bytes,
+            received_packets: sum.received_packets + stats.udp_rx.datagrams,
+            sent_bytes: sum.sent_bytes + stats.udp_tx.bytes,
+            sent_packets: sum.sent_packets + stats.udp_tx.datagrams,
+        })
+    }
+
+    fn connect(&mut self, number: usize, log: &TransportOptions) -> Site {
+        let identity = NodeIdentity::Site(name(number).parse().unwrap());
+        let identity = self.authority.issue_node(&identity, SystemClock.now()).unwrap();
+        let tls = tls::node_client(&identity, &[self.authority.certificate().clone()], &[ALPN]).unwrap();
+        if number / SITES_PER_SOCKET >= self.sockets.len() {
+            let _runtime = self.runtime.enter();
+            self.sockets.push(quic::dialer(self.primary, &TransportOptions::log()).unwrap());
+        }
+        let socket = &self.sockets[number / SITES_PER_SOCKET];
+        let connect = |options: &TransportOptions| {
+            let config = quic::client_config(&tls, options).unwrap();
+            socket.connect_with(config, self.primary, PRIMARY_NAME).unwrap()
+        };
+        let bulk = TransportOptions { datagram_bytes_max: 1472, ..TransportOptions::bulk() };
+        let (log, bulk) = self
+            .runtime
+            .block_on(async { tokio::try_join!(connect(log), connect(&bulk)) })
+            .expect("the primary accepts the site");
+        Site { log, bulk, seen: Arc::default() }
+    }
+}
+
+impl Drop for Sites {
+    fn drop(&mut self) {
+        self.drop_stalled();
+        for site in &self.following {
+            site.log.close(0_u32.into(), b"");
+            site.bulk.close(0_u32.into(), b"");
+        }
+    }
+}
+
+/// Opens the log stream and says `Hello`.
+async fn greet(
+    connection: &quinn::Connection,
+    site: SiteName,
+    begun: Instant,
+) -> (FrameSink, FrameStream<FromPrimary>, Subscriber) {
+    let config =
+        SubscriberConfig { site, node: "1".into(), program: "crowd".into(), cluster: None, epoch: 0 };
+    let mut subscriber = Subscriber::new(config, Progress::default());
+    subscriber.handle_connected(begun.elapsed());
+    let (send, receive) = connection.open_bi().await.unwrap();
+    let mut sink = FrameSink::new(send, PATIENCE);
+    let hello = subscriber.poll_transmit(begun.elapsed()).unwrap();
+    sink.open::<FromSecondary>(StreamKind::Log, &hello).await.unwrap();
+    (sink, FrameStream::new(receive), subscriber)
+}
+
+/// One site that follows, and forgets what it gets.
+struct Follower {
+    site: SiteName,
+    begun: Instant,
+    seen: Arc<Mutex<Vec<(u64, u64)>>>,
+    arrivals: Arc<AtomicU64>,
+}
+
+impl Follower {
+    async fn run(self, connection: &quinn::Connection, streaming: tokio::sync::oneshot::Sender<()>) {
+        let (mut sink, mut frames, mut subscriber) = greet(connection, self.site.clone(), self.begun).await;
+        let mut streaming = Some(streaming);
+        loop {
+            while let Some(notice) = subscriber.poll_notice() {
+                match notice {
+                    SubscriberNotice::Events(events) => {
+                        let now = SystemClock.now();
+                        let mut seen = self.seen.lock().unwrap();
+                        for received in &events {
+                            let late = now.since(received.event.time).as_micros();
+                            seen.push((received.offset.seq, late.try_into().unwrap()));
+                        }
+                        self.arrivals.fetch_add(events.len() as u64, Ordering::Relaxed);
+                        let last = events.last().unwrap().offset;
+                        subscriber.handle_durable(last);
+                        subscriber.handle_applied(last);
+                        subscriber.handle_complete(last);
+                    }
+                    SubscriberNotice::Ended(why) => panic!("{}: {why}", self.site),
+                    _ => {}
+                }
+            }
+            if subscriber.state() == SubscriberState::Streaming
+                && let Some(streaming) = streaming.take()
+            {
+                let _ = streaming.send(());
+            }
+            while let Some(frame) = subscriber.poll_transmit(self.begun.elapsed()) {
+                if sink.send(&frame).await.is_err() {
+                    return;
+                }
+            }
+            // Heartbeats come far more often than anything else is due.
+            let Ok(incoming) = frames.incoming().await else { return };
+            let now = self.begun.elapsed();
+            match incoming {
+                Incoming::Frame(frame) => subscriber.handle_frame(now, frame),
+                Incoming::Bytes => subscriber.handle_activity(now),
+                Incoming::End => return,
+            }
+        }
+    }
+}

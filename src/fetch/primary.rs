@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     At, Body, BoxFuture, Upstream, UpstreamError,
+    bulk::Bulk,
     framed::{FrameSink, FrameStream, FramedError, RawStream},
     quic::{CloseCode, StreamKind},
 };
@@ -22,7 +23,7 @@ use super::{
 /// Whether the primary can be asked, and how.
 #[derive(Clone, Debug)]
 pub enum Link {
-    /// Two connections are open.
+    /// A session is open.
     Up(Connections),
     /// None is.
     Down {
@@ -36,8 +37,8 @@ pub enum Link {
 pub struct Connections {
     /// Carries the log, and requests that answer in one round trip.
     pub log: quinn::Connection,
-    /// Carries blobs and snapshots.
-    pub bulk: quinn::Connection,
+    /// Carries blobs and snapshots, when there are any.
+    pub bulk: Bulk,
 }
 
 /// How the primary is asked.
@@ -141,8 +142,9 @@ impl QuicUpstream {
     async fn body(&self, request: Request) -> Result<Option<Box<dyn Body>>, UpstreamError> {
         let permit = permit(&self.bodies).await?;
         let connections = self.connections().await?;
-        let mut answer = ask(&connections.bulk, &request, self.stall_timeout).await?;
-        match judged(&connections.bulk, answer.expect(self.stall_timeout).await)? {
+        let bulk = connections.bulk.connection().await?;
+        let mut answer = ask(&bulk, &request, self.stall_timeout).await?;
+        match judged(&bulk, answer.expect(self.stall_timeout).await)? {
             Response::Body { size } => Ok(Some(Box::new(QuicBody {
                 size,
                 stream: answer.into_raw(),
@@ -334,7 +336,13 @@ mod tests {
         let (endpoint, address) = listening(&authority);
         scripted(endpoint, script);
         let log = connected(&authority, address, "mumbai").await.unwrap();
-        let bulk = connected(&authority, address, "mumbai").await.unwrap();
+        let authority = Arc::new(authority);
+        let bulk = Bulk::new(Box::new(move || {
+            let authority = Arc::clone(&authority);
+            Box::pin(async move {
+                connected(&authority, address, "mumbai").await.map_err(|error| error.to_string())
+            })
+        }));
         let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
         link.send_replace(Link::Up(Connections { log, bulk }));
         (link, upstream)

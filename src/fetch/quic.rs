@@ -1,8 +1,8 @@
 //! QUIC as Outport uses it: endpoints from rustls configurations and transport settings.
 //!
-//! A secondary holds two connections to its upstream, each on a UDP socket of its own so that bulk
-//! bytes never queue in front of an event: one for the log stream and requests that answer in
-//! one round trip, one for [`Request::Fetch`](outport_proto::frame::Request::Fetch) and
+//! A secondary holds up to two connections to its upstream, each on a UDP socket of its own so that
+//! bulk bytes never queue in front of an event: one for the log stream and requests that answer in
+//! one round trip, and while it is of use ([`super::bulk`]) one for [`Request::Fetch`](outport_proto::frame::Request::Fetch) and
 //! [`Request::Snapshot`](outport_proto::frame::Request::Snapshot). The first byte of every
 //! bidirectional stream says what it is ([`StreamKind`]).
 
@@ -19,8 +19,8 @@ use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 
-/// How often an otherwise silent connection is kept alive: well under every idle timeout, and
-/// under the 30 s after which common NATs forget a UDP flow.
+/// How often an otherwise silent log connection is kept alive, by the secondary: well under its idle
+/// timeout, and under the 30 s after which common NATs forget a UDP flow.
 const KEEP_ALIVE: Duration = Duration::from_millis(1000);
 
 /// Asked of the kernel for each UDP socket, in bytes; it grants up to `net.core.rmem_max` and
@@ -114,7 +114,10 @@ pub struct TransportOptions {
     pub send_window_bytes: u32,
     /// A silent connection is dead after this. Heartbeats tell earlier; this ends the rest.
     pub idle_timeout_ms: u32,
-    /// Streams the peer may have open at once.
+    /// Whether silence is broken before it ends the connection.
+    pub keep_alive: bool,
+    /// Streams the peer may have open at once. quinn keeps 40 bytes and more for each, whether it is
+    /// open or not, in tables whose size is a power of two.
     pub streams_max: u32,
     /// How fast to send.
     pub congestion: Congestion,
@@ -128,6 +131,8 @@ impl TransportOptions {
         Self {
             stream_receive_window_bytes: 4 << 20,
             receive_window_bytes: 8 << 20,
+            idle_timeout_ms: 3000,
+            keep_alive: true,
             datagram_bytes_max: ETHERNET_DATAGRAM_BYTES,
             ..Self::bulk()
         }
@@ -139,20 +144,23 @@ impl TransportOptions {
             stream_receive_window_bytes: 8 << 20,
             receive_window_bytes: 16 << 20,
             send_window_bytes: 1 << 20,
-            idle_timeout_ms: 3000,
+            // Longer than an answer may take to begin.
+            idle_timeout_ms: 75_000,
+            keep_alive: false,
             streams_max: 0,
             congestion: Congestion::Cubic,
             datagram_bytes_max: JUMBO_DATAGRAM_BYTES,
         }
     }
 
-    /// For a primary: it receives only small frames and sends everything else.
+    /// For a primary: it receives only small frames and sends everything else. How long silence lasts
+    /// is the secondary's to say; it allows more streams once some are in use.
     pub fn upstream() -> Self {
         Self {
             stream_receive_window_bytes: 256 << 10,
             receive_window_bytes: 2 << 20,
             send_window_bytes: 8 << 20,
-            streams_max: 256,
+            streams_max: 16,
             ..Self::bulk()
         }
     }
@@ -166,7 +174,7 @@ impl TransportOptions {
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams_max))
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None)
-            .keep_alive_interval(Some(KEEP_ALIVE))
+            .keep_alive_interval(self.keep_alive.then_some(KEEP_ALIVE))
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(self.idle_timeout_ms))));
         let mut mtu = quinn::MtuDiscoveryConfig::default();
         mtu.upper_bound(self.datagram_bytes_max);

@@ -32,20 +32,30 @@ const LOG_PRIORITY: i32 = 1;
 /// Tells which listed site a verified certificate belongs to, or why none.
 pub type Admit = Arc<dyn Fn(&CertificateDer<'_>) -> Result<SiteName, String> + Send + Sync>;
 
+/// Streams of one connection that are allowed once more than a few are in use. A site has at most
+/// 128 questions and 64 bodies on their way.
+const STREAMS_MAX: u32 = 256;
+
+/// Streams in use from which on [`STREAMS_MAX`] are allowed: half of what
+/// [`TransportOptions::upstream`](crate::fetch::quic::TransportOptions::upstream) allows before.
+const STREAMS_FEW: usize = 8;
+
 /// Serves replication. Cloning gives another handle to the same service.
 #[derive(Clone)]
-pub struct Publisher {
+pub struct Publisher(Arc<Service>);
+
+struct Service {
     admit: Admit,
     log: LogPublisher,
     answerer: Answerer,
-    sessions: Arc<AtomicU64>,
+    sessions: AtomicU64,
     connections_max: usize,
 }
 
 impl Publisher {
     /// A service for at most `connections_max` connections; a site needs two.
     pub fn new(admit: Admit, log: LogPublisher, answerer: Answerer, connections_max: usize) -> Self {
-        Self { admit, log, answerer, sessions: Arc::default(), connections_max }
+        Self(Arc::new(Service { admit, log, answerer, sessions: AtomicU64::new(0), connections_max }))
     }
 
     /// Accepts connections until shutdown, then says goodbye to all of them.
@@ -57,7 +67,7 @@ impl Publisher {
                 () = shutdown.requested() => break,
             };
             let Some(incoming) = incoming else { break };
-            if endpoint.open_connections() >= self.connections_max {
+            if endpoint.open_connections() >= self.0.connections_max {
                 tracing::warn!(peer = %incoming.remote_address(), "replication connection refused: too many");
                 incoming.refuse();
                 continue;
@@ -80,11 +90,12 @@ impl Publisher {
         };
         let certificates = peer_certificates(&connection).unwrap_or_default();
         let site = match certificates.first() {
-            Some(own) => (self.admit)(own),
+            Some(own) => (self.0.admit)(own),
             None => Err("no certificate".to_owned()),
         };
         match site {
-            Ok(site) => self.accept_streams(connection, site, group).await,
+            // A task of its own: this one holds all that a handshake needs, for as long as it lasts.
+            Ok(site) => drop(group.clone().spawn(self.accept_streams(connection, site, group))),
             Err(reason) => {
                 tracing::warn!(%peer, %reason, "site refused");
                 connection.close(CloseCode::Refused.into(), reason.as_bytes());
@@ -95,6 +106,7 @@ impl Publisher {
     /// Every stream is a task of its own; all of them fail when the connection ends.
     async fn accept_streams(self, connection: quinn::Connection, site: SiteName, group: Shutdown) {
         let log_taken = Arc::new(AtomicBool::new(false));
+        let mut are_few = true;
         while let Ok((send, receive)) = connection.accept_bi().await {
             let stream = Stream {
                 publisher: self.clone(),
@@ -102,6 +114,11 @@ impl Publisher {
                 site: site.clone(),
                 log_taken: Arc::clone(&log_taken),
             };
+            let in_use = Arc::strong_count(&log_taken) - 1;
+            if are_few && in_use >= STREAMS_FEW {
+                connection.set_max_concurrent_bi_streams(STREAMS_MAX.into());
+                are_few = false;
+            }
             group.spawn(async move { stream.serve(send, receive).await });
         }
     }
@@ -120,9 +137,10 @@ impl Stream {
         let served = match stream_kind(&mut receive, OPENING_TIMEOUT).await {
             Ok(StreamKind::Request) => {
                 let (requests, sink) = (FrameStream::new(receive), FrameSink::new(send, STALL_TIMEOUT));
-                self.publisher.answerer.serve(&self.site, requests, sink).await
+                // In a box each: a task is as large as the largest that it may become.
+                Box::pin(self.publisher.0.answerer.serve(&self.site, requests, sink)).await
             }
-            Ok(StreamKind::Log) => self.serve_log(send, receive).await,
+            Ok(StreamKind::Log) => Box::pin(self.serve_log(send, receive)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = served {
@@ -140,9 +158,10 @@ impl Stream {
         }
         // A stream that is already gone has no priority and fails at its first frame.
         let _ = send.set_priority(LOG_PRIORITY);
-        let id = self.publisher.sessions.fetch_add(1, Ordering::Relaxed);
+        let id = self.publisher.0.sessions.fetch_add(1, Ordering::Relaxed);
         let sink = FrameSink::new(send, STALL_TIMEOUT);
-        self.publisher.log.serve(id, &self.site, &self.connection, FrameStream::new(receive), sink).await
+        let log = &self.publisher.0.log;
+        log.serve(id, &self.site, &self.connection, FrameStream::new(receive), sink).await
     }
 
     fn failed(&self, error: &FramedError) {

@@ -1,4 +1,4 @@
-//! Opens the two connections of a session.
+//! Opens the connections of a session.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -8,17 +8,18 @@ use quinn::ConnectionError;
 use crate::{
     auth::authority::NodeIdentity,
     fetch::{
+        bulk::Bulk,
         primary::Connections,
         quic::{self, CloseCode, Network, QuicError, TransportOptions, Udp},
     },
 };
 
-/// Both handshakes must end within this.
+/// A handshake must end within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects to the primary, or to a site that relays it. The log and the bulk connection have a
 /// socket each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dialer {
     network: Arc<dyn Network>,
     log: (quinn::ClientConfig, TransportOptions),
@@ -57,32 +58,41 @@ impl Dialer {
         Self { upstream: NodeIdentity::Site(relay), ..self }
     }
 
-    /// Opens both connections at once to the upstream at `host:port` (UDP). The name is looked up
-    /// anew every time.
+    /// Opens the log connection to the upstream at `host:port` (UDP), with a bulk connection that is
+    /// opened when it is asked for. The name is looked up anew every time.
     ///
     /// # Errors
     /// When the name has no address, no socket opens, or a handshake fails or takes too long.
     pub async fn connect(&self, primary: &str) -> Result<Connections, DialError> {
-        tokio::time::timeout(CONNECT_TIMEOUT, self.connect_both(primary))
+        tokio::time::timeout(CONNECT_TIMEOUT, self.connect_first(primary))
             .await
             .map_err(|_| DialError::Timeout(CONNECT_TIMEOUT))?
     }
 
-    async fn connect_both(&self, primary: &str) -> Result<Connections, DialError> {
+    async fn connect_first(&self, primary: &str) -> Result<Connections, DialError> {
         let lookup = |source| DialError::Lookup { address: primary.to_owned(), source };
         let name = self.upstream.dns_name();
         let mut last = lookup(std::io::ErrorKind::NotFound.into());
         for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
-            let network = &*self.network;
-            match tokio::try_join!(
-                connect(network, &self.log, address, &name),
-                connect(network, &self.bulk, address, &name)
-            ) {
-                Ok((log, bulk)) => return Ok(Connections { log, bulk }),
+            match connect(&*self.network, &self.log, address, &name).await {
+                Ok(log) => return Ok(Connections { log, bulk: self.bulk_to(address) }),
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    fn bulk_to(&self, address: SocketAddr) -> Bulk {
+        let dialer = self.clone();
+        Bulk::new(Box::new(move || {
+            let dialer = dialer.clone();
+            Box::pin(async move {
+                let name = dialer.upstream.dns_name();
+                let opening = connect(&*dialer.network, &dialer.bulk, address, &name);
+                let opened = tokio::time::timeout(CONNECT_TIMEOUT, opening).await;
+                opened.unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT))).map_err(|error| error.to_string())
+            })
+        }))
     }
 }
 

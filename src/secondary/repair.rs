@@ -18,6 +18,7 @@ use outport_proto::{
 use crate::{
     fetch::{
         UpstreamError,
+        bulk::Bulk,
         framed::{FrameStream, FramedError},
         primary::ask,
     },
@@ -50,7 +51,8 @@ pub(super) struct Repaired {
 ///
 /// # Errors
 /// [`RepairError`]; what was made equal by then stays so.
-pub(super) async fn repair(journal: Journal, bulk: quinn::Connection) -> Result<Repaired, RepairError> {
+pub(super) async fn repair(journal: Journal, bulk: Bulk) -> Result<Repaired, RepairError> {
+    let bulk = bulk.connection().await?;
     let theirs = their_sums(&bulk).await?;
     let own = blocking(&journal, |journal| journal.bucket_sums()).await?;
     let differing: Vec<u16> = (0..)

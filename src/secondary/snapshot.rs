@@ -8,7 +8,7 @@ use outport_proto::{
 };
 
 use crate::{
-    fetch::{UpstreamError, framed::FramedError, primary::ask},
+    fetch::{UpstreamError, bulk::Bulk, framed::FramedError, primary::ask},
     process,
     registry::journal::{Installation, Journal, JournalError},
 };
@@ -22,14 +22,10 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// [`SnapshotError`]; the snapshot has to be taken again then.
-pub(super) async fn take(
-    journal: Journal,
-    bulk: quinn::Connection,
-    log_bytes: u64,
-) -> Result<Offset, SnapshotError> {
+pub(super) async fn take(journal: Journal, bulk: Bulk, log_bytes: u64) -> Result<Offset, SnapshotError> {
     let unfinished = journal.resume_snapshot().await?;
     let resume = unfinished.as_ref().and_then(Installation::place);
-    let mut answers = ask(&bulk, &Request::Snapshot { resume }, STALL_TIMEOUT).await?;
+    let mut answers = ask(&bulk.connection().await?, &Request::Snapshot { resume }, STALL_TIMEOUT).await?;
     let Response::SnapshotBegin { from, resumed } = answers.expect(STALL_TIMEOUT).await? else {
         return Err(SnapshotError::OutOfPlace);
     };

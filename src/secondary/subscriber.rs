@@ -216,7 +216,7 @@ impl Subscription {
         };
         let why_closed = connections.log.close_reason();
         connections.log.close(code.into(), reason.as_bytes());
-        connections.bulk.close(code.into(), reason.as_bytes());
+        connections.bulk.close(code, &reason);
         match (ended, refusal(why_closed)) {
             (End::Session(why @ (Ended::Refused(Refusal::Fork { .. }) | Ended::Fork { .. })), _) => {
                 tracing::error!(primary, %why, "histories forked: this site does not follow the primary, and serves what it has");
@@ -284,7 +284,6 @@ impl Subscription {
                     self.subscriber.handle_snapshot_loaded(taken?, complete);
                 }
                 ended = self.divergence.round_ended() => self.divergence.handle_round(&ended),
-                error = connections.bulk.closed() => return Err(FramedError::from(error).into()),
                 incoming = frames.incoming() => {
                     heard_at = Instant::now();
                     let now = self.begun.elapsed();

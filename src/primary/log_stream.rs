@@ -4,8 +4,9 @@
 use crate::watch;
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use outport_proto::{
-    Offset, SiteName,
+    Offset, SiteName, codec,
     frame::{FromPrimary, FromSecondary, Keys, Refusal, Resume},
     session::{Closed, Publisher, PublisherConfig, PublisherNotice},
 };
@@ -21,6 +22,9 @@ use crate::{
     log::LogError,
     registry::journal::Journal,
 };
+
+/// Frames of up to so many bytes are handed to a stream together.
+const TOGETHER_BYTES_MAX: usize = 4 * 1024;
 
 /// Publishes the log to sites. Cloning gives another handle to the same publisher.
 #[derive(Clone)]
@@ -171,18 +175,28 @@ impl LogStream<'_> {
     }
 
     /// Sends all that is to be sent now. The log's state is read anew for every frame, so that a
-    /// heartbeat never waits behind events with an old head.
+    /// heartbeat never waits behind events with an old head; but small frames go together, because an
+    /// event and the heartbeat with it then cost one packet.
     async fn transmit(&mut self) -> Result<(), FramedError> {
+        let mut together = Vec::new();
         loop {
             let state = self.publisher.source.state();
             self.place().await?;
             if let Some((after, bytes_max)) = self.session.wanted(&state) {
                 self.read_events(after, bytes_max).await?;
             }
-            let Some(frame) = self.session.poll_transmit(self.begun.elapsed(), &state) else {
+            let frame = self.session.poll_transmit(self.begun.elapsed(), &state);
+            let is_last = frame.is_none();
+            if let Some(frame) = frame {
+                together.push(codec::encode_frame::<FromPrimary>(&frame)?);
+            }
+            if is_last || together.iter().map(Bytes::len).sum::<usize>() > TOGETHER_BYTES_MAX {
+                self.sink.write(&mut together).await?;
+                together.clear();
+            }
+            if is_last {
                 return Ok(());
-            };
-            self.sink.send::<FromPrimary>(&frame).await?;
+            }
         }
     }
 

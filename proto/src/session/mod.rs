@@ -30,6 +30,9 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// A heartbeat older than this no longer tells what is so now: three intervals, so that one may be
 /// late and a cut still shows within a second.
 pub const LIVE_MAX: Duration = Duration::from_millis(750);
+/// A secondary waits this long after something changed before it says how far it is, for what
+/// changes next.
+pub const ACK_DELAY: Duration = Duration::from_millis(20);
 /// A secondary says how far it is at least this often.
 pub const ACK_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// An end that has heard nothing for this long gives the session up.

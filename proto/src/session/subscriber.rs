@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 
 pub use self::notice::{Ended, Received, SubscriberNotice};
-use super::{ACK_INTERVAL_MAX, IDLE_MAX, Lag, freshness::Freshness};
+use super::{ACK_DELAY, ACK_INTERVAL_MAX, IDLE_MAX, Lag, WINDOW_BYTES, freshness::Freshness};
 use crate::{
     Digest, Offset, SiteName, Timestamp,
     codec::decode_event,
@@ -71,6 +71,10 @@ pub struct Subscriber {
     last_heard: Duration,
     last_ack: Duration,
     ack_due: bool,
+    /// When it is sent, once that was decided.
+    ack_at: Option<Duration>,
+    /// Bytes of events received since the last one.
+    unacknowledged_bytes: usize,
     hello_due: bool,
     notices: VecDeque<SubscriberNotice>,
 }
@@ -104,6 +108,8 @@ impl Subscriber {
             last_heard: Duration::ZERO,
             last_ack: Duration::ZERO,
             ack_due: false,
+            ack_at: None,
+            unacknowledged_bytes: 0,
             hello_due: false,
             notices: VecDeque::new(),
         }
@@ -192,6 +198,7 @@ impl Subscriber {
         self.hello_due = true;
         self.ack_due = false;
         self.behind.clear();
+        self.ack_at = None;
         self.notices.retain(|notice| !matches!(notice, SubscriberNotice::Ended(_)));
     }
 
@@ -300,6 +307,7 @@ impl Subscriber {
             self.end(Ended::Idle);
         } else if now >= self.last_ack + ACK_INTERVAL_MAX {
             self.ack_due = true;
+            self.ack_at = Some(now);
         }
     }
 
@@ -309,7 +317,8 @@ impl Subscriber {
             SubscriberState::Disconnected => None,
             SubscriberState::Greeting => std::mem::take(&mut self.hello_due).then(|| self.hello()),
             SubscriberState::Streaming | SubscriberState::Snapshot => {
-                std::mem::take(&mut self.ack_due).then(|| self.acknowledge(now))
+                let is_time = self.ack_due && self.is_time_to_ack(now);
+                is_time.then(|| self.acknowledge(now))
             }
         }
     }
@@ -323,7 +332,8 @@ impl Subscriber {
             SubscriberState::Greeting => Some(idle),
             SubscriberState::Streaming | SubscriberState::Snapshot => {
                 let live_until = self.fresh.live_until().filter(|until| *until > now).unwrap_or(idle);
-                Some(idle.min(live_until).min(self.last_ack + ACK_INTERVAL_MAX))
+                let ack_at = self.ack_at.unwrap_or(idle).min(self.last_ack + ACK_INTERVAL_MAX);
+                Some(idle.min(live_until).min(ack_at))
             }
         }
     }
@@ -347,8 +357,18 @@ impl Subscriber {
         })
     }
 
+    /// What is received is soon durable, then applied, then complete: one acknowledgement tells of all
+    /// of it, unless the primary may be about to wait for it.
+    fn is_time_to_ack(&mut self, now: Duration) -> bool {
+        let at = *self.ack_at.get_or_insert(now + ACK_DELAY);
+        now >= at || self.unacknowledged_bytes >= WINDOW_BYTES / 8
+    }
+
     fn acknowledge(&mut self, now: Duration) -> FromSecondary {
         self.last_ack = now;
+        self.ack_due = false;
+        self.ack_at = None;
+        self.unacknowledged_bytes = 0;
         let Progress { received, durable, applied, complete, log_bytes } = self.progress;
         let lag = self.lag(now);
         let micros = |lag: Option<Duration>| {
@@ -367,6 +387,7 @@ impl Subscriber {
             behind.push(next);
         }
         self.ack_due = !self.behind.is_empty();
+        self.ack_at = self.ack_due.then_some(now);
         FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
     }
 
@@ -423,7 +444,6 @@ impl Subscriber {
             self.progress.log_bytes = heartbeat.log_bytes;
         }
         self.fresh.handle_heartbeat(now, heartbeat, self.progress.received, self.progress.applied);
-        self.ack_due = true;
         self.notices.push_back(SubscriberNotice::Heartbeat(heartbeat));
     }
 
@@ -464,6 +484,7 @@ impl Subscriber {
         }
         self.progress.received = offset;
         self.progress.log_bytes += encoded.len() as u64;
+        self.unacknowledged_bytes += encoded.len();
         self.fresh.handle_event(offset, event.time);
         Ok(Some(Received { offset, encoded, event }))
     }

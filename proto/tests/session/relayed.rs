@@ -6,7 +6,9 @@ use std::{collections::BTreeSet, time::Duration};
 use outport_proto::{
     Offset, SiteName, Timestamp,
     frame::{BEHIND_MAX, Behind, BehindLink, FromSecondary, HOPS_MAX, Refusal, SiteReport},
-    session::{Closed, Ended, IDLE_MAX, LIVE_MAX, Lag, PublisherNotice, SubscriberNotice, SubscriberState},
+    session::{
+        ACK_DELAY, Closed, Ended, IDLE_MAX, LIVE_MAX, Lag, PublisherNotice, SubscriberNotice, SubscriberState,
+    },
 };
 
 use crate::pair::{LATENCY, Pair, Relayed, subscriber_with};
@@ -175,7 +177,9 @@ fn what_changed_behind_a_site_is_said_once_and_not_all_in_one_frame() {
         pair.subscriber.handle_behind(behind(n));
     }
     let mut said = Vec::new();
-    while let Some(FromSecondary::Ack(ack)) = pair.subscriber.poll_transmit(pair.now) {
+    assert!(pair.subscriber.poll_transmit(pair.now).is_none(), "what changes next may go with it");
+    let later = pair.now + ACK_DELAY;
+    while let Some(FromSecondary::Ack(ack)) = pair.subscriber.poll_transmit(later) {
         assert!(ack.behind.len() <= BEHIND_MAX);
         said.extend(ack.behind.into_iter().map(|behind| behind.site));
     }

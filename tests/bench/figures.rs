@@ -19,9 +19,12 @@ use crate::{
     },
 };
 
-const MIB: usize = 1024 * 1024;
-const REPO: &str = "bench/image";
-const LAZY: &str = "[[policy]]\nkeep = 'lazy'\n";
+/// In bytes.
+pub const MIB: usize = 1024 * 1024;
+/// The benchmark's repository.
+pub const REPO: &str = "bench/image";
+/// Configuration of a site that copies nothing ahead.
+pub const LAZY: &str = "[[policy]]\nkeep = 'lazy'\n";
 
 /// Warm manifest by tag at a secondary, token checked, against the same bytes elsewhere.
 pub fn warm_manifest() -> Vec<Figure> {
@@ -325,7 +328,8 @@ pub fn start_after_kill() -> Vec<Figure> {
     }]
 }
 
-fn one_site(core: Option<usize>, site_toml: &str) -> Cluster {
+/// A primary and one site.
+pub fn one_site(core: Option<usize>, site_toml: &str) -> Cluster {
     Cluster::start(Options {
         sites: vec!["mumbai"],
         site_toml: site_toml.to_owned(),
@@ -343,13 +347,14 @@ pub fn push_token(cluster: &Cluster) -> String {
     token(&Client::plain(), &cluster.primary.registry(), "outport.test", &[&scope], user)
 }
 
-fn pull_token(cluster: &Cluster) -> String {
+/// A token of nobody.
+pub fn pull_token(cluster: &Cluster) -> String {
     let scope = format!("repository:{REPO}:pull");
     token(&Client::plain(), &cluster.primary.registry(), "outport.test", &[&scope], None)
 }
 
 /// Pushes a blob to the primary and waits until the site knows that the repository links it.
-fn push_blob(cluster: &Cluster, content: &[u8]) -> Digest {
+pub fn push_blob(cluster: &Cluster, content: &[u8]) -> Digest {
     let manifest = peers::manifest(&[content]);
     peers::push(&cluster.primary.registry(), REPO, "blob", &manifest, &[content], Some(&push_token(cluster)));
     let head = cluster.primary.status()["head_seq"].as_u64().unwrap();

@@ -131,6 +131,15 @@ pub fn cpu_seconds(pid: u32) -> f64 {
         / 1e9
 }
 
+/// CPU seconds that a process has used, user and system, with its threads that ended; to the hundredth.
+pub fn cpu_seconds_of_all(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name in parentheses may hold anything; user and system time are fields 14 and 15.
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
 /// A line of `/proc/PID/status` in MiB: `VmRSS`, `VmHWM`.
 pub fn memory_mib(pid: u32, line: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -18,6 +18,7 @@
 )]
 
 mod catching_up;
+mod costs;
 mod figures;
 mod load;
 mod peers;
@@ -48,6 +49,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("snapshot", catching_up::snapshot),
     ("sites-fan-out", scale::fan_out),
     ("sites-memory", scale::memory_a_site),
+    ("costs", costs::costs),
 ];
 
 fn main() {

@@ -15,6 +15,7 @@
 mod admin;
 mod certificates;
 mod requests;
+mod stalled;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokens;

@@ -1,4 +1,4 @@
-//! Many sites in this process: real QUIC connections and the real session machine of `proto`, on a
+//! Many sites in this process: real QUIC connections, one each as a site has that needs no blob now, and the real session machine of `proto`, on a
 //! driver that keeps nothing. Some of them can be told to take no bytes.
 
 use std::{
@@ -18,7 +18,7 @@ use outport::{
     clock::{Clock as _, SystemClock},
     fetch::{
         framed::{FrameSink, FrameStream, Incoming},
-        quic::{self, StreamKind, TransportOptions},
+        quic::{self, StreamKind, TransportOptions, Udp},
     },
 };
 use outport_proto::{
@@ -51,11 +51,14 @@ pub struct Sites {
     following: Vec<Site>,
     stalled: Vec<Site>,
     arrivals: Arc<AtomicU64>,
+    appends: Arc<AtomicU64>,
 }
 
 struct Site {
     log: quinn::Connection,
-    bulk: quinn::Connection,
+    /// As a site has while it fetches blobs.
+    bulk: Option<quinn::Connection>,
+    config: quinn::ClientConfig,
     /// Of every event: its seq, and microseconds of the primary's clock from its time until it was here.
     seen: Arc<Mutex<Vec<(u64, u64)>>>,
 }
@@ -87,6 +90,7 @@ impl Sites {
             following: Vec::new(),
             stalled: Vec::new(),
             arrivals: Arc::default(),
+            appends: Arc::default(),
         }
     }
 
@@ -99,11 +103,12 @@ impl Sites {
     pub fn follow(&mut self, count: usize) {
         for number in self.following.len()..count {
             let site = self.connect(number, &TransportOptions::log());
-            let (arrivals, begun) = (Arc::clone(&self.arrivals), self.begun);
+            let (arrivals, appends) = (Arc::clone(&self.arrivals), Arc::clone(&self.appends));
+            let begun = self.begun;
             let (log, seen) = (site.log.clone(), Arc::clone(&site.seen));
             let (streaming, is_streaming) = tokio::sync::oneshot::channel();
             self.runtime.spawn(async move {
-                Follower { site: name(number).parse().unwrap(), begun, seen, arrivals }
+                Follower { site: name(number).parse().unwrap(), begun, seen, arrivals, appends }
                     .run(&log, streaming)
                     .await;
             });
@@ -139,7 +144,6 @@ impl Sites {
         let open = self.stalled.iter().filter(|site| site.log.close_reason().is_none()).count();
         for site in self.stalled.drain(..) {
             site.log.close(0_u32.into(), b"");
-            site.bulk.close(0_u32.into(), b"");
         }
         open
     }
@@ -158,14 +162,19 @@ impl Sites {
         self.arrivals.load(Ordering::Relaxed)
     }
 
+    /// Frames that events arrived in.
+    pub fn appends(&self) -> u64 {
+        self.appends.load(Ordering::Relaxed)
+    }
+
     /// Takes what every site saw since the last time: (seq, microseconds) of each event.
     pub fn take_seen(&self) -> Vec<Vec<(u64, u64)>> {
         self.following.iter().map(|site| std::mem::take(&mut *site.seen.lock().unwrap())).collect()
     }
 
-    /// What all connections of the sites that follow carried, the log's and the bulk ones.
+    /// What all connections of the sites that follow carried.
     pub fn traffic(&self) -> Traffic {
-        let connections = self.following.iter().flat_map(|site| [&site.log, &site.bulk]);
+        let connections = self.following.iter().flat_map(|site| std::iter::once(&site.log).chain(&site.bulk));
         connections.map(|connection| connection.stats()).fold(Traffic::default(), |sum, stats| Traffic {
             received_bytes: sum.received_bytes + stats.udp_rx.bytes,
             received_packets: sum.received_packets + stats.udp_rx.datagrams,
@@ -174,25 +183,34 @@ impl Sites {
         })
     }
 
+    /// Opens the bulk connection of every site that follows. Nobody keeps it alive.
+    pub fn open_bulk(&mut self) {
+        let _runtime = self.runtime.enter();
+        for (number, site) in self.following.iter_mut().enumerate() {
+            let connecting = self.sockets[number / SITES_PER_SOCKET].connect_with(
+                site.config.clone(),
+                self.primary,
+                PRIMARY_NAME,
+            );
+            site.bulk =
+                Some(self.runtime.block_on(connecting.unwrap()).expect("the primary accepts the site"));
+        }
+    }
+
     fn connect(&mut self, number: usize, log: &TransportOptions) -> Site {
         let identity = NodeIdentity::Site(name(number).parse().unwrap());
         let identity = self.authority.issue_node(&identity, SystemClock.now()).unwrap();
         let tls = tls::node_client(&identity, &[self.authority.certificate().clone()], &[ALPN]).unwrap();
+        let _runtime = self.runtime.enter();
         if number / SITES_PER_SOCKET >= self.sockets.len() {
-            let _runtime = self.runtime.enter();
-            self.sockets.push(quic::dialer(self.primary, &TransportOptions::log()).unwrap());
+            self.sockets.push(quic::dialer(&Udp, self.primary, &TransportOptions::log()).unwrap());
         }
+        let config = quic::client_config(&tls, log).unwrap();
         let socket = &self.sockets[number / SITES_PER_SOCKET];
-        let connect = |options: &TransportOptions| {
-            let config = quic::client_config(&tls, options).unwrap();
-            socket.connect_with(config, self.primary, PRIMARY_NAME).unwrap()
-        };
+        let connecting = socket.connect_with(config, self.primary, PRIMARY_NAME).unwrap();
+        let log = self.runtime.block_on(connecting).expect("the primary accepts the site");
         let bulk = TransportOptions { datagram_bytes_max: 1472, ..TransportOptions::bulk() };
-        let (log, bulk) = self
-            .runtime
-            .block_on(async { tokio::try_join!(connect(log), connect(&bulk)) })
-            .expect("the primary accepts the site");
-        Site { log, bulk, seen: Arc::default() }
+        Site { log, bulk: None, config: quic::client_config(&tls, &bulk).unwrap(), seen: Arc::default() }
     }
 }
 
@@ -201,7 +219,6 @@ impl Drop for Sites {
         self.drop_stalled();
         for site in &self.following {
             site.log.close(0_u32.into(), b"");
-            site.bulk.close(0_u32.into(), b"");
         }
     }
 }
@@ -229,6 +246,7 @@ struct Follower {
     begun: Instant,
     seen: Arc<Mutex<Vec<(u64, u64)>>>,
     arrivals: Arc<AtomicU64>,
+    appends: Arc<AtomicU64>,
 }
 
 impl Follower {
@@ -245,6 +263,7 @@ impl Follower {
                             let late = now.since(received.event.time).as_micros();
                             seen.push((received.offset.seq, late.try_into().unwrap()));
                         }
+                        self.appends.fetch_add(1, Ordering::Relaxed);
                         self.arrivals.fetch_add(events.len() as u64, Ordering::Relaxed);
                         let last = events.last().unwrap().offset;
                         subscriber.handle_durable(last);
@@ -265,7 +284,8 @@ impl Follower {
                     return;
                 }
             }
-            // Heartbeats come far more often than anything else is due.
+            // Heartbeats come more often than anything else is due.
+            subscriber.handle_timeout(self.begun.elapsed());
             let Ok(incoming) = frames.incoming().await else { return };
             let now = self.begun.elapsed();
             match incoming {

@@ -75,8 +75,8 @@ impl Tx<'_> {
     }
 
     fn put_link(&mut self, repo: &RepoName, digest: &Digest, link: Link) -> Result<(), IndexError> {
-        let tombstone = key::repo_digest(Table::DeadLink, repo, digest);
-        let (old, dead) = (self.link(repo, digest)?, self.dead(&tombstone)?);
+        let dead = self.dead_in(Table::DeadLink, |table| key::repo_digest(table, repo, digest))?;
+        let old = self.link(repo, digest)?;
         if old.is_some_and(|old| old.offset >= link.offset)
             || dead.is_some_and(|dead| dead >= link.offset)
             || self.is_repository_dead(repo, link.offset)?
@@ -84,7 +84,7 @@ impl Tx<'_> {
             return Ok(());
         }
         if dead.is_some() {
-            self.unbury(tombstone);
+            self.unbury(key::repo_digest(Table::DeadLink, repo, digest));
         }
         self.set_link(repo, digest, old, link);
         Ok(())
@@ -118,8 +118,8 @@ impl Tx<'_> {
 
     fn put_manifest(&mut self, put: &ManifestPut, offset: Offset) -> Result<(), IndexError> {
         let (repo, digest) = (&put.repo, &put.digest);
-        let tombstone = key::repo_digest(Table::DeadManifest, repo, digest);
-        let (old, dead) = (self.held(repo, digest)?, self.dead(&tombstone)?);
+        let dead = self.dead_in(Table::DeadManifest, |table| key::repo_digest(table, repo, digest))?;
+        let old = self.held(repo, digest)?;
         if old.as_ref().is_some_and(|old| old.offset >= offset)
             || dead.is_some_and(|dead| dead >= offset)
             || self.is_repository_dead(repo, offset)?
@@ -127,7 +127,7 @@ impl Tx<'_> {
             return Ok(());
         }
         if dead.is_some() {
-            self.unbury(tombstone);
+            self.unbury(key::repo_digest(Table::DeadManifest, repo, digest));
         }
         self.set_manifest(put, old, offset)
     }
@@ -149,10 +149,9 @@ impl Tx<'_> {
         // What a digest names never changes, so bytes stored before stay good.
         let inline =
             bytes.is_some() || old.as_ref().is_some_and(|old| old.inline && old.put.size == put.size);
-        let held = Held { offset, inline, put: ManifestPut { bytes: None, tags: Vec::new(), ..put.clone() } };
-        self.put(key::repo_digest(Table::Manifest, repo, digest), &row::encode_held(&held));
+        self.put(key::repo_digest(Table::Manifest, repo, digest), &row::encode_put(put, offset, inline));
         match old {
-            Some(old) => self.replaced(&old, &held)?,
+            Some(old) => self.replaced(&old, put, inline)?,
             None => {
                 self.put(key::digest_repo(Table::Holder, digest, repo), &[]);
                 self.gain(&Fact::Manifest { repo, digest });
@@ -165,13 +164,12 @@ impl Tx<'_> {
     }
 
     /// The same manifest was put again, perhaps described otherwise.
-    fn replaced(&mut self, old: &Held, new: &Held) -> Result<(), IndexError> {
-        let (repo, digest) = (&new.put.repo, &new.put.digest);
+    fn replaced(&mut self, old: &Held, new: &ManifestPut, inline: bool) -> Result<(), IndexError> {
+        let (repo, digest) = (&new.repo, &new.digest);
         if let Some(subject) = &old.put.subject {
             self.remove(key::referrer(repo, subject, digest));
         }
-        let served = |held: &Held| (held.inline, held.put.size, held.put.media_type.clone());
-        if served(old) != served(new) {
+        if (old.inline, old.put.size, &old.put.media_type) != (inline, new.size, &new.media_type) {
             self.digest_is_stale(repo, digest);
             for tag in self.tags_naming(repo, digest)? {
                 self.tag_is_stale(repo, &tag);
@@ -222,19 +220,21 @@ impl Tx<'_> {
     }
 
     fn put_tag(&mut self, repo: &RepoName, tag: &Tag, entry: TagEntry) -> Result<(), IndexError> {
-        let tombstone = key::repo_tag(Table::DeadTag, repo, tag.as_str());
-        let (old, dead) = (self.tag(repo, tag)?, self.dead(&tombstone)?);
+        let dead = self.dead_in(Table::DeadTag, |table| key::repo_tag(table, repo, tag.as_str()))?;
+        let old = self.tag(repo, tag)?;
         if old.is_some_and(|old| old.offset >= entry.offset)
             || dead.is_some_and(|dead| dead >= entry.offset)
             || self.is_repository_dead(repo, entry.offset)?
         {
             return Ok(());
         }
-        if self.is_dead(&key::repo_digest(Table::DeadManifest, repo, &entry.digest), entry.offset)? {
+        let manifest =
+            self.dead_in(Table::DeadManifest, |table| key::repo_digest(table, repo, &entry.digest))?;
+        if manifest.is_some_and(|dead| dead >= entry.offset) {
             return self.delete_tag(repo, tag, entry.offset);
         }
         if dead.is_some() {
-            self.unbury(tombstone);
+            self.unbury(key::repo_tag(Table::DeadTag, repo, tag.as_str()));
         }
         self.set_tag(repo, tag, old, entry);
         Ok(())
@@ -280,7 +280,8 @@ impl Tx<'_> {
     }
 
     pub(super) fn is_repository_dead(&self, repo: &RepoName, offset: Offset) -> Result<bool, IndexError> {
-        self.is_dead(&key::of_repo(Table::DeadRepository, repo), offset)
+        let dead = self.dead_in(Table::DeadRepository, |table| key::of_repo(table, repo))?;
+        Ok(dead.is_some_and(|dead| dead >= offset))
     }
 
     fn delete_repository(&mut self, repo: &RepoName, offset: Offset) -> Result<(), IndexError> {

@@ -43,7 +43,7 @@ impl Index {
         let mut overlay = self.shared.overlay.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if overlay.is_none() {
             let base = Arc::clone(&self.shared.base);
-            *overlay = Some(Arc::new(Overlay::new(base, home.dir(), memory_bytes_max)));
+            *overlay = Some(Arc::new(Overlay::new(base, home.dir(), memory_bytes_max)?));
         }
         Ok(())
     }
@@ -77,6 +77,7 @@ impl Index {
             if self.shared.below.closed.load(Ordering::SeqCst) || !self.shared.is_over(&overlay) {
                 return Ok(());
             }
+            overlay.settling();
             // The sums are of what readers see.
             let mut no_tally = Tally::default();
             let mut tx = Tx::new(&*self.shared.base, &self.shared.hot, &mut below, &mut no_tally);

@@ -111,7 +111,8 @@ pub(super) fn referrer(repo: &RepoName, subject: &Digest, digest: &Digest) -> Ve
 
 /// Prefix of everything a table holds of a digest.
 pub(super) fn of_digest(table: Table, digest: &Digest) -> Vec<u8> {
-    let mut key = vec![table as u8];
+    let mut key = Vec::with_capacity(1 + 65 + 62);
+    key.push(table as u8);
     push_digest(&mut key, digest);
     key
 }

@@ -16,6 +16,10 @@ use super::{IndexError, Manifest, TagEntry, tombstones::Tombstones};
 /// The form of every row. A row of another form makes the index damaged, so it is rebuilt.
 const VERSION: u8 = 2;
 const CHECKSUM_BYTES: usize = 4;
+/// Room for the fields of most rows.
+const ROW_BYTES: usize = 96;
+/// The same for manifests.
+const PUT_BYTES: usize = 512;
 
 /// Wraps the fields of a row for storage under `key`.
 pub(super) fn seal(key: &[u8], fields: &[u8]) -> Bytes {
@@ -89,7 +93,7 @@ pub(super) struct Held {
 }
 
 pub(super) fn encode_state(state: &State) -> Vec<u8> {
-    let mut writer = Writer::default();
+    let mut writer = Writer::of(ROW_BYTES);
     writer.offset(state.applied);
     writer.0.extend_from_slice(&state.hash);
     state.tombstones.0.iter().for_each(|count| writer.u64(*count));
@@ -106,7 +110,7 @@ pub(super) fn decode_state(fields: &[u8]) -> Result<State, IndexError> {
 }
 
 pub(super) fn encode_offset(offset: Offset) -> Vec<u8> {
-    let mut writer = Writer::default();
+    let mut writer = Writer::of(ROW_BYTES);
     writer.offset(offset);
     writer.0
 }
@@ -118,7 +122,7 @@ pub(super) fn decode_offset(fields: &[u8]) -> Result<Offset, IndexError> {
 }
 
 pub(super) fn encode_link(link: &Link) -> Vec<u8> {
-    let mut writer = Writer::default();
+    let mut writer = Writer::of(ROW_BYTES);
     writer.u64(link.size);
     writer.offset(link.offset);
     writer.0
@@ -131,7 +135,7 @@ pub(super) fn decode_link(fields: &[u8]) -> Result<Link, IndexError> {
 }
 
 pub(super) fn encode_tag(tag: &TagEntry) -> Vec<u8> {
-    let mut writer = Writer::default();
+    let mut writer = Writer::of(ROW_BYTES);
     writer.offset(tag.offset);
     writer.u64(tag.time.as_micros());
     writer.digest(&tag.digest);
@@ -146,11 +150,11 @@ pub(super) fn decode_tag(fields: &[u8]) -> Result<TagEntry, IndexError> {
     reader.end(tag)
 }
 
-pub(super) fn encode_held(held: &Held) -> Vec<u8> {
-    let put = &held.put;
-    let mut writer = Writer::default();
-    writer.offset(held.offset);
-    writer.0.push(held.inline.into());
+/// The fields of a [`Held`] row, without its manifest's bytes and tags.
+pub(super) fn encode_put(put: &ManifestPut, offset: Offset, inline: bool) -> Vec<u8> {
+    let mut writer = Writer::of(PUT_BYTES);
+    writer.offset(offset);
+    writer.0.push(inline.into());
     writer.u64(put.size);
     writer.text(&put.media_type);
     writer.optional(put.subject.as_ref(), Writer::digest);
@@ -220,10 +224,13 @@ fn malformed() -> IndexError {
     IndexError::Damaged("a row has not the fields of its table".into())
 }
 
-#[derive(Default)]
 struct Writer(Vec<u8>);
 
 impl Writer {
+    fn of(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
     fn u64(&mut self, number: u64) {
         self.0.extend_from_slice(&number.to_le_bytes());
     }
@@ -371,10 +378,14 @@ mod tests {
         }
     }
 
+    fn encode(held: &Held) -> Vec<u8> {
+        encode_put(&held.put, held.offset, held.inline)
+    }
+
     #[test]
     fn rows_come_back_as_they_were_stored() {
         let held = held();
-        let fields = encode_held(&held);
+        let fields = encode(&held);
         assert_eq!(decode_held(&held.put.repo, &held.put.digest, &fields).unwrap(), held);
         let (served, inline) = decode_served(&held.put.digest, &fields).unwrap();
         assert_eq!((served.size, &*served.media_type, inline), (1, &*held.put.media_type, true));
@@ -393,7 +404,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_damage() {
-        let sealed = seal(b"key", &encode_held(&held()));
+        let sealed = seal(b"key", &encode(&held()));
         assert!(unseal(b"key", &sealed).is_ok());
         assert!(matches!(unseal(b"kex", &sealed), Err(IndexError::Damaged(_))));
         for bit in 0..sealed.len() * 8 {
@@ -412,7 +423,7 @@ mod tests {
     #[test]
     fn fields_that_do_not_fit_are_damage_and_no_panic() {
         let held = held();
-        let fields = encode_held(&held);
+        let fields = encode(&held);
         for len in 0..fields.len() {
             let cut = decode_held(&held.put.repo, &held.put.digest, &fields[..len]);
             assert!(matches!(cut, Err(IndexError::Damaged(_))), "cut at {len}");

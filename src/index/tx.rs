@@ -195,17 +195,22 @@ impl<'a> Tx<'a> {
         fields.map(|fields| row::decode_link(&fields)).transpose()
     }
 
+    /// The offset of the tombstone in `table` under the key that `key` makes, if there is one: where
+    /// there is none at all, no key is made.
+    pub(super) fn dead_in(
+        &self,
+        table: Table,
+        key: impl FnOnce(Table) -> Vec<u8>,
+    ) -> Result<Option<Offset>, IndexError> {
+        if self.tombstones.may_have(&[table as u8]) { self.dead(&key(table)) } else { Ok(None) }
+    }
+
     /// The offset of the tombstone under `key`, if there is one.
     pub(super) fn dead(&self, key: &[u8]) -> Result<Option<Offset>, IndexError> {
         if !self.tombstones.may_have(key) {
             return Ok(None);
         }
         self.get(key)?.map(|fields| row::decode_offset(&fields)).transpose()
-    }
-
-    /// Whether the tombstone under `key` wins over something put at `offset`.
-    pub(super) fn is_dead(&self, key: &[u8], offset: Offset) -> Result<bool, IndexError> {
-        Ok(self.dead(key)?.is_some_and(|dead| dead >= offset))
     }
 
     /// Sets the tombstone under `key`, unless there is a newer one.

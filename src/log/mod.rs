@@ -103,7 +103,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { segment_bytes_max: 64 * 1024 * 1024, recent_bytes_max: 8 * 1024 * 1024 }
+        Self { segment_bytes_max: 64 * 1024 * 1024, recent_bytes_max: 16 * 1024 * 1024 }
     }
 }
 
@@ -317,6 +317,32 @@ impl Log {
     /// Why the log takes nothing more, if it stopped.
     pub fn stopped(&self) -> Option<LogError> {
         self.handle.shared.state().stopped.clone()
+    }
+
+    /// `records` in parts that are kept in memory together with as much that came before.
+    pub fn in_parts(&self, records: Vec<Record>) -> Vec<Vec<Record>> {
+        let bytes_max = self.handle.shared.state().recent.bytes_max() / 4;
+        let (mut parts, mut part, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for record in records {
+            bytes += recent::cost(&record);
+            if bytes > bytes_max && !part.is_empty() {
+                parts.push(std::mem::take(&mut part));
+                bytes = recent::cost(&record);
+            }
+            part.push(record);
+        }
+        parts.push(part);
+        parts
+    }
+
+    /// Whether what is behind `after` stays in memory when `records` are appended, about; also when
+    /// nothing is there to stay.
+    pub fn has_room(&self, after: Offset, records: &[Record]) -> bool {
+        let state = self.handle.shared.state();
+        let bytes = records.iter().map(recent::cost).sum();
+        state.check(after).is_err()
+            || after.seq == state.head.seq
+            || state.recent.has_room(after.seq + 1, bytes)
     }
 
     /// What [`Log::read`] gives, when it is all in memory: never blocks. `None` when it is not.

@@ -6,7 +6,7 @@ use super::Record;
 
 /// What a record takes beside its encoded bytes, about: the decoded event shares the inline
 /// manifest with no one, so it counts twice.
-fn cost(record: &Record) -> usize {
+pub(super) fn cost(record: &Record) -> usize {
     record.encoded.len() * 2 + 256
 }
 
@@ -23,6 +23,10 @@ impl Recent {
         Self { records: VecDeque::new(), bytes: 0, bytes_max }
     }
 
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
     pub(super) fn push(&mut self, record: Record) {
         self.bytes += cost(&record);
         self.records.push_back(record);
@@ -35,6 +39,16 @@ impl Recent {
     pub(super) fn clear(&mut self) {
         self.records.clear();
         self.bytes = 0;
+    }
+
+    /// Whether `bytes` more would leave all records from `seq` on here, about: records are taken for
+    /// equally long.
+    pub(super) fn has_room(&self, seq: u64, bytes: usize) -> bool {
+        let Some(first) = self.records.front().map(|record| record.event.offset.seq) else { return true };
+        let read = usize::try_from(seq.saturating_sub(first)).unwrap_or(usize::MAX);
+        let unread = self.records.len().saturating_sub(read);
+        // Whatever does not fit at all may come when nothing else is unread.
+        unread == 0 || (seq >= first && self.bytes / self.records.len() * unread + bytes <= self.bytes_max)
     }
 
     /// Records from `seq` on, about `bytes_max` bytes of them; `None` when `seq` is not here.

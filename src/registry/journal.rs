@@ -286,19 +286,22 @@ impl Journal {
     /// # Errors
     /// [`LogError::Gap`] inside when they do not follow the head.
     pub async fn replicate(&self, records: Vec<Record>) -> Result<Offset, JournalError> {
-        let head = self.shared.log.append_replicated(records).await?;
-        self.applied_is_near().await;
+        let mut head = self.shared.log.head();
+        for part in self.shared.log.in_parts(records) {
+            self.room_for(&part).await;
+            head = self.shared.log.append_replicated(part).await?;
+        }
         Ok(head)
     }
 
-    /// Resolves once what is to be applied next is in memory still: whoever sends events faster than
-    /// they are applied waits, instead of having them read from the disk again.
-    async fn applied_is_near(&self) {
+    /// Resolves once `records` leave in memory what is to be applied before them: whoever sends events
+    /// faster than they are applied waits, instead of having them read from the disk again.
+    async fn room_for(&self, records: &[Record]) {
         let mut applied = self.watch_applied();
         let mut condition = self.shared.condition.subscribe();
         loop {
             let at = *applied.borrow_and_update();
-            if !matches!(self.shared.log.read_recent(at, 1), Ok(None)) {
+            if self.shared.log.has_room(at, records) {
                 return;
             }
             tokio::select! {

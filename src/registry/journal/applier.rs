@@ -14,6 +14,10 @@ use crate::index::IndexError;
 
 /// Log applied before the lock is given up for a moment.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// Events applied in one go after which more are expected at once.
+const BULK_EVENTS: u64 = 512;
+/// How long they are waited for, before the database is brought nearer instead.
+const BULK_REST: Duration = Duration::from_millis(20);
 /// Pause before a database that refused is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -22,9 +26,19 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> Journ
     let mut head = shared.log.watch();
     loop {
         let pause = match apply_all(shared, &mut head).await {
-            Ok(is_settled) => {
+            Ok(Done::Settled) => {
                 shared.set_applying();
-                (!is_settled).then_some(Duration::ZERO)
+                None
+            }
+            Ok(Done::Bulk) => {
+                shared.set_applying();
+                // Whether more came or not, the next round knows what to do.
+                drop(tokio::time::timeout(BULK_REST, head.changed()).await);
+                Some(Duration::ZERO)
+            }
+            Ok(Done::Step) => {
+                shared.set_applying();
+                Some(Duration::ZERO)
             }
             Err(JournalError::Index(error @ IndexError::Database { .. })) => {
                 if !shared.is_stalled() {
@@ -56,16 +70,33 @@ pub(super) async fn run(shared: &Arc<Shared>, stop: &CancellationToken) -> Journ
     }
 }
 
-/// Applies all that is durable. Returns whether the index's database holds it all as well: it is
-/// brought nearer while nothing else is to be done.
-async fn apply_all(shared: &Shared, head: &mut watch::Receiver<Offset>) -> Result<bool, JournalError> {
+/// What there is to do once all that is durable is applied.
+enum Done {
+    /// Nothing: the index's database holds it all as well.
+    Settled,
+    /// That was much, and the database is behind: more may come at once.
+    Bulk,
+    /// The database was brought nearer, and is behind still.
+    Step,
+}
+
+/// Applies all that is durable. The database is brought nearer while nothing else is to be done.
+async fn apply_all(shared: &Shared, head: &mut watch::Receiver<Offset>) -> Result<Done, JournalError> {
     head.mark_unchanged();
+    let before = shared.index.applied();
     loop {
         let _applying = shared.applying.lock().await;
-        if !apply_some(&shared.log, &shared.index, BATCH_BYTES)? {
-            let is_behind = shared.index.is_deferring() && settle_some(&shared.log, &shared.index)?;
-            return Ok(!is_behind);
+        if apply_some(&shared.log, &shared.index, BATCH_BYTES)? {
+            continue;
         }
+        if !shared.index.is_deferring() {
+            return Ok(Done::Settled);
+        }
+        if shared.index.applied().seq.saturating_sub(before.seq) >= BULK_EVENTS {
+            return Ok(Done::Bulk);
+        }
+        let is_behind = settle_some(&shared.log, &shared.index)?;
+        return Ok(if is_behind { Done::Step } else { Done::Settled });
     }
 }
 

@@ -19,7 +19,7 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Log that the database is brought nearer by in one step: what comes meanwhile waits as long.
 const SETTLE_BYTES: usize = 128 * 1024;
 /// From further behind than this, events are applied faster than the database takes them.
-const DEFER_EVENTS: u64 = 4096;
+const DEFER_EVENTS: u64 = 1024;
 
 /// Places the index in the log, rebuilding it if need be, and applies every event behind it.
 /// Returns from where on what it shows is a state the log led to. Blocks.

@@ -17,6 +17,7 @@ mod copying;
 mod crash;
 mod demo;
 mod fills;
+mod intents;
 mod outage;
 mod policy;
 mod promises;

@@ -14,6 +14,7 @@ mod bed;
 mod buildah;
 mod content;
 mod ctr;
+mod cycles;
 mod docker;
 mod image;
 mod large;
@@ -50,4 +51,29 @@ fn buildah_pushes_here_and_pulls_there() {
 #[test]
 fn containerd_pushes_here_and_pulls_there() {
     scenario::run(&ctr::TOOL);
+}
+
+#[test]
+fn cycles_of_push_wait_and_pull_with_skopeo() {
+    cycles::run("skopeo", &skopeo::TOOL);
+}
+
+#[test]
+fn cycles_of_push_wait_and_pull_with_podman() {
+    cycles::run("podman", &podman::TOOL);
+}
+
+#[test]
+fn cycles_of_push_wait_and_pull_with_buildah() {
+    cycles::run("buildah", &buildah::TOOL);
+}
+
+#[test]
+fn cycles_of_push_wait_and_pull_with_containerd() {
+    cycles::run("containerd", &ctr::TOOL);
+}
+
+#[test]
+fn cycles_of_push_wait_and_pull_with_docker() {
+    cycles::run("docker", &docker::TOOL);
 }

@@ -44,6 +44,10 @@ pub struct Options {
     pub public: &'static str,
     /// More of every site's configuration, TOML.
     pub site_toml: String,
+    /// Sites that follow another site instead of the primary, and which; that one comes first in `sites`.
+    pub behind: Vec<(&'static str, &'static str)>,
+    /// More of some sites' configuration, TOML, by site.
+    pub toml_of: Vec<(&'static str, &'static str)>,
     /// Run nodes on this core alone.
     pub core: Option<usize>,
     /// What nodes log.
@@ -60,6 +64,8 @@ impl Default for Options {
             primary_auth_toml: String::new(),
             public: "**",
             site_toml: String::new(),
+            behind: Vec::new(),
+            toml_of: Vec::new(),
             core: None,
             log_filter: "info",
         }
@@ -145,15 +151,23 @@ impl Cluster {
             .unwrap();
         add.stdin.take().unwrap().write_all(self.password.as_bytes()).unwrap();
         assert!(add.wait().unwrap().success());
-        let started = self.sites.iter().map(|site| site.name.clone());
-        let names: Vec<String> = started.chain(options.listed.iter().cloned()).collect();
+        let followed = |site: &Node| options.behind.iter().find(|(name, _)| *name == site.name);
+        let names = self.sites.iter().filter(|site| followed(site).is_none()).map(|site| site.name.clone());
+        let names: Vec<String> = names.chain(options.listed.iter().cloned()).collect();
+        let followers = |relay: &Node| {
+            let behind = options.behind.iter().filter(|(_, upstream)| *upstream == relay.name);
+            behind.map(|(site, _)| *site).collect::<Vec<_>>()
+        };
+        let relays = self.sites.iter().map(|site| (&site.name, followers(site)));
+        let relays = relays.filter(|(_, behind)| !behind.is_empty());
+        let relays: String = relays.map(|(relay, behind)| format!("{relay} = {behind:?}\n")).collect();
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n\n\
              [auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
              [[auth.access]]\nrepository = '{public}'\npull = ['anonymous']\n\n\
              [[auth.access]]\nrepository = '**'\npull = ['{USER}']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
              [replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
-             [replication.tls]\n{mutual}\n{admin}{more}",
+             [replication.relays]\n{relays}\n[replication.tls]\n{mutual}\n{admin}{more}",
             data = path(&self.primary.dir),
             registry = self.registry_section(&self.primary, &pki),
             url = self.public_url(),
@@ -167,18 +181,28 @@ impl Cluster {
         );
         fs::write(self.primary.config(), primary).unwrap();
         for site in &self.sites {
+            let (upstream, relay) = match followed(site) {
+                Some((_, relay)) => (self.site(relay), format!("relay = '{relay}'\n")),
+                None => (&self.primary, String::new()),
+            };
+            let relays = match followers(site).as_slice() {
+                [] => String::new(),
+                sites => format!("[relay]\nlisten = '{}:{REPLICATION_PORT}'\nsites = {sites:?}\n\n", site.ip),
+            };
+            let own = options.toml_of.iter().filter(|(name, _)| *name == site.name).map(|(_, toml)| *toml);
             let text = format!(
                 "data_dir = '{data}'\nsite = '{name}'\n{registry}\n\
-                 [primary]\naddress = '{primary}:{REPLICATION_PORT}'\nhttps_authorities = '{pki}/authority.crt'\n\n\
-                 [primary.tls]\n{mutual}\n{admin}{more}",
+                 [primary]\naddress = '{upstream}:{REPLICATION_PORT}'\n{relay}https_authorities = '{pki}/authority.crt'\n\n\
+                 [primary.tls]\n{mutual}\n{relays}{admin}{more}{own}",
                 data = path(&site.dir),
                 name = site.name,
                 registry = self.registry_section(site, &pki),
-                primary = self.primary.ip,
+                upstream = upstream.ip,
                 pki = path(&pki),
                 mutual = mutual_tls(site, &pki),
                 admin = admin_section(site, options.log_filter),
                 more = options.site_toml,
+                own = own.collect::<String>(),
             );
             fs::write(site.config(), text).unwrap();
         }
@@ -202,6 +226,16 @@ impl Cluster {
         } else {
             format!("http://{}", self.primary.registry())
         }
+    }
+
+    /// A site by its name.
+    pub fn site(&self, name: &str) -> &Node {
+        self.sites.iter().find(|site| site.name == name).expect("a site of this cluster")
+    }
+
+    /// A site by its name, to stop and start it.
+    pub fn site_mut(&mut self, name: &str) -> &mut Node {
+        self.sites.iter_mut().find(|site| site.name == name).expect("a site of this cluster")
     }
 
     /// All nodes, the primary first.

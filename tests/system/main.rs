@@ -22,6 +22,7 @@ mod outage;
 mod policy;
 mod promises;
 mod redirect;
+mod relays;
 mod status;
 mod store;
 #[path = "../support/mod.rs"]

@@ -284,7 +284,7 @@ fn command(name: &str, node: &Node, arguments: &[&str]) -> Command {
     command
 }
 
-fn run(name: &str, node: &Node, arguments: &[&str]) -> Output {
+pub fn run(name: &str, node: &Node, arguments: &[&str]) -> Output {
     command(name, node, arguments).output().unwrap()
 }
 
@@ -292,12 +292,12 @@ fn outport(name: &str, node: &Node, arguments: &[&str]) -> Output {
     Command::new(BINARY).args([name, "--admin", &node.admin()]).args(arguments).output().unwrap()
 }
 
-fn json(output: &Output, code: Option<i32>) -> Value {
+pub fn json(output: &Output, code: Option<i32>) -> Value {
     let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), code, "{said}{wrong}");
     serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{wrong}"))
 }
 
-fn why(asked: &Node, image: &str, site: &Node) -> Value {
+pub fn why(asked: &Node, image: &str, site: &Node) -> Value {
     json(&run("why", asked, &[image, "--site", &site.name]), Some(0))
 }

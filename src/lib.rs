@@ -31,7 +31,7 @@
 //! | 2 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
 //! | 3 | [`registry`] | pull decisions, pushes, where images are, garbage collection, verification, and the journal that joins log and index |
 //! | 4 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
-//! | 4 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto` |
+//! | 4 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto`; a site that relays has both |
 //! | 4 | [`admin`] | health, metrics, status, wait, why, gc, verify |
 //! | 5 | [`config`] [`app`] | from a file to running parts |
 //! | 6 | [`cli`] | one file a command |
@@ -51,6 +51,11 @@
 //! [`index`], and only then acknowledged. The publisher ([`primary`]) sends the record as it stands
 //! on disk to every subscriber ([`secondary`]), which appends it to its own log, applies it, and
 //! acknowledges how far it is.
+//!
+//! A site with `[relay]` is a subscriber and publishes what it has to sites of its own, on the
+//! primary's word ([`primary::source::Source`]): what it heard of the primary's clock, head and state
+//! goes down as it came, questions go up, and what a site behind it lacks is filled through it.
+//! Acknowledgements tell the primary of everybody behind.
 //!
 //! # What is on disk
 //!

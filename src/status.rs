@@ -85,6 +85,10 @@ pub struct SiteStatus {
     /// follows the primary itself.
     #[serde(default)]
     pub via: Vec<String>,
+    /// The sites that follow this one and those behind them, by name, as far as this one knows; only
+    /// a site that relays shows them, about itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<SiteStatus>,
     /// Times the index was found in another state than the primary's, since the start.
     #[serde(default)]
     pub state_mismatches: u64,

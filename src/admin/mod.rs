@@ -100,7 +100,10 @@ impl Admin {
             "/v1/status" => json(StatusCode::OK, &(self.status)()),
             "/v1/sites" => match (self.status)() {
                 Status::Primary(primary) => json(StatusCode::OK, &primary.sites),
-                Status::Secondary(site) => json(StatusCode::OK, &[site]),
+                Status::Secondary(mut site) => {
+                    let behind = std::mem::take(&mut site.sites);
+                    json(StatusCode::OK, &std::iter::once(*site).chain(behind).collect::<Vec<_>>())
+                }
             },
             "/v1/gc" if is_read => self.collection(),
             "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),

@@ -12,7 +12,7 @@ use super::{
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
-    replication::{CONNECTIONS_MAX, admit, endpoint},
+    replication::{CONNECTIONS_MAX, admit, endpoint, time_after},
     store_status,
 };
 use crate::{
@@ -310,10 +310,7 @@ fn status(
     Arc::new(move || {
         let offset = log.head();
         let head = Head { cluster: cluster.clone(), offset, log_bytes: log.bytes(), now: clock.now() };
-        let sites = fleet.statuses(&head, |after| {
-            // A site that is nearly caught up is answered from memory; one that is far behind costs a read.
-            log.read(after, 1).ok()?.first().map(|record| record.event.time)
-        });
+        let sites = fleet.statuses(&head, |after| time_after(&log, after));
         Status::Primary(PrimaryStatus {
             cluster: cluster.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

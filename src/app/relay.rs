@@ -4,18 +4,23 @@
 use crate::watch;
 use std::sync::Arc;
 
-use outport_proto::{SiteName, frame::Keys, session::LogState};
+use outport_proto::{
+    SiteName,
+    frame::{Heartbeat, Keys},
+    session::LogState,
+};
 
 use super::{
     StartError,
-    replication::{CONNECTIONS_MAX, admit, endpoint},
+    replication::{CONNECTIONS_MAX, admit, endpoint, time_after},
 };
 use crate::{
     config,
     fetch::BoxFuture,
+    log::Log,
     primary::{
         above::Above,
-        fleet::Fleet,
+        fleet::{Fleet, Head},
         log_stream::LogPublisher,
         publisher::Publisher,
         requests::Answerer,
@@ -24,6 +29,7 @@ use crate::{
     registry::Journal,
     secondary::downstream::{PassedOn, Reports},
     shutdown::Shutdown,
+    status::{Lag, SiteState, SiteStatus},
     store::Store,
 };
 
@@ -48,6 +54,11 @@ impl Relay {
         Arc::new(move || fleet.behind())
     }
 
+    /// Shows the sites that follow.
+    pub(super) fn followers(&self, passed_on: &PassedOn, journal: &Journal) -> Followers {
+        Followers { fleet: self.fleet.clone(), passed_on: passed_on.clone(), log: journal.log().clone() }
+    }
+
     /// Serves the sites that follow until shutdown.
     pub(super) fn serve(
         self,
@@ -66,6 +77,31 @@ impl Relay {
     }
 }
 
+/// Shows the sites that follow this one, and those behind them, as the primary would.
+pub(super) struct Followers {
+    fleet: Fleet,
+    passed_on: PassedOn,
+    log: Log,
+}
+
+impl Followers {
+    /// How they are, behind the site that is as `own` says.
+    pub(super) fn statuses(&self, own: &SiteStatus) -> Vec<SiteStatus> {
+        let Heartbeat { head, log_bytes, now, .. } = self.passed_on.state().heartbeat;
+        let head = Head { cluster: own.cluster.clone(), offset: head, log_bytes, now };
+        let mut sites = self.fleet.statuses(&head, |after| time_after(&self.log, after));
+        for site in &mut sites {
+            site.via.splice(0..0, own.via.iter().chain([&own.site]).cloned());
+            // Nobody behind this site has heard more of the primary than it has itself.
+            if own.lag_seconds.applied.is_none() {
+                site.lag_seconds = Lag::default();
+                site.state = SiteState::Disconnected;
+            }
+        }
+        sites
+    }
+}
+
 /// The primary's word, at second hand.
 pub struct Relayed(pub PassedOn);
 
@@ -79,6 +115,10 @@ impl Source for Relayed {
             public_url: welcome.public_url.clone(),
             path,
         })
+    }
+
+    fn sound(&self) -> Result<(), String> {
+        self.0.sound()
     }
 
     fn state(&self) -> LogState {

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use outport_proto::{SiteName, frame::ALPN};
+use outport_proto::{Offset, SiteName, Timestamp, frame::ALPN};
 
 use super::StartError;
 use crate::{
     auth::{Identity, authority::load_certificates, site_of, tls},
     config,
     fetch::quic::{self, TransportOptions},
+    log::Log,
     primary::publisher::Admit,
 };
 
@@ -39,4 +40,10 @@ pub(super) fn admit(sites: Vec<SiteName>, key: &'static str) -> Admit {
         Some(site) => Err(format!("site {site} is not in {key}")),
         None => Err("the certificate is not a site's".to_owned()),
     })
+}
+
+/// When the first event after `offset` happened, if `log` still has it. A site that is nearly caught
+/// up is answered from memory; one that is far behind costs a read.
+pub(super) fn time_after(log: &Log, offset: Offset) -> Option<Timestamp> {
+    log.read(offset, 1).ok()?.first().map(|record| record.event.time)
 }

@@ -13,7 +13,7 @@ use super::{
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
-    relay::Relay,
+    relay::{Followers, Relay},
     store_status,
 };
 use crate::{
@@ -33,7 +33,8 @@ use crate::{
     policy::{Bandwidth, Policy},
     primary::above::Above,
     registry::{
-        Edge, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site, Verification,
+        Edge, Exclusion, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site,
+        Verification,
         journal::{JournalCollector, JournalOptions, Origin},
     },
     secondary::{
@@ -198,7 +199,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights: flights.clone(),
         shutdown: shutdown.clone(),
     };
-    if let Some(relay) = relay {
+    let followers = relay.map(|relay| {
         let passed_on = PassedOn::new(
             config.site.clone(),
             &config.data_dir,
@@ -207,9 +208,12 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             Arc::clone(&clock),
             quic_upstream,
         );
-        let above = Above { upstream: Arc::clone(&upstream), flights };
+        let exclusion = Arc::new(Exclusion::new(Arc::clone(&policy), journal.index().clone()));
+        let above = Above { upstream: Arc::clone(&upstream), flights, exclusion };
+        let followers = relay.followers(&passed_on, &journal);
         relay.serve(passed_on, &journal, &store, above, &shutdown);
-    }
+        followers
+    });
 
     let whereabouts = OwnWhereabouts {
         site: config.site.clone(),
@@ -244,7 +248,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     shutdown.spawn(prefetch.run(shutdown.clone()));
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
-    let status = status(&view, &store);
+    let status = status(&view, &store, followers);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let verification = Verification::new(journal.clone(), Some(watched), shutdown.clone());
@@ -402,9 +406,13 @@ fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn status(view: &SiteView, store: &Store) -> StatusSource {
+fn status(view: &SiteView, store: &Store, followers: Option<Followers>) -> StatusSource {
     let (view, store) = (view.clone(), store.clone());
-    Arc::new(move || Status::Secondary(Box::new(view.status(store_status(&store)))))
+    Arc::new(move || {
+        let mut own = view.status(store_status(&store));
+        own.sites = followers.as_ref().map(|followers| followers.statuses(&own)).unwrap_or_default();
+        Status::Secondary(Box::new(own))
+    })
 }
 
 /// A site that is cut off sends new clients elsewhere: others are fresher.

@@ -84,11 +84,11 @@ fn render(page: &str) -> anyhow::Result<String> {
                 bytes(primary.store.bytes),
                 primary.store.blobs,
             ),
-            primary.sites.as_slice(),
+            primary.sites.iter().collect::<Vec<_>>(),
         ),
         NodeStatus::Secondary(site) => (
             format!("secondary   cluster {}   epoch {}   head {}", site.cluster, site.epoch, site.head_seq),
-            std::slice::from_ref(site.as_ref()),
+            std::iter::once(site.as_ref()).chain(&site.sites).collect(),
         ),
     };
     if sites.is_empty() {
@@ -113,7 +113,7 @@ fn render(page: &str) -> anyhow::Result<String> {
     ];
     header.extend(is_relayed.then_some("VIA"));
     table.load_style(presets::NOTHING).set_header(header);
-    for site in sites {
+    for site in &sites {
         let via = is_relayed.then(|| if site.via.is_empty() { "-".to_owned() } else { site.via.join(" > ") });
         table.add_row(row(site)?.into_iter().chain(via));
     }

@@ -8,7 +8,10 @@ use outport_proto::{
 };
 
 use super::requests::{Answer, AnswerError};
-use crate::fetch::{FillError, Flights, Linked, Upstream, UpstreamError};
+use crate::{
+    fetch::{FillError, Flights, Linked, Upstream, UpstreamError},
+    registry::Exclusion,
+};
 
 /// The way up of a site that relays. Cloning gives another handle.
 #[derive(Clone)]
@@ -17,6 +20,8 @@ pub struct Above {
     pub upstream: Arc<dyn Upstream>,
     /// Brings blobs here, each once however many sites want it.
     pub flights: Flights,
+    /// What is not kept here, and streamed through.
+    pub exclusion: Arc<Exclusion>,
 }
 
 impl Above {
@@ -63,7 +68,12 @@ impl Above {
                 None => return self.manifest(repo, digest, offset).await,
             },
         };
-        let flight = self.flights.join(repo, digest, Linked { size: Some(size) });
+        let linked = Linked { size: Some(size) };
+        let flight = if self.exclusion.excludes(repo, digest).await {
+            self.flights.pass(repo, digest, linked)
+        } else {
+            self.flights.join(repo, digest, linked)
+        };
         match flight.size().await {
             Ok(size) => Ok(Answer::Filling { flight, size, offset }),
             Err(FillError::NotLinked) => Ok(Answer::Frame(Response::NotFound { at })),

@@ -111,8 +111,8 @@ impl Answerer {
         if let Request::SiteKeys { site, via } = &request {
             return self.site_keys(asker, site, via).await;
         }
-        if matches!(request, Request::Snapshot { .. }) && !self.journal.is_whole() {
-            return Err(AnswerError::NotWhole);
+        if matches!(request, Request::Snapshot { .. } | Request::Diff(_)) {
+            self.source.sound().map_err(AnswerError::Unsound)?;
         }
         let Some(above) = &self.above else { return self.known(move |this| this.answer(&request)).await };
         if let Some(response) = above.said(&request).await? {
@@ -193,17 +193,27 @@ impl Answerer {
             }
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
             Request::Snapshot { resume } => Answer::Snapshot(resume.clone()),
-            Request::SiteKeys { .. } => return Err(AnswerError::NotWhole),
-            Request::Diff(DiffStep::Sums) => {
+            Request::SiteKeys { .. } => return Err(AnswerError::NotHere),
+            Request::Diff(step) => self.difference(step)?,
+        })
+    }
+
+    /// What is read while a snapshot replaces the index is no state of the primary's.
+    fn difference(&self, step: &DiffStep) -> Result<Answer, AnswerError> {
+        let whole = self.journal.index().whole().ok_or(JournalError::NotWhole)?;
+        let answer = match step {
+            DiffStep::Sums => {
                 let BucketSums { at, sums } = self.journal.bucket_sums()?;
                 Answer::Frame(Response::DiffSums { at, sums })
             }
-            Request::Diff(DiffStep::Entries(buckets)) => {
+            DiffStep::Entries(buckets) => {
                 let wanted = &buckets[..buckets.len().min(DIFF_BUCKETS_MAX)];
                 let _turn = self.diffs.lock().unwrap_or_else(PoisonError::into_inner);
                 Answer::Buckets(self.journal.buckets(wanted)?)
             }
-        })
+        };
+        let is_whole = self.journal.index().whole() == Some(whole);
+        if is_whole { Ok(answer) } else { Err(JournalError::NotWhole.into()) }
     }
 
     fn resolve(&self, repo: &RepoName, reference: &Reference, at: Offset) -> Result<Response, AnswerError> {
@@ -373,8 +383,10 @@ pub(super) enum AnswerError {
     Fill(FillError),
     #[error("keys: {0}")]
     Keys(String),
-    #[error("the index is being loaded")]
-    NotWhole,
+    #[error("keys are answered elsewhere")]
+    NotHere,
+    #[error("{0}")]
+    Unsound(String),
     #[error(transparent)]
     Index(#[from] IndexError),
     #[error(transparent)]

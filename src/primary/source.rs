@@ -32,6 +32,12 @@ pub trait Source: Send + Sync + 'static {
     /// view are not fit to be followed.
     fn identity(&self) -> Result<PrimaryIdentity, String>;
 
+    /// Whether the index may be handed on as the primary's; a reason for people when it may not.
+    ///
+    /// # Errors
+    /// Why not; for people.
+    fn sound(&self) -> Result<(), String>;
+
     /// Where the log is, and what the primary said last.
     fn state(&self) -> LogState;
 
@@ -131,6 +137,10 @@ pub struct OwnSource {
 impl Source for OwnSource {
     fn identity(&self) -> Result<PrimaryIdentity, String> {
         Ok(self.identity.clone())
+    }
+
+    fn sound(&self) -> Result<(), String> {
+        Ok(())
     }
 
     /// Every change is acknowledged only once it is durable, and the clock is read before the

@@ -455,6 +455,9 @@ pub enum JournalError {
     /// As many snapshots are handed out as may be at once.
     #[error("too many snapshots are being handed out")]
     Busy,
+    /// The index is being replaced by a snapshot, or was while it was read.
+    #[error("the index is being replaced by a snapshot")]
+    NotWhole,
     /// A snapshot that began later replaces everything instead.
     #[error("a newer snapshot is being taken")]
     Superseded,

@@ -21,8 +21,8 @@ pub use intents::{INTENT_LIFE, Intent, Intents, Past};
 pub use journal::{Journal, JournalError};
 pub use metrics::PullMetrics;
 pub use pull::{
-    BlobAnswer, BlobContent, Edge, FillReader, Filling, Listing, ManifestAnswer, Next, Page, PullError,
-    PullOptions, PullRules, PullService, Referrer, Referrers, Site, Staleness, Want,
+    BlobAnswer, BlobContent, Edge, Exclusion, FillReader, Filling, Listing, ManifestAnswer, Next, Page,
+    PullError, PullOptions, PullRules, PullService, Referrer, Referrers, Site, Staleness, Want,
 };
 pub use push::{
     BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, PushService,

@@ -1,7 +1,14 @@
 //! What a site passes on to the sites that follow it instead of the primary.
 
 use crate::watch;
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
@@ -34,6 +41,8 @@ struct Ends {
     /// Moves with `word`.
     news: watch::Sender<u64>,
     keys: watch::Sender<u64>,
+    /// Whether this site's index is known not to be in the primary's state.
+    differs: AtomicBool,
 }
 
 /// The primary's word, as last heard.
@@ -82,6 +91,11 @@ impl Downstream {
         }
     }
 
+    /// Whether this site's index is known not to be in the primary's state.
+    pub(super) fn differs(&self, differs: bool) {
+        self.0.differs.store(differs, Ordering::Relaxed);
+    }
+
     /// What was heard may be of a history that has ended.
     pub(super) fn forget_heard(&self) {
         self.0.word.send_modify(|word| word.heard = None);
@@ -127,22 +141,28 @@ impl PassedOn {
         Ok((welcome, path))
     }
 
+    /// Whether this site's index may be handed on as the primary's.
+    ///
+    /// # Errors
+    /// Why not; for people.
+    pub fn sound(&self) -> Result<(), String> {
+        if self.downstream.0.differs.load(Ordering::Relaxed) {
+            return Err(format!("{} is not in the primary's state and is being repaired", self.site));
+        }
+        Ok(())
+    }
+
     /// Where this site's log is, and where the primary's was when it was last heard of. The round
-    /// trip is added to its clock, so that nothing behind this site looks younger than it is.
+    /// trip is added to its clock, so that nothing behind this site looks younger than it is. The
+    /// state is the primary's own: what went wrong here must not go wrong behind this site.
     pub fn state(&self) -> LogState {
         // Read before the log, which is then never behind what it is compared with.
         let heard = self.downstream.0.word.borrow().heard;
         let log = self.journal.log();
         let (durable, log_bytes) = (begun(log.head()), log.bytes());
-        let (state_hash, state_at) = match self.journal.is_whole() {
-            true => self.journal.index().state_hash(),
-            false => ([0; 32], Offset::ZERO),
-        };
         let heartbeat = match heard {
             Some(heard) => Heartbeat {
                 now: heard.heartbeat.now.plus(heard.at.elapsed().saturating_add(heard.rtt)),
-                state_hash,
-                state_at,
                 ..heard.heartbeat
             },
             None => Heartbeat {
@@ -150,8 +170,8 @@ impl PassedOn {
                 closed_time: Timestamp::default(),
                 now: self.clock.now(),
                 log_bytes,
-                state_hash,
-                state_at,
+                state_hash: [0; 32],
+                state_at: Offset::ZERO,
             },
         };
         let is_level = heard.is_some_and(|heard| heard.age() < LIVE_MAX && heard.heartbeat.head <= durable);

@@ -363,14 +363,14 @@ impl Subscription {
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
                 let rtt = connections.log.rtt();
-                // A relay that has not heard of the primary does not know its clock either.
+                // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {
                     self.primary_clock.heard(heartbeat.now, self.parts.clock.now(), rtt);
                     self.parts.downstream.heard(heartbeat, rtt);
+                    self.divergence.handle_heartbeat(&heartbeat);
                 }
                 self.report();
                 self.report_behind();
-                self.divergence.handle_heartbeat(&heartbeat);
             }
             SubscriberNotice::Ended(why) => return Err(End::Session(why)),
         }
@@ -492,6 +492,7 @@ impl Subscription {
             head: self.subscriber.head().unwrap_or_default(),
             primary_ahead_micros: self.primary_clock.ahead_micros(),
         };
+        self.parts.downstream.differs(session.differs);
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
         self.view.show(self.status(now, rtt.filter(|_| is_open)));
     }

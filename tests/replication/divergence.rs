@@ -11,7 +11,7 @@ use outport_proto::{Change, Digest, Event, Offset, Reference};
 use crate::world::{Primary, Site, World, committed, followed, now, repo, tagged, until};
 
 /// Applies to a site's index what never happened.
-fn tamper(site: &Site, change: Change) {
+pub(crate) fn tamper(site: &Site, change: Change) {
     let offset = site.journal.applied();
     let event = Event { offset, time: now(), actor: String::new(), intent: None, change };
     site.journal.index().apply(&[Arc::new(event)]).unwrap();
@@ -21,7 +21,7 @@ fn status(site: &Site) -> SiteStatus {
     site.view.status(Default::default())
 }
 
-async fn repaired(site: &Site, primary: &Primary) {
+pub(crate) async fn repaired(site: &Site, primary: &Primary) {
     site.session("noticing", |session| session.differs).await;
     site.session("repairing", |session| session.live && !session.differs).await;
     assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());

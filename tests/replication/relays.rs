@@ -11,6 +11,7 @@ use outport::{
 use outport_proto::{Change, Digest, Offset, Reference};
 
 use crate::{
+    divergence::{repaired, tamper},
     logs::{logged, read_along},
     snapshots::forget_the_past,
     world::{Disk, LIMIT, Primary, Site, SiteConfig, World, committed, repo, site, tagged, until},
@@ -337,6 +338,45 @@ async fn a_new_epoch_and_the_end_of_a_dead_branch_reach_the_third_site() {
         site.stop().await;
     }
     primary_again.stop().await;
+}
+
+#[tokio::test]
+async fn a_site_behind_relays_is_repaired_by_them_and_never_led_astray() {
+    let chain = Chain::new();
+    let primary = chain.world.primary().await;
+    let sites = chain.whole(&primary).await;
+    let [mumbai, pune, goa] = &sites;
+    let blobs = (0..200_u64).map(|number| committed("lazy/app", &number.to_le_bytes()));
+    primary.commit(blobs.collect()).await;
+    let head = primary.commit(vec![tagged("team/app", "1", b"{}", &[])]).await;
+    goa.applied(head).await;
+    let compared = async |site: &Site| {
+        let before = site.session.now().comparisons;
+        site.session("comparing", |session| session.live && session.comparisons > before + 1).await
+    };
+    assert!(!compared(goa).await.differs);
+    let wrong = || Change::TagDeleted { repo: repo("team/app"), tag: "1".parse().unwrap() };
+
+    tamper(goa, wrong());
+    repaired(goa, &primary).await;
+    assert_eq!(tag(goa, "1"), Some(Digest::sha256(b"{}")));
+
+    // What goes wrong at a relay stays there.
+    for relay in [pune, mumbai] {
+        tamper(relay, wrong());
+        repaired(relay, &primary).await;
+        compared(goa).await;
+        assert_eq!(goa.view.status(Default::default()).state_mismatches, 1);
+    }
+    tamper(pune, wrong());
+    tamper(goa, committed("lazy/app", b"never pushed"));
+    tokio::join!(repaired(pune, &primary), repaired(goa, &primary));
+    assert_eq!(pune.view.status(Default::default()).state_mismatches, 2);
+    assert_eq!(tag(goa, "1"), Some(Digest::sha256(b"{}")));
+    for site in sites {
+        site.stop().await;
+    }
+    primary.stop().await;
 }
 
 #[tokio::test]

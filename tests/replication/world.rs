@@ -27,7 +27,7 @@ use outport::{
         source::{OwnSource, PrimaryIdentity, Relays, Source},
     },
     registry::{
-        Session, SessionView,
+        Exclusion, Session, SessionView,
         journal::{History, Journal, JournalOptions, Origin},
     },
     secondary::{
@@ -268,6 +268,7 @@ impl Site {
         shutdown: Shutdown,
     ) -> Self {
         let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
+        let policy = Arc::clone(&config.policy);
         let fills = FlightMetrics::default();
         let flights = Flights::new(
             store.clone(),
@@ -280,7 +281,7 @@ impl Site {
             disk.path(),
             journal.clone(),
             store.clone(),
-            config.policy,
+            Arc::clone(&policy),
             flights.clone(),
             PrefetchOptions::default(),
         );
@@ -301,7 +302,8 @@ impl Site {
                 upstream.clone(),
             );
             let source: Arc<dyn Source> = Arc::new(Relayed(passed_on));
-            let above = Above { upstream: Arc::new(upstream.clone()), flights };
+            let exclusion = Arc::new(Exclusion::new(Arc::clone(&policy), journal.index().clone()));
+            let above = Above { upstream: Arc::new(upstream.clone()), flights, exclusion };
             let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
             let fleet = Fleet::of_relay(sites.iter().map(|name| site(name)));
             let publisher = LogPublisher { source, journal: journal.clone(), fleet: fleet.clone() };

@@ -96,6 +96,20 @@ fn what_was_pushed_can_be_pulled_behind_two_relays_at_once() {
     let table = outport(&["status", "--admin", &primary.admin()]);
     assert!(table.contains("VIA") && table.contains("mumbai > pune"), "{table}");
 
+    // A relay says the same of the sites behind it.
+    for (relay, behind) in [("mumbai", &["goa", "pune"][..]), ("pune", &["goa"])] {
+        let relay = cluster.site(relay);
+        for site in behind {
+            let said = wait_for_row(relay, site, |row| is_level(row, &head));
+            assert_eq!(said["via"], row(primary, site)["via"], "{said}");
+            assert_eq!(said["lag_seconds"]["applied"], 0.0, "{said}");
+        }
+        assert_eq!(relay.status()["sites"].as_array().unwrap().len(), behind.len());
+        let table = outport(&["status", "--admin", &relay.admin()]);
+        assert!(table.contains("goa") && table.contains("mumbai > pune"), "{table}");
+    }
+    assert!(goa.status().get("sites").is_none(), "nobody is behind it");
+
     let pusher = Session::user(&cluster, goa, &[REPO]);
     let gone = pusher.send("DELETE", &format!("/v2/{REPO}/manifests/1"), &[], b"");
     assert_eq!(gone.status, 202, "{}", gone.text());
@@ -148,6 +162,9 @@ fn a_site_behind_relays_goes_on_without_any_of_those_above_it() {
 
     cluster.primary.kill();
     serves_stale(&cluster);
+    // Who is connected to a relay that hears nothing is no more up to date than that one.
+    let said = wait_for_row(cluster.site("pune"), "goa", |row| row["lag_seconds"]["applied"].is_null());
+    assert_eq!(said["state"], "disconnected", "{said}");
     cluster.primary.start();
     recovers(&cluster, "2");
 
@@ -165,4 +182,28 @@ fn a_site_behind_relays_goes_on_without_any_of_those_above_it() {
         let moved = Session::user(&cluster, &cluster.primary, &[REPO]).push_image(REPO, "late", &[b"moved"]);
         pulls(&Session::anyone(&cluster, cluster.site("goa"), &[REPO]), "late", &moved, b"moved");
     }
+}
+
+#[test]
+fn a_relay_that_keeps_nothing_still_feeds_those_behind_it() {
+    let cluster = chain(&[
+        ("mumbai", "[[policy]]\nkeep = 'exclude'\n"),
+        ("pune", "[[policy]]\nrepository = 'team/**'\nkeep = 'lazy'\n[[policy]]\nkeep = 'exclude'\n"),
+    ]);
+    let repos = [REPO, "base/os"];
+    let pusher = Session::user(&cluster, cluster.site("goa"), &repos);
+    let layers = [bytes(300_000, 220), bytes(400_000, 221)];
+    for (repo, layer) in repos.iter().zip(&layers) {
+        pusher.push_image(repo, "1", &[layer]);
+        let puller = Session::anyone(&cluster, cluster.site("goa"), &repos);
+        let got = puller.get(&format!("/v2/{repo}/blobs/{}", Digest::sha256(layer)));
+        assert_eq!((got.status, got.body == *layer), (200, true), "{}", got.text());
+        assert_eq!(puller.get(&format!("/v2/{repo}/manifests/1")).status, 200);
+        let image = format!("{repo}:1");
+        json(&run("wait", &cluster.primary, &[&image, "--all-sites", "--complete"]), Some(0));
+    }
+    let blobs = |site: &str| cluster.site(site).status()["store"]["blobs"].clone();
+    assert_eq!((blobs("mumbai"), blobs("goa")), (0.into(), 3.into()), "layers, and the config of both");
+    wait_for("pune to keep what it filled for goa", || (blobs("pune") == 2).then_some(()));
+    assert!(cluster.site("mumbai").metric("outport_upstream_bytes_total", "") >= 700_000.0);
 }

@@ -79,6 +79,9 @@ fn dump(
     sender: &mpsc::Sender<Result<SnapshotPiece, JournalError>>,
     _permit: &OwnedSemaphorePermit,
 ) -> Result<(), JournalError> {
+    let whole = shared.index.whole().ok_or(JournalError::NotWhole)?;
+    // A site that relays may take a snapshot itself: what was walked before is of another state.
+    let is_whole = || shared.index.whole() == Some(whole);
     let send =
         |piece| blocking::send(sender, Ok(piece)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
     // What the site has was walked then, and every event since must still be there for it.
@@ -99,10 +102,17 @@ fn dump(
     };
     send(SnapshotPiece::Begin { from, resumed: after.is_some() })?;
     let mut entries = 0;
-    let (_, until) = shared.index.dump_after(after.as_ref(), PART_BYTES, &mut |part| {
+    let dumped = shared.index.dump_after(after.as_ref(), PART_BYTES, &mut |part| {
+        if !is_whole() {
+            return Err(io::Error::other("the index was replaced"));
+        }
         entries += part.len() as u64;
         send(SnapshotPiece::Part(part))
-    })?;
+    });
+    if !is_whole() {
+        return Err(JournalError::NotWhole);
+    }
+    let (_, until) = dumped?;
     if after.is_none() {
         shared.snapshot_entries.store(entries, Ordering::Relaxed);
     }

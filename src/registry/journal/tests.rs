@@ -329,6 +329,38 @@ fn an_incomplete_or_abandoned_snapshot_changes_nothing() {
 }
 
 #[test]
+fn a_snapshot_of_an_index_that_is_replaced_meanwhile_is_given_up() {
+    runtime().block_on(async {
+        let (mut site, other) = (Site::new(Origin::Followed), Site::new(Origin::Own));
+        site.options.log = LogOptions::default();
+        let journal = site.open().await.unwrap();
+        // More than waits for a reader that does not read.
+        for number in 0..40 {
+            let Change::ManifestPut(mut manifest) = put(number) else { panic!("a manifest") };
+            let bytes = bytes::Bytes::from(format!("{number:>50000}").repeat(5));
+            (manifest.digest, manifest.size) = (Digest::sha256(&bytes), bytes.len() as u64);
+            manifest.bytes = Some(bytes);
+            journal.commit("", vec![Change::ManifestPut(manifest)]).await.unwrap();
+        }
+        let mut pieces = journal.snapshot(None);
+        assert!(matches!(pieces.next().await, Some(Ok(SnapshotPiece::Begin { .. }))));
+        let source = other.open().await.unwrap();
+        commit(&source, 100..150).await;
+        carry(&source, &journal).await.unwrap();
+        let mut last = None;
+        while let Some(piece) = pieces.next().await {
+            last = Some(piece);
+        }
+        assert!(matches!(last, Some(Err(JournalError::NotWhole))), "{last:?}");
+
+        let behind = Site::new(Origin::Followed);
+        let behind = behind.open().await.unwrap();
+        carry(&journal, &behind).await.unwrap();
+        assert_eq!(behind.index().state_hash(), source.index().state_hash());
+    });
+}
+
+#[test]
 fn a_snapshot_that_was_begun_before_another_replaces_nothing_after_it() {
     runtime().block_on(async {
         let site = Site::new(Origin::Followed);

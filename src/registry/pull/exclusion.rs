@@ -22,7 +22,7 @@ const HOLDS: Duration = Duration::from_secs(5);
 type Verdicts = Arc<BTreeMap<Digest, Verdict>>;
 
 /// A site's policy, asked blob by blob.
-pub(super) struct Exclusion {
+pub struct Exclusion {
     policy: Arc<Policy>,
     index: Index,
     last: Mutex<Option<Known>>,
@@ -37,12 +37,12 @@ struct Known {
 
 impl Exclusion {
     /// `policy` over `index`.
-    pub(super) fn new(policy: Arc<Policy>, index: Index) -> Self {
+    pub fn new(policy: Arc<Policy>, index: Index) -> Self {
         Self { policy, index, last: Mutex::default() }
     }
 
     /// Whether the site does not keep the blob. In doubt it does.
-    pub(super) async fn excludes(&self, repo: &RepoName, digest: &Digest) -> bool {
+    pub async fn excludes(&self, repo: &RepoName, digest: &Digest) -> bool {
         if !self.policy.may_exclude(repo) {
             return false;
         }

@@ -23,7 +23,8 @@ pub use answer::{
 pub use fill::{FillReader, Filling};
 use outport_proto::{Digest, Event, Offset, Reference, RepoName, Tag};
 
-use self::{exclusion::Exclusion, rules::Ask, word::Word};
+pub use self::exclusion::Exclusion;
+use self::{rules::Ask, word::Word};
 use super::{Intents, PullMetrics, SessionView, metrics::PullResult, remembered::Remembered};
 use crate::{
     auth::Caller,

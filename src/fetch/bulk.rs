@@ -11,10 +11,8 @@ use tokio::{sync::OnceCell, time::Instant};
 
 use super::{BoxFuture, UpstreamError, quic::CloseCode};
 
-/// A connection that nothing was asked on for this long is not asked again: a NAT on the way may have
-/// forgotten it, or the primary be about to, after the idle timeout of
-/// [`TransportOptions::bulk`](super::quic::TransportOptions::bulk).
-const REUSE_MAX: Duration = Duration::from_secs(25);
+/// A connection that nothing was asked on for this long is given up.
+const REST_AFTER: Duration = Duration::from_secs(20);
 
 /// Opens a connection; the error is for people.
 pub type Open = Box<dyn Fn() -> BoxFuture<'static, Result<quinn::Connection, String>> + Send + Sync>;
@@ -61,14 +59,24 @@ impl Bulk {
         if state.closed {
             return Err(UpstreamError::Unreachable("the session ended".to_owned()));
         }
-        let is_stale = state.asked.elapsed() > REUSE_MAX;
-        let is_dead = |connection: &quinn::Connection| is_stale || connection.close_reason().is_some();
-        if state.current.get().is_some_and(is_dead) {
-            // What is under way on the old one goes on there.
+        if state.current.get().is_some_and(|connection| connection.close_reason().is_some()) {
             state.current = Arc::default();
         }
         state.asked = Instant::now();
         Ok(Arc::clone(&state.current))
+    }
+
+    /// Gives the connection up when nothing was asked on it for a while; to be called now and then.
+    /// What is under way on it goes on, and it closes with the last of that.
+    pub fn rest(&self) {
+        self.rest_after(REST_AFTER);
+    }
+
+    fn rest_after(&self, unasked: Duration) {
+        let mut state = self.state();
+        if state.current.initialized() && state.asked.elapsed() >= unasked {
+            state.current = Arc::default();
+        }
     }
 
     /// Closes it, for good.
@@ -134,6 +142,18 @@ mod tests {
         assert_eq!(opened.load(Ordering::Relaxed), 1);
         other.unwrap().close(0_u32.into(), b"");
         assert!(bulk.connection().await.unwrap().close_reason().is_none());
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn it_rests_after_a_while_and_what_is_under_way_goes_on() {
+        let (bulk, opened) = bulk();
+        let used = bulk.connection().await.unwrap();
+        bulk.rest();
+        assert_eq!(bulk.connection().await.unwrap().stable_id(), used.stable_id());
+        bulk.rest_after(Duration::ZERO);
+        assert!(used.close_reason().is_none());
+        assert_ne!(bulk.connection().await.unwrap().stable_id(), used.stable_id());
         assert_eq!(opened.load(Ordering::Relaxed), 2);
     }
 

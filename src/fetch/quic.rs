@@ -19,7 +19,7 @@ use quinn::{
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 
-/// How often an otherwise silent log connection is kept alive, by the secondary: well under its idle
+/// How often an otherwise silent connection is kept alive, by the secondary: well under its idle
 /// timeout, and under the 30 s after which common NATs forget a UDP flow.
 const KEEP_ALIVE: Duration = Duration::from_millis(1000);
 
@@ -131,8 +131,6 @@ impl TransportOptions {
         Self {
             stream_receive_window_bytes: 4 << 20,
             receive_window_bytes: 8 << 20,
-            idle_timeout_ms: 3000,
-            keep_alive: true,
             datagram_bytes_max: ETHERNET_DATAGRAM_BYTES,
             ..Self::bulk()
         }
@@ -144,22 +142,22 @@ impl TransportOptions {
             stream_receive_window_bytes: 8 << 20,
             receive_window_bytes: 16 << 20,
             send_window_bytes: 1 << 20,
-            // Longer than an answer may take to begin.
-            idle_timeout_ms: 75_000,
-            keep_alive: false,
+            idle_timeout_ms: 3000,
+            keep_alive: true,
             streams_max: 0,
             congestion: Congestion::Cubic,
             datagram_bytes_max: JUMBO_DATAGRAM_BYTES,
         }
     }
 
-    /// For a primary: it receives only small frames and sends everything else. How long silence lasts
-    /// is the secondary's to say; it allows more streams once some are in use.
+    /// For a primary: it receives only small frames and sends everything else. Silence is the
+    /// secondary's to break; more streams are allowed once some are in use.
     pub fn upstream() -> Self {
         Self {
             stream_receive_window_bytes: 256 << 10,
             receive_window_bytes: 2 << 20,
             send_window_bytes: 8 << 20,
+            keep_alive: false,
             streams_max: 16,
             ..Self::bulk()
         }

@@ -362,6 +362,7 @@ impl Subscription {
             }
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
+                connections.bulk.rest();
                 let rtt = connections.log.rtt();
                 // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {

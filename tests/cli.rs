@@ -33,19 +33,13 @@ fn the_examples_are_valid() {
 fn the_rules_of_the_example_are_valid_and_one_that_never_decides_is_pointed_out() {
     let home = Home::new();
     let uncommented = |text: String| {
-        let keys = [
-            "[[",
-            "repository",
-            "platforms =",
-            "semver =",
-            "keep =",
-            "priority =",
-            "limit",
-            "hours",
-            "utc_offset",
-        ];
-        let is_rule =
-            |line: &str| keys.iter().any(|key| line.starts_with(key)) || line == "staleness_bound_ms = 500";
+        let keys =
+            ["[[", "repository", "platforms =", "semver =", "keep =", "priority =", "hours", "utc_offset"];
+        let is_rule = |line: &str| {
+            keys.iter().any(|key| line.starts_with(key))
+                || line == "staleness_bound_ms = 500"
+                || line.ends_with("MiB/s\"")
+        };
         let line = |line: &str| match line.strip_prefix("# ") {
             Some(rule) if is_rule(rule) => format!("{rule}\n"),
             _ => format!("{line}\n"),

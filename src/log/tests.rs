@@ -1,8 +1,10 @@
 //! What the log promises, on a disk that fails.
 
 use std::{
+    future::poll_fn,
     io::Write as _,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -148,16 +150,16 @@ fn many_appends_share_one_fsync() {
     let before = disk.counts().syncs;
     disk.hold_syncs(true);
     runtime().block_on(async {
-        let appends = (0..100).map(|number| {
-            let log = log.clone();
-            tokio::spawn(async move { log.append("", vec![change(number)]).await })
-        });
-        let appends: Vec<_> = appends.collect();
-        tokio::task::yield_now().await;
+        let mut appends: Vec<_> =
+            (0..100).map(|number| Box::pin(log.append("", vec![change(number)]))).collect();
+        for append in &mut appends {
+            // Asked, and not answered: nothing can be durable yet.
+            assert!(poll_fn(|context| Poll::Ready(append.as_mut().poll(context).is_pending())).await);
+        }
         disk.hold_syncs(false);
         let mut offsets = Vec::new();
         for append in appends {
-            offsets.push(append.await.unwrap().unwrap().seq);
+            offsets.push(append.await.unwrap().seq);
         }
         offsets.sort_unstable();
         assert_eq!(offsets, (2..=101).collect::<Vec<_>>());

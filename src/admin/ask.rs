@@ -102,7 +102,7 @@ fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, value: &str) -
     value.parse().map_err(|reason| format!("{key}: {reason}"))
 }
 
-fn flag(key: &str, value: &str) -> Result<bool, String> {
+pub(super) fn flag(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "" | "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
@@ -110,7 +110,7 @@ fn flag(key: &str, value: &str) -> Result<bool, String> {
     }
 }
 
-fn seconds(value: &str) -> Result<Duration, String> {
+pub(super) fn seconds(value: &str) -> Result<Duration, String> {
     let seconds = value.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let within = seconds.filter(|timeout| *timeout <= TIMEOUT_MAX);
     within.ok_or_else(|| format!("timeout: seconds, at most {}", TIMEOUT_MAX.as_secs()))

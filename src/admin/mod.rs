@@ -108,7 +108,7 @@ impl Admin {
             "/v1/gc" if is_read => self.collection(),
             "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/verify" if is_read => self.verified(),
-            "/v1/verify" => self.verify(request.headers()),
+            "/v1/verify" => self.verify(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
@@ -168,7 +168,7 @@ mod tests {
     use crate::{
         fetch::BoxFuture,
         index::{Index, IndexOptions},
-        registry::verification::VerifyReport,
+        registry::verification::{VerifyReport, VerifyWanted},
         registry::whereabouts::{
             AskError, WaitFor, WhyNot,
             answer::{Waited, Why},
@@ -191,7 +191,7 @@ mod tests {
     }
 
     impl Verify for Nowhere {
-        fn start(&self) -> Option<VerifyReport> {
+        fn start(&self, _: VerifyWanted) -> Option<VerifyReport> {
             Some(VerifyReport { pass: 1, running: true, ..VerifyReport::default() })
         }
 

@@ -251,7 +251,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let status = status(&view, &store, followers);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
-    let verification = Verification::new(journal.clone(), Some(watched), shutdown.clone());
+    let verification = Verification::new(journal.clone(), store.clone(), Some(watched), shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,

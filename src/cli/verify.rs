@@ -8,8 +8,8 @@ use http::{Method, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::sleep;
 
-use super::{admin::AdminAddress, say};
-use crate::registry::verification::VerifyReport;
+use super::{admin::AdminAddress, bytes, say, wait::duration};
+use crate::registry::verification::{BlobsVerified, VerifyReport};
 
 /// Exit code when something was wrong.
 const WRONG: u8 = 3;
@@ -18,14 +18,22 @@ const NOT_COMPARED: u8 = 4;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Look whether the index is what the log led to, and a site's what the primary's is.
+/// Look whether the index is what the log led to, a site's what the primary's is, and blobs what they were.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit codes: 0 all is right, 1 error, 3 something was wrong, 4 the site could not be compared with its primary.
 
 The node does the same by itself, slowly. A site repairs what is wrong from its primary; a primary whose index
-is wrong stops, and rebuilds it from its log when it is started again.")]
+is wrong stops, and rebuilds it from its log when it is started again. Bad copies of blobs are set aside in
+store/quarantine; a site fetches them again.")]
 pub(super) struct Verify {
+    /// Hash all blobs again as well
+    #[arg(long)]
+    blobs: bool,
+    /// How long a site waits to be compared with its primary, and to be repaired: seconds, or with a
+    /// unit as in 500ms, 90s, 5m; at most 10m
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    timeout: Duration,
     #[command(flatten)]
     admin: AdminAddress,
     /// Print the result as JSON
@@ -49,8 +57,9 @@ impl Verify {
 
     /// Begins a pass, behind the one that may be under way.
     async fn begin(&self) -> anyhow::Result<VerifyReport> {
+        let target = format!("/v1/verify?blobs={}&timeout={}", self.blobs, self.timeout.as_secs_f64());
         loop {
-            let (status, text) = self.admin.ask(Method::POST, "/v1/verify", ANSWER_TIMEOUT).await?;
+            let (status, text) = self.admin.ask(Method::POST, &target, ANSWER_TIMEOUT).await?;
             match status {
                 StatusCode::ACCEPTED => return serde_json::from_str(&text).context("read answer"),
                 StatusCode::CONFLICT => sleep(LOOK_INTERVAL).await,
@@ -66,9 +75,21 @@ impl Verify {
         let mut now = begun;
         let number = now.pass;
         while now.running {
-            bar.set_position(now.rows);
-            if now.adds_up.is_some() {
-                bar.set_message("comparing with the primary");
+            match (&now.blobs, now.adds_up) {
+                (Some(blobs), _) => {
+                    bar.set_style(ProgressStyle::with_template(
+                        "{msg} {wide_bar} {bytes} of {total_bytes} {eta}",
+                    )?);
+                    bar.set_message("hashing blobs");
+                    bar.set_length(blobs.bytes_expected.max(blobs.bytes));
+                    bar.set_position(blobs.bytes);
+                }
+                (None, adds_up) => {
+                    bar.set_position(now.rows);
+                    if adds_up.is_some() {
+                        bar.set_message("comparing with the primary");
+                    }
+                }
             }
             sleep(LOOK_INTERVAL).await;
             let (status, text) = self.admin.ask(Method::GET, "/v1/verify", ANSWER_TIMEOUT).await?;
@@ -87,7 +108,8 @@ impl Verify {
 
 /// Whether the node is a primary does not matter here: it has nobody to be compared with, and says so.
 fn exit_code(report: &VerifyReport) -> ExitCode {
-    let is_right = report.adds_up == Some(true) && report.repaired == 0;
+    let has_rotten = report.blobs.is_some_and(|blobs| blobs.rotten > 0);
+    let is_right = report.adds_up == Some(true) && report.repaired == 0 && !has_rotten;
     match report.equals_primary {
         _ if !is_right => ExitCode::from(WRONG),
         Some(false) => ExitCode::from(WRONG),
@@ -111,6 +133,13 @@ fn render(report: &VerifyReport) -> String {
     if *repaired > 0 {
         text += &format!("\n{repaired} tags, manifests and links were repaired");
     }
+    if let Some(BlobsVerified { blobs, bytes: hashed, rotten, .. }) = report.blobs {
+        text += &format!("\n{blobs} blobs ({}) hashed again, ", bytes(hashed));
+        text += &match rotten {
+            0 => "and they are what they were".to_owned(),
+            _ => format!("and {rotten} of them had rotted: their copies were set aside"),
+        };
+    }
     text
 }
 
@@ -131,6 +160,13 @@ mod tests {
         let repaired = VerifyReport { repaired: 1, adds_up: Some(false), ..equal.clone() };
         assert_eq!(of(&repaired).0, code(WRONG));
         assert!(of(&repaired).1.contains("were not") && of(&repaired).1.contains("were repaired"));
+        let blobs = BlobsVerified { blobs: 7, bytes: 4096, ..BlobsVerified::default() };
+        let hashed = VerifyReport { blobs: Some(blobs), ..equal.clone() };
+        assert_eq!(of(&hashed).0, code(0));
+        assert!(of(&hashed).1.ends_with("7 blobs (4.0 KiB) hashed again, and they are what they were"));
+        let rotten = VerifyReport { blobs: Some(BlobsVerified { rotten: 1, ..blobs }), ..equal };
+        assert_eq!(of(&rotten).0, code(WRONG));
+        assert!(of(&rotten).1.contains("1 of them had rotted"));
         let other = VerifyReport { equals_primary: Some(false), ..site };
         assert_eq!(of(&other).0, code(WRONG));
     }

@@ -1,4 +1,5 @@
-//! Verifying a node on demand: its index is walked, and at a site compared with the primary's.
+//! Verifying a node on demand: its index is walked, and at a site compared with the primary's; its
+//! blobs are hashed again.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -7,21 +8,37 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Journal, SessionView};
-use crate::shutdown::Shutdown;
+use super::{Journal, SessionView, journal::JournalError};
+use crate::{
+    shutdown::Shutdown,
+    store::{Scrubbed, Store, StoreError},
+};
 
-/// How long a site waits to be compared with its primary, and to be repaired if it has to be.
-const COMPARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the report says how far the walk is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Verifies a node.
 pub trait Verify: Send + Sync {
     /// Begins a pass; `None` when one is under way.
-    fn start(&self) -> Option<VerifyReport>;
+    fn start(&self, wanted: VerifyWanted) -> Option<VerifyReport>;
 
     /// What the last pass found, or how far this one is.
     fn report(&self) -> VerifyReport;
+}
+
+/// What a pass is to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifyWanted {
+    /// Whether all blobs are hashed as well, after the index.
+    pub blobs: bool,
+    /// How long a site waits to be compared with its primary, and to be repaired if it has to be.
+    pub compare_timeout: Duration,
+}
+
+impl Default for VerifyWanted {
+    fn default() -> Self {
+        Self { blobs: false, compare_timeout: Duration::from_secs(60) }
+    }
 }
 
 /// What a pass found: `/v1/verify`.
@@ -43,14 +60,30 @@ pub struct VerifyReport {
     pub equals_primary: Option<bool>,
     /// Tags, manifests and links that were repaired meanwhile.
     pub repaired: u64,
+    /// What hashing all blobs came to, as far as it is; `null` where that was not asked for.
+    pub blobs: Option<BlobsVerified>,
     /// Why the pass broke off.
     pub error: Option<String>,
+}
+
+/// What hashing all blobs came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobsVerified {
+    /// Blobs hashed.
+    pub blobs: u64,
+    /// Bytes hashed.
+    pub bytes: u64,
+    /// How many there were at the beginning, about.
+    pub bytes_expected: u64,
+    /// Blobs whose copy was bad, and was set aside.
+    pub rotten: u64,
 }
 
 /// Verifies this node. Cloning gives another handle to the same.
 #[derive(Clone)]
 pub struct Verification {
     journal: Journal,
+    store: Store,
     /// `None` at a primary.
     session: Option<SessionView>,
     report: Arc<Mutex<VerifyReport>>,
@@ -58,12 +91,28 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Verifies what `journal` holds, at a site with its `session`.
-    pub fn new(journal: Journal, session: Option<SessionView>, shutdown: Shutdown) -> Self {
-        Self { journal, session, report: Arc::default(), shutdown }
+    /// Verifies what `journal` and `store` hold, at a site with its `session`.
+    pub fn new(journal: Journal, store: Store, session: Option<SessionView>, shutdown: Shutdown) -> Self {
+        Self { journal, store, session, report: Arc::default(), shutdown }
     }
 
-    async fn run(self) {
+    async fn run(self, wanted: VerifyWanted) {
+        if let Err(reason) = self.look(wanted).await {
+            self.note().error = Some(reason);
+        }
+        self.note().running = false;
+    }
+
+    /// Looks at all that is wanted; an error is why it cannot be said how that is.
+    async fn look(&self, wanted: VerifyWanted) -> Result<(), String> {
+        self.look_at_index(wanted.compare_timeout).await.map_err(|error| error.to_string())?;
+        if wanted.blobs {
+            self.look_at_blobs().await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn look_at_index(&self, compare_timeout: Duration) -> Result<(), JournalError> {
         let before = self.session.as_ref().map(|session| session.now().entries_repaired);
         let walked = {
             let walk = self.journal.verify();
@@ -78,31 +127,37 @@ impl Verification {
                 }
             }
         };
-        match walked {
-            Ok(walk) => {
-                {
-                    let mut report = self.note();
-                    (report.rows, report.adds_up) = (walk.rows, Some(walk.adds_up));
-                }
-                let equals = self.compare().await;
-                let after = self.session.as_ref().map(|session| session.now().entries_repaired);
-                let mut report = self.note();
-                report.equals_primary = equals;
-                report.repaired = after.unwrap_or_default().saturating_sub(before.unwrap_or_default());
-            }
-            Err(error) => self.note().error = Some(error.to_string()),
+        let walk = walked?;
+        {
+            let mut report = self.note();
+            (report.rows, report.adds_up) = (walk.rows, Some(walk.adds_up));
         }
-        self.note().running = false;
+        let equals = self.compare(compare_timeout).await;
+        let after = self.session.as_ref().map(|session| session.now().entries_repaired);
+        let mut report = self.note();
+        report.equals_primary = equals;
+        report.repaired = after.unwrap_or_default().saturating_sub(before.unwrap_or_default());
+        Ok(())
+    }
+
+    async fn look_at_blobs(&self) -> Result<(), StoreError> {
+        let bytes_expected = self.store.stats().bytes;
+        let note = |Scrubbed { blobs, bytes, rotten }| {
+            self.note().blobs = Some(BlobsVerified { blobs, bytes, bytes_expected, rotten });
+        };
+        note(Scrubbed::default());
+        self.store.scrub_now(note).await?;
+        Ok(())
     }
 
     /// Waits until the index was compared with the primary's, and is equal.
-    async fn compare(&self) -> Option<bool> {
+    async fn compare(&self, timeout: Duration) -> Option<bool> {
         let session = self.session.as_ref()?;
         // The first one from here on may have been made before the end of the walk.
         let before = session.now().comparisons + 1;
         let mut session = session.watch();
         let equal = session.wait_for(|session| session.comparisons > before && !session.differs);
-        let is_equal = matches!(tokio::time::timeout(COMPARE_TIMEOUT, equal).await, Ok(Ok(_)));
+        let is_equal = matches!(tokio::time::timeout(timeout, equal).await, Ok(Ok(_)));
         let was_compared = session.borrow().comparisons > before;
         was_compared.then_some(is_equal)
     }
@@ -113,7 +168,7 @@ impl Verification {
 }
 
 impl Verify for Verification {
-    fn start(&self) -> Option<VerifyReport> {
+    fn start(&self, wanted: VerifyWanted) -> Option<VerifyReport> {
         let begun = {
             let mut report = self.note();
             if report.running {
@@ -130,7 +185,7 @@ impl Verify for Verification {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => {}
-                () = running.run() => {}
+                () = running.run(wanted) => {}
             }
         }));
         Some(begun)

@@ -52,6 +52,7 @@ use leases::Leases;
 use metrics::StoreMetrics;
 pub use pump::{ByteSource, PumpError, PumpOptions, Pumped, Sink, pump};
 pub use reader::FileReader;
+pub use scrub::Scrubbed;
 pub use totals::StoreStats;
 use totals::Totals;
 pub use upload::{Upload, Uploads};

@@ -33,6 +33,23 @@ struct Look {
     is_cold: bool,
 }
 
+/// How a look goes.
+enum Looked {
+    On(Look),
+    Done { is_sound: bool },
+}
+
+/// What a look at all blobs came to, or has by now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Blobs hashed to their end.
+    pub blobs: u64,
+    /// Bytes hashed.
+    pub bytes: u64,
+    /// Blobs whose copy was bad.
+    pub rotten: u64,
+}
+
 impl Store {
     /// Hashes every blob again, at `bytes_per_second`, until shutdown. Bad copies are set aside.
     pub async fn scrub(self, bytes_per_second: NonZeroU64, shutdown: Shutdown) {
@@ -41,6 +58,35 @@ impl Store {
             () = shutdown.requested() => {}
             () = self.scrub_for_ever(bytes_per_second) => {}
         }
+    }
+
+    /// Hashes every blob again now, as fast as it goes, also what was checked not long ago. Bad
+    /// copies are set aside. `note` is told how far it is; dropping it ends it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn scrub_now(&self, mut note: impl FnMut(Scrubbed)) -> Result<Scrubbed, StoreError> {
+        let mut scrubbed = Scrubbed::default();
+        for part in 0..SHARDS {
+            let store = self.clone();
+            for digest in joined(blocking::spawn(move || store.shard(part)).await)? {
+                let store = self.clone();
+                let mut next = joined(blocking::spawn(move || store.look_again(digest)).await)?;
+                while let Some(look) = next.take() {
+                    let (bytes, looked) = joined(blocking::spawn(move || look.slice()).await)?;
+                    scrubbed.bytes += bytes;
+                    match looked {
+                        Looked::On(look) => next = Some(look),
+                        Looked::Done { is_sound } => {
+                            scrubbed.blobs += 1;
+                            scrubbed.rotten += u64::from(!is_sound);
+                        }
+                    }
+                    note(scrubbed);
+                }
+            }
+        }
+        Ok(scrubbed)
     }
 
     async fn scrub_for_ever(&self, rate: NonZeroU64) {
@@ -71,10 +117,13 @@ impl Store {
             let mut next = joined(blocking::spawn(move || store.look(digest)).await)?;
             while let Some(look) = next {
                 let began = Instant::now();
-                let (bytes, look) = joined(blocking::spawn(move || look.slice()).await)?;
+                let (bytes, looked) = joined(blocking::spawn(move || look.slice()).await)?;
                 self.inner.metrics.scrubbed_bytes.inc_by(bytes);
                 sleep_until(began + Duration::from_secs_f64(bytes as f64 / rate.get() as f64)).await;
-                next = look;
+                next = match looked {
+                    Looked::On(look) => Some(look),
+                    Looked::Done { .. } => None,
+                };
             }
         }
         if !is_empty {
@@ -85,13 +134,16 @@ impl Store {
 
     /// Opens a blob to look at it, unless it is gone or was checked not long ago.
     fn look(&self, digest: Digest) -> Result<Option<Look>, StoreError> {
+        let look = self.look_again(digest)?;
+        Ok(look.filter(|look| !self.inner.is_sound(&digest, look.stamp)))
+    }
+
+    /// As [`Store::look`], however long ago it was checked.
+    fn look_again(&self, digest: Digest) -> Result<Option<Look>, StoreError> {
         let Some(file) = found(File::open(self.inner.layout.blob(&digest)), "open a blob")? else {
             return Ok(None);
         };
         let stamp = Stamp::of(&file.metadata().map_err(StoreError::when("look at a blob"))?);
-        if self.inner.is_sound(&digest, stamp) {
-            return Ok(None);
-        }
         let is_cold = !self.inner.hot.contains(&digest);
         let hasher = Hasher::new(digest.algorithm());
         Ok(Some(Look { store: self.clone(), digest, file: Arc::new(file), stamp, at: 0, hasher, is_cold }))
@@ -111,8 +163,8 @@ impl Store {
 }
 
 impl Look {
-    /// Hashes the next bytes; returns how many, and the rest of the look unless it is over.
-    fn slice(mut self) -> Result<(u64, Option<Self>), StoreError> {
+    /// Hashes the next bytes; returns how many, and how it goes on.
+    fn slice(mut self) -> Result<(u64, Looked), StoreError> {
         let wanted = SLICE_BYTES.min(self.stamp.size - self.at);
         let end = self.at + wanted;
         hash(&self.file, self.at..end, &mut self.hasher)?;
@@ -122,11 +174,11 @@ impl Look {
         }
         self.at = end;
         if self.at < self.stamp.size {
-            return Ok((wanted, Some(self)));
+            return Ok((wanted, Looked::On(self)));
         }
         let actual = self.hasher.finish();
-        self.store.inner.judge(&self.digest, &self.file, self.stamp, actual);
-        Ok((wanted, None))
+        let is_sound = self.store.inner.judge(&self.digest, &self.file, self.stamp, actual);
+        Ok((wanted, Looked::Done { is_sound }))
     }
 }
 
@@ -187,6 +239,24 @@ mod tests {
         let scrubbed = store.inner.metrics.scrubbed_bytes.get();
         store.scrub_part(usize::from(digests[3].as_bytes()[0]), RATE).await.unwrap();
         assert_eq!(store.inner.metrics.scrubbed_bytes.get(), scrubbed, "it was checked a moment ago");
+    }
+
+    #[tokio::test]
+    async fn everything_is_looked_at_when_somebody_asks_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let digests: Vec<Digest> = (0..5_u8).map(|seed| put(&store, &vec![seed; 1000])).collect();
+        put(&store, &vec![9; 9 << 20]);
+        let bytes = 5 * 1000 + (9 << 20);
+        let all = Scrubbed { blobs: 6, bytes, rotten: 0 };
+        let mut noted = Vec::new();
+        assert_eq!(store.scrub_now(|so_far| noted.push(so_far)).await.unwrap(), all, "though just taken in");
+        assert!(noted.len() == 8 && noted.is_sorted_by_key(|so_far| so_far.bytes), "{noted:?}");
+        flip(dir.path(), &digests[3]);
+        assert_eq!(store.scrub_now(drop).await.unwrap(), Scrubbed { rotten: 1, ..all });
+        assert_eq!(store.size(&digests[3]).unwrap(), None);
+        let left = Scrubbed { blobs: 5, bytes: bytes - 1000, rotten: 0 };
+        assert_eq!(store.scrub_now(drop).await.unwrap(), left);
     }
 
     #[tokio::test(start_paused = true)]

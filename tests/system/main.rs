@@ -27,4 +27,5 @@ mod status;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod verify;
 mod whereabouts;

@@ -207,3 +207,136 @@ impl Divergence {
         self.counts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use outport_proto::{Change, Digest, Event, Timestamp};
+
+    use super::*;
+    use crate::index::IndexOptions;
+
+    const OTHER: [u8; 32] = [7; 32];
+
+    /// An index of one link.
+    fn index() -> Index {
+        let index = Index::in_memory(IndexOptions { hot_bytes_max: 0, cache_bytes_max: 0 });
+        let change = Change::BlobCommitted {
+            repo: "team/app".parse().unwrap(),
+            digest: Digest::sha256(b"layer"),
+            size: 5,
+        };
+        let (offset, time) = (Offset::new(1, 1), Timestamp::from_secs(1));
+        index.apply(&[Arc::new(Event { offset, time, actor: String::new(), intent: None, change })]).unwrap();
+        index
+    }
+
+    fn hear(divergence: &mut Divergence, index: &Index, state_hash: [u8; 32]) {
+        let state_at = index.applied();
+        let head = Heartbeat {
+            head: state_at,
+            closed_time: Timestamp::from_secs(1),
+            now: Timestamp::from_secs(1),
+            log_bytes: 0,
+            state_at,
+            state_hash,
+        };
+        divergence.handle_heartbeat(&head);
+        divergence.compare(index);
+    }
+
+    const fn round(entries: usize) -> Result<Repaired, RepairError> {
+        Ok(Repaired { buckets: 1, entries, moved: 0 })
+    }
+
+    /// Goes on until there is something to do, and says what.
+    async fn todo(divergence: &Divergence) -> Todo {
+        let limit = Instant::now() + REST_MAX;
+        while divergence.todo() == Todo::Nothing && Instant::now() < limit {
+            tokio::time::advance(Duration::from_millis(50)).await;
+        }
+        divergence.todo()
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rounds_that_do_not_help_end_in_a_snapshot_and_an_incident_is_an_error_once() {
+        let lines = Lines::default();
+        let kept = lines.clone();
+        let logger = tracing_subscriber::fmt().with_ansi(false).with_writer(move || kept.clone()).finish();
+        let _logging = tracing::subscriber::set_default(logger);
+        let (index, mut divergence) = (index(), Divergence::default());
+        hear(&mut divergence, &index, index.state_hash().0);
+        assert_eq!(
+            (divergence.todo(), divergence.is_known(), divergence.alarm()),
+            (Todo::Nothing, false, None)
+        );
+
+        let began = Instant::now();
+        for number in 0..ROUNDS_MAX {
+            hear(&mut divergence, &index, OTHER);
+            assert_eq!(todo(&divergence).await, Todo::Repair, "round {number}");
+            divergence.handle_round(&round(2));
+            assert_eq!(divergence.todo(), Todo::Nothing, "the next heartbeat judges it");
+        }
+        assert!(began.elapsed() > Duration::from_secs(10), "rounds that do not help become rare");
+        hear(&mut divergence, &index, OTHER);
+        assert_eq!(divergence.todo(), Todo::Snapshot);
+        assert!(divergence.alarm().unwrap().contains("repairs tried: 8"), "{:?}", divergence.alarm());
+
+        // It did not help either: rounds go on, and the next snapshot is far away.
+        divergence.handle_snapshot();
+        for _ in 0..ROUNDS_MAX + 2 {
+            hear(&mut divergence, &index, OTHER);
+            assert_eq!(todo(&divergence).await, Todo::Repair);
+            divergence.handle_round(&round(0));
+        }
+        hear(&mut divergence, &index, index.state_hash().0);
+        assert_eq!(
+            (divergence.todo(), divergence.is_known(), divergence.alarm()),
+            (Todo::Nothing, false, None)
+        );
+        let counts = divergence.counts();
+        let incident = Counts { mismatches: 1, repairs: 1, entries: 16, comparisons: counts.comparisons };
+        assert_eq!(counts, incident);
+
+        // Another one.
+        hear(&mut divergence, &index, OTHER);
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches(" ERROR ").count(), 2, "{text}");
+        assert_eq!(divergence.counts().mismatches, 2);
+        assert_eq!(text.matches("in the primary's state again").count(), 1, "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rounds_that_cannot_be_made_are_tried_again_and_too_much_is_a_snapshot_at_once() {
+        let (index, mut divergence) = (index(), Divergence::default());
+        for _ in 0..2 * ROUNDS_MAX {
+            hear(&mut divergence, &index, OTHER);
+            assert_eq!(todo(&divergence).await, Todo::Repair);
+            divergence.handle_round(&Err(RepairError::Unavailable("full".to_owned())));
+        }
+        hear(&mut divergence, &index, OTHER);
+        assert_eq!(todo(&divergence).await, Todo::Repair, "nothing was learnt from those");
+        divergence.handle_round(&Err(RepairError::TooMuch(4000)));
+        hear(&mut divergence, &index, OTHER);
+        assert_eq!(divergence.todo(), Todo::Snapshot);
+        assert_eq!(divergence.counts().entries, 0);
+    }
+}

@@ -19,12 +19,21 @@
 
 mod catching_up;
 mod costs;
+mod divergence;
 mod figures;
+#[path = "../replication/incident.rs"]
+mod incident;
 mod load;
 mod peers;
 mod scale;
+#[expect(dead_code, reason = "tests use more of it")]
+#[path = "../replication/stretch.rs"]
+mod stretch;
 #[path = "../support/mod.rs"]
 mod support;
+#[expect(dead_code, reason = "tests use more of it")]
+#[path = "../replication/world.rs"]
+mod world;
 
 use comfy_table::{Table, presets};
 
@@ -50,6 +59,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("sites-fan-out", scale::fan_out),
     ("sites-memory", scale::memory_a_site),
     ("costs", costs::costs),
+    ("divergence", divergence::divergence),
 ];
 
 fn main() {

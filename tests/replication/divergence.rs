@@ -1,25 +1,15 @@
 //! A site's index goes wrong: it is noticed, located, made equal to the primary's, and counted.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, time::Duration};
 
-use outport::{
-    registry::journal::{JournalOptions, VerifyOptions},
-    status::SiteStatus,
+use outport::registry::journal::{JournalOptions, VerifyOptions};
+use outport_proto::{Change, Digest, Offset, Reference};
+
+use crate::{
+    incident::{incidents, status, tamper},
+    logs::OwnLines,
+    world::{Primary, Site, World, committed, followed, repo, tagged},
 };
-use outport_proto::{Change, Digest, Event, Offset, Reference};
-
-use crate::world::{Primary, Site, World, committed, followed, now, repo, tagged, until};
-
-/// Applies to a site's index what never happened.
-pub(crate) fn tamper(site: &Site, change: Change) {
-    let offset = site.journal.applied();
-    let event = Event { offset, time: now(), actor: String::new(), intent: None, change };
-    site.journal.index().apply(&[Arc::new(event)]).unwrap();
-}
-
-fn status(site: &Site) -> SiteStatus {
-    site.view.status(Default::default())
-}
 
 pub(crate) async fn repaired(site: &Site, primary: &Primary) {
     site.session("noticing", |session| session.differs).await;
@@ -38,6 +28,7 @@ async fn pushes(primary: &Primary) -> Offset {
 
 #[tokio::test]
 async fn a_lost_an_added_and_a_changed_tag_and_link_are_repaired_counted_and_said_once() {
+    let (lines, _reading) = OwnLines::read_along();
     let world = World::new();
     let primary = world.primary().await;
     let site = world.site(&primary).await;
@@ -57,10 +48,17 @@ async fn a_lost_an_added_and_a_changed_tag_and_link_are_repaired_counted_and_sai
         Change::RepositoryDeleted { repo: app.clone() },
     ];
     for (number, wrong) in (1..).zip(wrongs) {
-        tamper(&site, wrong);
+        tamper(&site, vec![wrong]);
+        site.session("noticing", |session| session.differs).await;
+        let alarm = status(&site).alarm.unwrap_or_default();
+        assert!(alarm.contains("not in the primary's state"), "{alarm}");
         repaired(&site, &primary).await;
         let status = status(&site);
         assert_eq!((status.state_mismatches, status.state_repairs, status.alarm), (number, number, None));
+        let said = |level: &str, words: &str| lines.with(&[level, words]).len() as u64;
+        assert_eq!(said(" ERROR ", ""), number);
+        assert_eq!(said(" ERROR ", "the index is not in the primary's state"), number);
+        assert_eq!(said(" INFO ", "the index is in the primary's state again"), number);
     }
     let manifest = site.journal.index().manifest(&app, &Reference::Tag(one)).unwrap().unwrap();
     assert_eq!(manifest.bytes.as_deref(), Some(&b"{\"image\":1}"[..]), "with its bytes");
@@ -78,26 +76,25 @@ async fn a_site_is_repaired_while_events_go_on() {
     site.applied(head).await;
     site.session("going live", |session| session.live).await;
 
+    let is_over = Cell::new(false);
     let pushing = async {
-        for number in 1_000_u64.. {
+        for number in (1_000_u64..).take_while(|_| !is_over.get()) {
             primary.commit(vec![committed("lazy/app", &number.to_le_bytes())]).await;
         }
     };
-    tamper(&site, Change::TagDeleted { repo: repo("lazy/app"), tag: "1".parse().unwrap() });
+    tamper(&site, vec![Change::TagDeleted { repo: repo("lazy/app"), tag: "1".parse().unwrap() }]);
     let noticed_and_repaired = async {
         site.session("noticing", |session| session.differs).await;
         site.session("repairing", |session| session.live && !session.differs).await;
+        is_over.set(true);
     };
-    tokio::select! {
-        () = pushing => {}
-        () = noticed_and_repaired => {}
-    }
+    tokio::join!(pushing, noticed_and_repaired);
     let image = Digest::sha256(b"{\"image\":1}");
     let tag = site.journal.index().tag(&repo("lazy/app"), &"1".parse().unwrap()).unwrap();
     assert_eq!(tag.unwrap().digest, image);
     let head = primary.journal.log().head();
     site.applied(head).await;
-    until("applying", &mut primary.journal.watch_applied(), |applied| *applied == head).await;
+    assert_eq!(primary.journal.applied(), head);
     assert_eq!(site.journal.index().state_hash(), primary.journal.index().state_hash());
     site.stop().await;
     primary.stop().await;
@@ -175,9 +172,21 @@ async fn an_index_that_differs_in_most_of_it_is_replaced_by_a_snapshot() {
     }
     site.session("going live", |session| session.live).await;
     let at = site.journal.applied();
-    tamper(&site, Change::RepositoryDeleted { repo: repo("lazy/app") });
+    tamper(&site, vec![Change::RepositoryDeleted { repo: repo("lazy/app") }]);
     repaired(&site, &primary).await;
     assert_eq!(site.journal.log().floor(), at, "the log begins anew behind the snapshot");
     site.stop().await;
     primary.stop().await;
+}
+
+/// `cargo bench -- divergence` does the same with 1,000,000.
+#[tokio::test]
+async fn one_fact_among_very_many_is_found_by_the_next_heartbeat_with_few_bytes() {
+    for incident in incidents(20_000).await {
+        assert!(incident.noticed <= incident.repaired, "{}", incident.what);
+        // One more may have been under way.
+        assert!(incident.comparisons <= 2, "{incident:?}");
+        assert!(incident.bytes < 1024 * 1024, "{incident:?}");
+        assert!((1..=2).contains(&incident.entries), "{incident:?}");
+    }
 }

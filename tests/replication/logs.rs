@@ -3,10 +3,46 @@
 use outport::watch;
 use std::{
     io,
-    sync::{LazyLock, Mutex, OnceLock, PoisonError},
+    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError},
 };
 
+use tracing::subscriber::DefaultGuard;
+
 use crate::world::LIMIT;
+
+/// What the tasks of one test log, on the one thread that they run on.
+#[derive(Clone, Default)]
+pub(crate) struct OwnLines(Arc<Mutex<String>>);
+
+impl OwnLines {
+    /// Lines are kept until the guard is dropped.
+    pub(crate) fn read_along() -> (Self, DefaultGuard) {
+        let lines = Self::default();
+        let kept = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || kept.clone()).finish();
+        (lines, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// The lines that hold all of `words`.
+    pub(crate) fn with(&self, words: &[&str]) -> Vec<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lines.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+        found.map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for OwnLines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push_str(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 static LINES: Mutex<String> = Mutex::new(String::new());
 static READING: OnceLock<()> = OnceLock::new();

@@ -7,6 +7,7 @@ mod divergence;
 mod epochs;
 mod following;
 mod hostile;
+mod incident;
 mod logs;
 mod propagation;
 mod refusals;

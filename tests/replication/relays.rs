@@ -11,7 +11,8 @@ use outport::{
 use outport_proto::{Change, Digest, Offset, Reference};
 
 use crate::{
-    divergence::{repaired, tamper},
+    divergence::repaired,
+    incident::tamper,
     logs::{logged, read_along},
     snapshots::forget_the_past,
     world::{Disk, LIMIT, Primary, Site, SiteConfig, World, committed, repo, site, tagged, until},
@@ -357,19 +358,19 @@ async fn a_site_behind_relays_is_repaired_by_them_and_never_led_astray() {
     assert!(!compared(goa).await.differs);
     let wrong = || Change::TagDeleted { repo: repo("team/app"), tag: "1".parse().unwrap() };
 
-    tamper(goa, wrong());
+    tamper(goa, vec![wrong()]);
     repaired(goa, &primary).await;
     assert_eq!(tag(goa, "1"), Some(Digest::sha256(b"{}")));
 
     // What goes wrong at a relay stays there.
     for relay in [pune, mumbai] {
-        tamper(relay, wrong());
+        tamper(relay, vec![wrong()]);
         repaired(relay, &primary).await;
         compared(goa).await;
         assert_eq!(goa.view.status(Default::default()).state_mismatches, 1);
     }
-    tamper(pune, wrong());
-    tamper(goa, committed("lazy/app", b"never pushed"));
+    tamper(pune, vec![wrong()]);
+    tamper(goa, vec![committed("lazy/app", b"never pushed")]);
     tokio::join!(repaired(pune, &primary), repaired(goa, &primary));
     assert_eq!(pune.view.status(Default::default()).state_mismatches, 2);
     assert_eq!(tag(goa, "1"), Some(Digest::sha256(b"{}")));

@@ -24,6 +24,8 @@ struct State {
     is_cut: AtomicBool,
     /// Bytes that reached the site.
     carried: watch::Sender<u64>,
+    /// Bytes that reached the primary.
+    carried_up: AtomicU64,
     /// It is cut once so many did.
     cut_at: AtomicU64,
     /// A socket towards the primary for every socket of the site.
@@ -39,6 +41,7 @@ impl Stretch {
             primary,
             is_cut: AtomicBool::new(false),
             carried: watch::Sender::new(0),
+            carried_up: AtomicU64::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             backs: Mutex::default(),
         });
@@ -59,6 +62,11 @@ impl Stretch {
     /// Bytes that reached the site.
     pub(crate) fn carried(&self) -> u64 {
         *self.state.carried.borrow()
+    }
+
+    /// Bytes that reached site or primary.
+    pub(crate) fn exchanged(&self) -> u64 {
+        self.carried() + self.state.carried_up.load(Ordering::SeqCst)
     }
 
     /// Resolves once so many bytes reached the site.
@@ -97,6 +105,7 @@ impl State {
                 }
             };
             let _ = back.send(&packet[..len]).await;
+            self.carried_up.fetch_add(len as u64, Ordering::SeqCst);
         }
     }
 

@@ -35,7 +35,7 @@ struct Look {
 
 /// How a look goes.
 enum Looked {
-    On(Look),
+    On(Box<Look>),
     Done { is_sound: bool },
 }
 
@@ -76,7 +76,7 @@ impl Store {
                     let (bytes, looked) = joined(blocking::spawn(move || look.slice()).await)?;
                     scrubbed.bytes += bytes;
                     match looked {
-                        Looked::On(look) => next = Some(look),
+                        Looked::On(look) => next = Some(*look),
                         Looked::Done { is_sound } => {
                             scrubbed.blobs += 1;
                             scrubbed.rotten += u64::from(!is_sound);
@@ -121,7 +121,7 @@ impl Store {
                 self.inner.metrics.scrubbed_bytes.inc_by(bytes);
                 sleep_until(began + Duration::from_secs_f64(bytes as f64 / rate.get() as f64)).await;
                 next = match looked {
-                    Looked::On(look) => Some(look),
+                    Looked::On(look) => Some(*look),
                     Looked::Done { .. } => None,
                 };
             }
@@ -174,7 +174,7 @@ impl Look {
         }
         self.at = end;
         if self.at < self.stamp.size {
-            return Ok((wanted, Looked::On(self)));
+            return Ok((wanted, Looked::On(Box::new(self))));
         }
         let actual = self.hasher.finish();
         let is_sound = self.store.inner.judge(&self.digest, &self.file, self.stamp, actual);

@@ -11,7 +11,7 @@ use crate::support::{
     signal, wait_for,
 };
 
-const SITE_FIELDS: [&str; 21] = [
+const SITE_FIELDS: [&str; 25] = [
     "alarm",
     "forks_refused",
     "site",
@@ -33,6 +33,10 @@ const SITE_FIELDS: [&str; 21] = [
     "rtt_seconds",
     "store",
     "state",
+    "via",
+    "state_mismatches",
+    "state_repairs",
+    "state_entries_repaired",
 ];
 
 #[test]

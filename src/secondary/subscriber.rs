@@ -417,6 +417,10 @@ impl Subscription {
             return Ok(());
         }
         self.divergence.compare(journal.index());
+        // While its database is behind, an index is not mended: rounds would be spent for nothing.
+        if journal.index().is_deferring() {
+            return Ok(());
+        }
         match self.divergence.todo() {
             Todo::Nothing => {}
             Todo::Repair => self.divergence.begin_round(repair(journal.clone(), connections.bulk.clone())),

@@ -170,6 +170,8 @@ fn another_policy_holds_from_the_next_start() {
         let text = fs::read_to_string(site.config()).unwrap();
         fs::write(site.config(), text.replace(&rule(from), &rule(to))).unwrap();
         site.start();
+        // Until it has found its primary it cannot fetch what it does not have.
+        site.wait_until(|status| status["state"] == "streaming");
     };
     restart(&mut cluster, "eager", "exclude");
     settled(&cluster);

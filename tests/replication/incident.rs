@@ -46,8 +46,10 @@ pub(crate) async fn incidents(facts: u64) -> Vec<Incident> {
     let stretch = Stretch::to(primary.address).await;
     let site = world.site_at(stretch.address).await;
     fill(&primary, &site, facts).await;
-    let walked = primary.journal.verify().await.unwrap();
-    assert_eq!((walked.rows, walked.adds_up), (facts, true));
+    for journal in [&primary.journal, &site.journal] {
+        let walked = journal.verify().await.unwrap();
+        assert_eq!((walked.rows, walked.adds_up), (facts, true));
+    }
 
     let (app, missing) = (repo_of(0), Digest::sha256(b"never pushed"));
     let tag: Tag = tag_of(0, 7).parse().unwrap();

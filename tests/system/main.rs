@@ -16,6 +16,7 @@ mod bootstrap;
 mod copying;
 mod crash;
 mod demo;
+mod far;
 mod fills;
 mod intents;
 mod outage;
@@ -29,3 +30,5 @@ mod store;
 mod support;
 mod verify;
 mod whereabouts;
+#[path = "../support/wire.rs"]
+mod wire;

@@ -1,14 +1,22 @@
 //! What a site keeps, in which order and how fast, as its operator wrote it down.
 
-use std::{fs, process::Command, time::Instant};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use outport_proto::Digest;
 use serde_json::{Value, json};
 
-use crate::support::{
-    BINARY, Cluster, Node, Options, PATIENCE,
-    session::{OCI_MANIFEST, Session, bytes},
-    wait_for,
+use crate::{
+    far::moved_away,
+    support::{
+        BINARY, Cluster, Node, Options, PATIENCE,
+        http::Response,
+        session::{OCI_MANIFEST, Session, bytes},
+        wait_for,
+    },
 };
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -276,4 +284,50 @@ fn an_operator_copies_now_what_the_policy_does_not() {
     assert_eq!(http.send(&site.admin(), "GET", target, &[], b"").status, 405);
     let page = [("Origin", "https://example.com")];
     assert_eq!(http.send(&site.admin(), "POST", target, &page, b"").status, 403);
+}
+
+#[test]
+fn a_staleness_bound_holds_for_the_repositories_of_its_rule() {
+    let mut cluster = cluster(
+        "[[policy]]\nrepository = 'prod/*'\nstaleness_bound_ms = 500\n\
+         [[policy]]\nrepository = 'base/**'\nstaleness_bound_ms = 60000\n",
+    );
+    let repos = ["prod/app", "base/os"];
+    let pusher = Session::user(&cluster, &cluster.primary, &repos);
+    let pushed = repos.map(|repo| pusher.push_image(repo, "1", &[&bytes(1000, 15)]));
+    cluster.wait_complete();
+    // What a heartbeat tells is older than 500 ms when it has come that far and may have come
+    // farther, and much younger than a minute.
+    let _wire = moved_away(&mut cluster, Duration::from_millis(300));
+    let puller = Session::anyone(&cluster, &cluster.sites[0], &repos);
+    let pull = |number: usize| puller.get(&format!("/v2/{}/manifests/1", repos[number]));
+    let count = |cluster: &Cluster, result: &str| {
+        cluster.sites[0].metric("outport_pulls_total", &format!("result=\"{result}\""))
+    };
+    let admits = |got: &Response| {
+        let said = ["warning", "age", "outport-staleness"].map(|name| got.header(name).is_some());
+        assert!(said == [said[0]; 3], "{got:?}");
+        said[0]
+    };
+    wait_for("an answer within the larger bound", || {
+        let local = count(&cluster, "local");
+        let got = pull(1);
+        assert_eq!((got.status, &got.body, admits(&got)), (200, &pushed[1].manifest, false));
+        (count(&cluster, "local") > local).then_some(())
+    });
+    let (local, asked) = (count(&cluster, "local"), count(&cluster, "revalidated"));
+    for _ in 0..3 {
+        let got = pull(0);
+        assert_eq!((got.status, &got.body, admits(&got)), (200, &pushed[0].manifest, false));
+    }
+    assert_eq!(count(&cluster, "revalidated") - asked, 3.0, "the primary was asked each time");
+    assert_eq!(count(&cluster, "local"), local);
+
+    // Cut off, what a site says of an answer is how old it is, whatever bound it had.
+    cluster.primary.kill();
+    cluster.sites[0].wait_until(|status| status["state"] == "disconnected");
+    for (number, pushed) in pushed.iter().enumerate() {
+        let got = pull(number);
+        assert_eq!((got.status, &got.body, admits(&got)), (200, &pushed.manifest, true));
+    }
 }

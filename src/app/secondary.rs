@@ -330,6 +330,7 @@ fn rules(config: &config::Read, policy: &Arc<Policy>) -> PullRules {
         stale_max: config.stale_max_seconds.map(Duration::from_secs),
         wait_max: Duration::from_millis(config.wait_ms),
         token_freshness: !config.ignore_token_age,
+        remembered_max: config.remembered_max,
         ..PullRules::default()
     }
 }

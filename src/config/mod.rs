@@ -278,6 +278,10 @@ pub struct Read {
     pub stale_max_seconds: Option<u64>,
     /// Rely on the staleness bound alone instead of comparing tokens with what is applied.
     pub ignore_token_age: bool,
+    /// How many answers "no" of the primary are remembered until their repository changes; 0 asks
+    /// each time. For as long as the staleness bound, a pull without a newer token then misses what
+    /// was just pushed elsewhere.
+    pub remembered_max: usize,
 }
 
 /// How pushes reach the primary.
@@ -390,7 +394,13 @@ impl Secondary {
 
 impl Default for Read {
     fn default() -> Self {
-        Self { staleness_bound_ms: 1000, wait_ms: 150, stale_max_seconds: None, ignore_token_age: false }
+        Self {
+            staleness_bound_ms: 1000,
+            wait_ms: 150,
+            stale_max_seconds: None,
+            ignore_token_age: false,
+            remembered_max: 0,
+        }
     }
 }
 

@@ -1,14 +1,20 @@
 //! A site that has led a push away knows that something is about to move, also when it was killed
 //! meanwhile or does not know what it may have forgotten.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use outport_proto::Digest;
 
-use crate::support::{
-    Cluster, Node, Options,
-    session::{OCI_MANIFEST, Session, bytes, image},
-    wait_for,
+use crate::{
+    far::moved_away,
+    support::{
+        Cluster, Node, Options,
+        session::{OCI_MANIFEST, Session, bytes, image},
+        wait_for,
+    },
 };
 
 const REPO: &str = "team/app";
@@ -121,4 +127,62 @@ fn a_site_that_does_not_know_what_it_forgot_asks_about_everything() {
         fs::write(notes(site), content).unwrap();
     });
     assert!(world.asks(STABLE), "the file was damaged");
+}
+
+#[test]
+fn a_remembered_no_ends_with_an_event_and_is_not_believed_while_a_push_is_on_its_way() {
+    const DELAY: Duration = Duration::from_millis(300);
+    const OTHER: &str = "team/other";
+    let site_toml = "[read]\nremembered_max = 100\nstaleness_bound_ms = 60000\n".to_owned();
+    let options = Options { sites: vec!["mumbai"], site_toml, ..Options::default() };
+    let mut cluster = Cluster::start(options);
+    let pusher = Session::user(&cluster, &cluster.primary, &[REPO, OTHER]);
+    let layer = bytes(100, 1);
+    pusher.push_image(REPO, "old", &[&layer]);
+    pusher.push_image(OTHER, "old", &[&layer]);
+    let _wire = moved_away(&mut cluster, DELAY);
+    cluster.wait_complete();
+    let site = &cluster.sites[0];
+    // Its token is older than what follows, so only what the site knows counts.
+    let onlooker = Session::anyone(&cluster, site, &[REPO, OTHER]);
+    let manifest = |repo: &str, tag: &str| format!("/v2/{repo}/manifests/{tag}");
+    let denied_in = |repo: &str, tag: &str| {
+        let began = Instant::now();
+        let got = onlooker.get(&manifest(repo, tag));
+        assert_eq!((got.status, got.code()), (404, "MANIFEST_UNKNOWN".to_owned()));
+        began.elapsed()
+    };
+    let wait_remembered = |repo: &str, tag: &str| {
+        wait_for(&format!("a remembered no to {repo}:{tag}"), || {
+            (denied_in(repo, tag) < 2 * DELAY).then_some(())
+        });
+    };
+    let sees = |tag: &str, content: &[u8], when: &str| {
+        let got = onlooker.get(&manifest(REPO, tag));
+        assert_eq!((got.status, got.body == content), (200, true), "{when}: {}", got.text());
+    };
+    for (repo, tag) in [(REPO, "new"), (REPO, "newer"), (OTHER, "new")] {
+        wait_remembered(repo, tag);
+    }
+
+    let (content, content_type) = (image(&[&layer]), [("Content-Type", OCI_MANIFEST)]);
+    let led = pusher.at(site).once("PUT", &manifest(REPO, "new"), &content_type, &content);
+    assert_eq!(led.status, 307, "{}", led.text());
+    for tag in ["new", "newer"] {
+        assert!(
+            denied_in(REPO, tag) >= 2 * DELAY,
+            "{tag}: a push is on its way, and the primary was not asked"
+        );
+    }
+    wait_remembered(OTHER, "new");
+    let put = pusher.send("PUT", led.header("location").unwrap(), &content_type, &content);
+    assert_eq!(put.status, 201, "{}", put.text());
+    sees("new", &content, "its event is still on its way");
+
+    cluster.wait_complete();
+    wait_remembered(REPO, "newer");
+    assert_eq!(pusher.put_manifest(REPO, "another", &content).status, 201);
+    cluster.wait_complete();
+    assert_eq!(pusher.put_manifest(REPO, "newer", &content).status, 201);
+    sees("newer", &content, "the event before it ended what the site remembered of the repository");
 }

@@ -29,6 +29,9 @@ pub struct PrimaryStatus {
     pub floor_seq: u64,
     /// What the blob store holds.
     pub store: StoreStatus,
+    /// Why no push is taken, when a person should look at it; `null` otherwise.
+    #[serde(default)]
+    pub alarm: Option<String>,
     /// The sites, by name.
     pub sites: Vec<SiteStatus>,
 }

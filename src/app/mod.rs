@@ -25,7 +25,7 @@ use self::data_dir::DataDir;
 use crate::{
     blocking,
     config::{self, ConfigError},
-    registry::{Collector, Journal},
+    registry::{Collector, Journal, journal::JournalError},
     shutdown::Shutdown,
     status::StoreStatus,
     store::{Store, StoreOptions},
@@ -35,6 +35,9 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(5);
 /// The part of it that is left to requests in flight; the rest is for the disk.
 const REQUESTS_GRACE: Duration = Duration::from_secs(4);
+/// How often a disk that failed is asked again. A supervisor that counts starts does not lose its
+/// patience over a disk that fails every time.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why a node does not start, or does not stop well: what was being done, and what went wrong.
 #[derive(Debug)]
@@ -78,27 +81,52 @@ pub async fn until_stopped(shutdown: &Shutdown) {
 }
 
 /// Tells a node's tasks to stop and waits for them. The journal stops behind all others: requests
-/// in flight still write to it.
-async fn stop(shutdown: &Shutdown, journal: &Shutdown, role: &str) -> Result<(), StartError> {
+/// in flight still write to it. That it had failed is a failure of the node, so that it is started again.
+async fn stop(
+    (shutdown, journal_shutdown): (&Shutdown, &Shutdown),
+    journal: &Journal,
+    role: &str,
+) -> Result<(), StartError> {
     let told = Instant::now();
     let tasks_ended = shutdown.finish(REQUESTS_GRACE).await;
-    if journal.finish(GRACE.saturating_sub(told.elapsed())).await && tasks_ended {
+    let failed = journal.failed();
+    if journal_shutdown.finish(GRACE.saturating_sub(told.elapsed())).await && tasks_ended {
         tracing::info!(role, "stopped");
-        Ok(())
+        failed.map_or(Ok(()), |error| Err(StartError::new(format!("run the {role}"), error)))
     } else {
         Err(StartError::new(format!("stop the {role}"), format!("it took longer than {GRACE:?}")))
     }
 }
 
-/// Ends the process when a node can no longer do its work.
+/// Ends the process when a node can no longer do its work and a new start can: whoever watches over
+/// it starts it again. As long as the disk refuses, that would take away pulls as well.
 async fn end_on_failure(journal: Journal, shutdown: Shutdown, process: Shutdown) {
-    tokio::select! {
-        error = journal.failure() => {
-            tracing::error!(%error, "the journal failed: stopping");
-            process.request();
+    let error = tokio::select! {
+        biased;
+        () = shutdown.requested() => return,
+        error = journal.failure() => error,
+    };
+    if matches!(error, JournalError::Log(_)) {
+        tracing::error!(%error, "nothing more is taken in, pulls go on; the process ends, to be started again, once the disk makes data durable");
+        loop {
+            if !pause(&shutdown, PROBE_INTERVAL).await {
+                return;
+            }
+            let log = journal.log().clone();
+            match blocking::spawn(move || log.probe()).await {
+                Ok(Ok(())) => break,
+                Ok(Err(reason)) => tracing::warn!(%reason, "the disk does not make data durable"),
+                Err(reason) => tracing::error!(%reason, "asking the disk crashed"),
+            }
         }
-        () = shutdown.requested() => {}
     }
+    tracing::error!(%error, "the journal failed: stopping");
+    process.request();
+}
+
+/// Whether a node can do its work.
+fn able(journal: &Journal) -> Result<(), String> {
+    journal.failed().map_or(Ok(()), |error| Err(format!("nothing more is taken in: {error}")))
 }
 
 /// Waits; returns false as soon as the node is told to stop.

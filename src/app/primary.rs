@@ -16,7 +16,7 @@ use super::{
     store_status,
 };
 use crate::{
-    admin::{Admin, PREFETCHES_MAX, StatusCollector, WAITS_MAX},
+    admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
     auth::{
         AccessRules, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier, random_text,
         ticket::WRITE_TIME_MAX,
@@ -78,9 +78,9 @@ impl Running {
     /// Stops listening, lets requests in flight end, makes everything durable.
     ///
     /// # Errors
-    /// When that takes too long.
+    /// When that takes too long, or the journal had failed.
     pub async fn stop(self) -> Result<(), StartError> {
-        super::stop(&self.shutdown, &self.journal_shutdown, "primary").await
+        super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "primary").await
     }
 }
 
@@ -195,7 +195,7 @@ pub async fn start(
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
-        readiness: Arc::new(|| Ok(())),
+        readiness: readiness(&journal),
         metrics,
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),
@@ -306,11 +306,12 @@ fn status(
     fleet: Fleet,
     clock: &SharedClock,
 ) -> StatusSource {
-    let (log, store, clock) = (journal.log().clone(), store.clone(), Arc::clone(clock));
+    let (journal, store, clock) = (journal.clone(), store.clone(), Arc::clone(clock));
     Arc::new(move || {
+        let log = journal.log();
         let offset = log.head();
         let head = Head { cluster: cluster.clone(), offset, log_bytes: log.bytes(), now: clock.now() };
-        let sites = fleet.statuses(&head, |after| time_after(&log, after));
+        let sites = fleet.statuses(&head, |after| time_after(log, after));
         Status::Primary(PrimaryStatus {
             cluster: cluster.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -318,7 +319,14 @@ fn status(
             head_seq: offset.seq,
             floor_seq: log.floor().seq,
             store: store_status(&store),
+            alarm: super::able(&journal).err(),
             sites,
         })
     })
+}
+
+/// Who can send pushes elsewhere does so once none is taken here.
+fn readiness(journal: &Journal) -> Readiness {
+    let journal = journal.clone();
+    Arc::new(move || super::able(&journal))
 }

@@ -81,9 +81,9 @@ impl Running {
     /// Stops listening, lets requests in flight end, makes everything durable.
     ///
     /// # Errors
-    /// When that takes too long.
+    /// When that takes too long, or the journal had failed.
     pub async fn stop(self) -> Result<(), StartError> {
-        super::stop(&self.shutdown, &self.journal_shutdown, "secondary").await
+        super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "secondary").await
     }
 }
 
@@ -255,7 +255,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
-        readiness: readiness(view),
+        readiness: readiness(view, journal.clone()),
         metrics,
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),
@@ -417,8 +417,9 @@ fn status(view: &SiteView, store: &Store, followers: Option<Followers>) -> Statu
 }
 
 /// A site that is cut off sends new clients elsewhere: others are fresher.
-fn readiness(view: SiteView) -> Readiness {
+fn readiness(view: SiteView, journal: Journal) -> Readiness {
     Arc::new(move || match view.state() {
+        _ if journal.failed().is_some() => super::able(&journal),
         SiteState::Streaming | SiteState::CatchingUp => Ok(()),
         SiteState::Snapshot => Err("taking a snapshot".to_owned()),
         SiteState::Disconnected => Err("cut off from the primary".to_owned()),

@@ -73,7 +73,7 @@ impl Status {
 
 fn render(page: &str) -> anyhow::Result<String> {
     let status: NodeStatus = serde_json::from_str(page).context("read answer")?;
-    let (title, sites) = match &status {
+    let (title, own_alarm, sites) = match &status {
         NodeStatus::Primary(primary) => (
             format!(
                 "primary   cluster {}   epoch {}   head {}   floor {}   store {} in {} blobs",
@@ -84,15 +84,17 @@ fn render(page: &str) -> anyhow::Result<String> {
                 bytes(primary.store.bytes),
                 primary.store.blobs,
             ),
+            primary.alarm.as_ref().map(|alarm| format!("\nALARM: {alarm}")).unwrap_or_default(),
             primary.sites.iter().collect::<Vec<_>>(),
         ),
         NodeStatus::Secondary(site) => (
             format!("secondary   cluster {}   epoch {}   head {}", site.cluster, site.epoch, site.head_seq),
+            String::new(),
             std::iter::once(site.as_ref()).chain(&site.sites).collect(),
         ),
     };
     if sites.is_empty() {
-        return Ok(format!("{title}\nno site has ever connected"));
+        return Ok(format!("{title}\nno site has ever connected{own_alarm}"));
     }
     let mut table = Table::new();
     // Most clusters have no relays.
@@ -119,7 +121,7 @@ fn render(page: &str) -> anyhow::Result<String> {
     }
     let alarms = sites.iter().filter_map(|site| Some((&site.site, site.alarm.as_ref()?)));
     let alarms: String = alarms.map(|(site, alarm)| format!("\nALARM {site}: {alarm}")).collect();
-    Ok(format!("{title}\n{table}{alarms}"))
+    Ok(format!("{title}\n{table}{own_alarm}{alarms}"))
 }
 
 fn row(site: &SiteStatus) -> anyhow::Result<[String; 12]> {

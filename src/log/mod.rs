@@ -42,6 +42,10 @@ use crate::clock::SharedClock;
 
 /// Appends that wait for the writer at most; more wait for room.
 const REQUESTS_MAX: usize = 256;
+/// The file that [`Log::probe`] writes.
+const PROBE: &str = "probe";
+/// A page of the kernel's.
+const PROBE_BYTES: usize = 4096;
 
 /// The log. Cloning gives another handle to the same log; when the last one goes, the writer
 /// finishes what it was given and the directory is free.
@@ -316,7 +320,33 @@ impl Log {
 
     /// Why the log takes nothing more, if it stopped.
     pub fn stopped(&self) -> Option<LogError> {
-        self.handle.shared.state().stopped.clone()
+        self.handle.shared.stopped.borrow().clone()
+    }
+
+    /// Resolves when the log takes nothing more, with the reason.
+    pub async fn failure(&self) -> LogError {
+        let mut stopped = self.handle.shared.stopped.subscribe();
+        let stopped = stopped.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        match stopped {
+            Some(error) => error,
+            // This handle holds the sender.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether the disk makes durable what is written: a stopped log asks before a new start is
+    /// worth trying.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn probe(&self) -> io::Result<()> {
+        let disk = &self.handle.shared.disk;
+        disk.remove(PROBE)?;
+        let mut file = disk.create(PROBE)?;
+        file.append(&[0; PROBE_BYTES])?;
+        file.sync()?;
+        disk.remove(PROBE)?;
+        disk.sync_dir()
     }
 
     /// `records` in parts that are kept in memory together with as much that came before.

@@ -16,8 +16,6 @@ pub(super) struct State {
     pub(super) head: Offset,
     /// Bytes of records up to the head since the log began.
     pub(super) bytes: u64,
-    /// Why the log takes nothing more.
-    pub(super) stopped: Option<LogError>,
 }
 
 impl State {

@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub(super) disk: SharedDisk,
     state: Mutex<State>,
     pub(super) head: watch::Sender<Offset>,
+    /// Why the log takes nothing more.
+    pub(super) stopped: watch::Sender<Option<LogError>>,
     pub(super) clock: SharedClock,
 }
 
@@ -169,12 +171,12 @@ impl Writer {
             floor,
             head: tip.head,
             bytes: tip.log_bytes,
-            stopped: None,
         };
         let shared = Arc::new(Shared {
             disk,
             state: Mutex::new(state),
             head: watch::Sender::new(tip.head),
+            stopped: watch::Sender::new(None),
             clock: Arc::clone(&clock),
         });
         Ok((Self { shared, options, clock, tip, active }, torn))
@@ -377,6 +379,11 @@ impl Writer {
                 .and(Err(Failure::Full)),
             Err(error) => Err(Failure::Final("write segment", error)),
         };
+        if matches!(written, Err(Failure::Final(..))) {
+            // Nobody was told of what is in doubt. The next start would find it whole where the kernel
+            // kept it in memory, also if the disk never got it, and go on behind it.
+            let _ = active.file.truncate(end);
+        }
         let segment = Arc::clone(&active.segment);
         written.map_err(|failure| self.failed(failure))?;
         for mark in group.marks.drain(..) {
@@ -427,7 +434,7 @@ impl Writer {
     }
 
     fn stopped(&self) -> Option<LogError> {
-        self.shared.state().stopped.clone()
+        self.shared.stopped.borrow().clone()
     }
 
     /// A full disk may get room again. Of anything else nothing is known any more: no further
@@ -438,7 +445,7 @@ impl Writer {
             Failure::Final(action, error) => {
                 let stopped = LogError::Stopped(format!("{action}: {error}"));
                 tracing::error!(action, %error, "the log stops: it cannot be made durable");
-                self.shared.state().stopped = Some(stopped.clone());
+                self.shared.stopped.send_replace(Some(stopped.clone()));
                 stopped
             }
         }
@@ -495,7 +502,13 @@ pub(super) fn create_segment(disk: &SharedDisk, header: Header) -> Result<Active
         }
         Err(error) => return Err(Failure::Final("create segment", error)),
     };
-    file.sync().map_err(|error| Failure::Final("sync segment", error))?;
-    disk.sync_dir().map_err(|error| Failure::Final("sync log directory", error))?;
+    let synced = file.sync().map_err(|error| Failure::Final("sync segment", error));
+    let synced =
+        synced.and_then(|()| disk.sync_dir().map_err(|error| Failure::Final("sync log directory", error)));
+    if let Err(failure) = synced {
+        // As with records: what is in doubt is not left to be found.
+        let _ = disk.remove(&name);
+        return Err(failure);
+    }
     Ok(Active { segment: Segment::new(header, HEADER_BYTES as u64), file })
 }

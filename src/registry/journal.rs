@@ -9,7 +9,8 @@
 //! The log is the truth. An index that cannot be placed in it is emptied and rebuilt from the
 //! newest whole snapshot file and the events behind it. An index found damaged while running is
 //! not repaired under its readers: the journal fails ([`Journal::failure`]), the process is
-//! expected to end, and the next start sets the index aside and rebuilds it.
+//! expected to end, and the next start sets the index aside and rebuilds it. A log that could not
+//! be made durable fails it too: nothing more is taken in, and all that is shown was durable before.
 
 mod applier;
 mod dump;
@@ -161,6 +162,16 @@ enum Condition {
     Stalled(IndexError),
     /// Nothing is applied any more.
     Ended(JournalError),
+}
+
+impl Condition {
+    /// Why nothing is applied any more, unless that is what was asked for.
+    const fn failure(&self) -> Option<&JournalError> {
+        match self {
+            Self::Ended(JournalError::Closed) | Self::Applying | Self::Stalled(_) => None,
+            Self::Ended(error) => Some(error),
+        }
+    }
 }
 
 impl Journal {
@@ -358,17 +369,28 @@ impl Journal {
         )
     }
 
-    /// Resolves when the journal can no longer do its work and the process should end: a damaged
-    /// index (rebuilt at the next start). Never resolves otherwise.
+    /// Resolves when the journal can no longer do its work, and only a new start helps: a damaged
+    /// index, which that rebuilds; or a log of which it is not known what is on the disk
+    /// ([`JournalError::Log`]), which that reads again. Never resolves otherwise.
     pub async fn failure(&self) -> JournalError {
         let mut condition = self.shared.condition.subscribe();
-        let failed = |condition: &Condition| matches!(condition, Condition::Ended(error) if !matches!(error, JournalError::Closed));
-        if let Ok(condition) = condition.wait_for(failed).await
-            && let Condition::Ended(error) = &*condition
-        {
-            return error.clone();
+        let ended = async {
+            match condition.wait_for(|condition| condition.failure().is_some()).await {
+                Ok(condition) => condition.failure().cloned(),
+                Err(_) => None,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(error) = ended => error,
+            stopped = self.shared.log.failure() => stopped.into(),
         }
-        std::future::pending().await
+    }
+
+    /// What [`Journal::failure`] resolves with, if it does.
+    pub fn failed(&self) -> Option<JournalError> {
+        let ended = self.shared.condition.borrow().failure().cloned();
+        ended.or_else(|| self.shared.log.stopped().map(JournalError::from))
     }
 
     /// Walks the whole state for a site that cannot follow the log from where it is, or the rest of

@@ -546,6 +546,9 @@ impl Subscription {
             alarm: self
                 .alarm
                 .clone()
+                .or_else(|| {
+                    self.parts.journal.failed().map(|error| format!("nothing more is taken in: {error}"))
+                })
                 .or_else(|| self.parts.journal.alarm().map(str::to_owned))
                 .or_else(|| self.divergence.alarm()),
             forks_refused: self.forks_refused,

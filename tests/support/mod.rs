@@ -13,7 +13,7 @@ use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU8, Ordering},
     thread,
     time::{Duration, Instant},
@@ -95,6 +95,8 @@ pub struct Node {
     role: &'static str,
     core: Option<usize>,
     child: Option<Child>,
+    /// What its process finds in its environment from the next start on.
+    pub environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Cluster {
@@ -111,6 +113,7 @@ impl Cluster {
             role,
             core: options.core,
             child: None,
+            environment: Vec::new(),
         };
         let primary = node(1, "primary", "registry-primary.outport.test".to_owned(), "primary");
         let sites: Vec<Node> = options
@@ -326,6 +329,7 @@ impl Node {
             None => Command::new(BINARY),
         };
         command.args([self.role, "--config", path(&self.config())]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
@@ -338,6 +342,12 @@ impl Node {
         let status = child.wait().unwrap();
         assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.log());
         began.elapsed()
+    }
+
+    /// Waits until the node ends by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the node runs");
+        wait_for(&format!("{} to end", self.name), || child.try_wait().unwrap())
     }
 
     /// Kills the node without a word.

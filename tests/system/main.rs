@@ -16,6 +16,7 @@ mod bootstrap;
 mod copying;
 mod crash;
 mod demo;
+mod failing_disk;
 mod far;
 mod fills;
 mod intents;

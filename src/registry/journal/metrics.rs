@@ -8,8 +8,8 @@ use prometheus_client::{
 
 use super::Journal;
 
-/// `outport_index_tombstones`, `outport_log_set_aside_total` and `outport_verify_index_*_total`, read
-/// when they are asked for.
+/// `outport_index_tombstones`, `outport_log_set_aside_total`, `outport_journal_failed` and
+/// `outport_verify_index_*_total`, read when they are asked for.
 #[derive(Debug)]
 pub struct JournalCollector(pub Journal);
 
@@ -22,6 +22,9 @@ impl Collector for JournalCollector {
         let help = "Damaged logs that were set aside and are fetched again, since the start";
         let family = encoder.encode_descriptor("log_set_aside", help, None, MetricType::Counter)?;
         ConstCounter::new(u64::from(self.0.alarm().is_some())).encode(family)?;
+        let help = "1 once nothing more is taken in, because log or index failed: a new start helps";
+        let family = encoder.encode_descriptor("journal_failed", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::from(self.0.failed().is_some())).encode(family)?;
         let verified = self.0.verified();
         for (name, help, count) in [
             ("verify_index_walks", "Walks over all rows of the index that came to their end", verified.walks),

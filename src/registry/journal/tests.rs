@@ -421,8 +421,10 @@ fn a_failed_fsync_fails_the_commit_and_reads_go_on() {
         let outcome = journal.commit("", vec![put(3)]).await;
         assert!(matches!(outcome, Err(JournalError::Log(LogError::Stopped(_)))), "{outcome:?}");
         assert!(has(&journal, 2) && !has(&journal, 3));
+        assert!(matches!(journal.failure().await, JournalError::Log(LogError::Stopped(_))));
+        assert!(journal.failed().is_some());
         let journal = site.lose_power(journal, 3).await.unwrap();
-        assert!(has(&journal, 2));
+        assert!(has(&journal, 2) && journal.failed().is_none());
     });
 }
 
@@ -435,7 +437,7 @@ fn a_closed_journal_refuses_commits() {
         assert!(site.shutdown.finish(GRACE).await);
         let outcome = journal.commit("", vec![put(1)]).await;
         assert!(matches!(outcome, Err(JournalError::Closed)), "{outcome:?}");
-        assert!(has(&journal, 0));
+        assert!(has(&journal, 0) && journal.failed().is_none());
     });
 }
 

@@ -401,6 +401,41 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_to_another_question_is_no_answer() {
+        let wrong: [fn() -> Response; 8] = [
+            || Response::Linked { size: 7, at: Offset::new(1, 9) },
+            || Response::Body { size: 7 },
+            || Response::Manifests { manifests: Vec::new(), at: Offset::new(1, 9) },
+            || Response::SnapshotBegin { from: Offset::new(1, 9), resumed: false },
+            || Response::SnapshotPart(Vec::new()),
+            || Response::SnapshotEnd { until: Offset::new(1, 9), entries: 0 },
+            || Response::DiffPart(Vec::new()),
+            || Response::NotFound { at: Offset::new(1, 9) },
+        ];
+        static WRONG: std::sync::Mutex<Vec<Bytes>> = std::sync::Mutex::new(Vec::new());
+        let (_link, upstream) = upstream(|_| WRONG.lock().unwrap().clone()).await;
+        let digest = Digest::sha256(b"");
+        let reference = Reference::Digest(digest);
+        let is_wrong = |error: &UpstreamError| matches!(error, UpstreamError::Protocol(_));
+        for response in wrong.map(|response| response()) {
+            *WRONG.lock().unwrap() = vec![frame(&response)];
+            let what = name(&response);
+            let is_no = matches!(response, Response::NotFound { .. });
+            let resolved = upstream.resolve(&repo(), &reference).await;
+            assert!(is_no || resolved.as_ref().is_err_and(is_wrong), "resolve: {what}: {resolved:?}");
+            let linked = upstream.link(&repo(), &digest).await;
+            let fits = is_no || matches!(response, Response::Linked { .. });
+            assert!(fits || linked.as_ref().is_err_and(is_wrong), "link: {what}: {linked:?}");
+            let referrers = upstream.referrers(&repo(), &digest).await;
+            let fits = matches!(response, Response::Manifests { .. });
+            assert!(fits || referrers.as_ref().is_err_and(is_wrong), "referrers: {what}: {referrers:?}");
+            let fetched = upstream.fetch(&repo(), &digest, 0).await.map(|_| ());
+            let fits = is_no || matches!(response, Response::Body { .. });
+            assert!(fits || fetched.as_ref().is_err_and(is_wrong), "fetch: {what}: {fetched:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn without_a_session_requests_fail_fast_and_wait_only_for_one_lost_just_now() {
         let (link, quick) =
             QuicUpstream::new(&QuicUpstreamOptions { reconnect_window_ms: 0, ..Default::default() });

@@ -33,6 +33,9 @@ use crate::{
 /// A request must arrive whole within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a question waits for the index to show what the log has. A site waits longer than that.
+const LEVEL_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Entries of a bucket in one frame, about, with the children and annotations of manifests.
 const PART_ITEMS: usize = 2000;
 
@@ -114,7 +117,10 @@ impl Answerer {
         if matches!(request, Request::Snapshot { .. } | Request::Diff(_)) {
             self.source.sound().map_err(AnswerError::Unsound)?;
         }
-        let Some(above) = &self.above else { return self.known(move |this| this.answer(&request)).await };
+        let Some(above) = &self.above else {
+            self.level(&request).await?;
+            return self.known(move |this| this.answer(&request)).await;
+        };
         if let Some(response) = above.said(&request).await? {
             return Ok(Answer::Frame(response));
         }
@@ -126,6 +132,23 @@ impl Answerer {
             Held::Here(answer) => Ok(answer),
             Held::Elsewhere { size } => above.fetched(&repo, &digest, offset, size, at).await,
         }
+    }
+
+    /// Waits until the index shows all that the log has: sites are sent what is durable, and must not
+    /// be answered as of before what they were sent.
+    async fn level(&self, request: &Request) -> Result<(), AnswerError> {
+        let is_of_now = matches!(
+            request,
+            Request::Resolve { .. }
+                | Request::Link { .. }
+                | Request::Referrers { .. }
+                | Request::Fetch { .. }
+        );
+        let head = self.journal.log().head();
+        let is_level = !is_of_now
+            || self.journal.applied() >= head
+            || self.journal.wait_applied(head, LEVEL_WAIT_MAX).await;
+        if is_level { Ok(()) } else { Err(AnswerError::Behind { head }) }
     }
 
     /// What is looked up here, away from the runtime's threads.
@@ -397,6 +420,8 @@ pub(super) enum AnswerError {
     Read(std::io::Error),
     #[error("{0} is in the index and not in the store")]
     Missing(Digest),
+    #[error("the index is behind the log's head {head}")]
+    Behind { head: Offset },
     #[error("an answer crashed: {0}")]
     Crashed(String),
 }

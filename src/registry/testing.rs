@@ -4,7 +4,7 @@
 use crate::watch;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -194,6 +194,10 @@ pub(super) struct Link {
     pub(super) asked: AtomicUsize,
     /// Blobs fetched.
     pub(super) fetched: AtomicUsize,
+    /// No bytes are given.
+    pub(super) withholds: AtomicBool,
+    /// Every question is answered "no", as of there.
+    pub(super) denies_at: Mutex<Option<Offset>>,
     /// Each question takes one; a test that holds them back holds the answers back.
     pub(super) permits: Semaphore,
 }
@@ -206,14 +210,19 @@ impl Link {
             cut: AtomicBool::new(false),
             asked: AtomicUsize::new(0),
             fetched: AtomicUsize::new(0),
+            withholds: AtomicBool::new(false),
+            denies_at: Mutex::default(),
             permits: Semaphore::new(1_000_000),
         })
     }
 
-    async fn ask<T>(&self, answer: impl FnOnce(&Index) -> T) -> Result<At<T>, UpstreamError> {
+    async fn ask<T: Default>(&self, answer: impl FnOnce(&Index) -> T) -> Result<At<T>, UpstreamError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if self.cut.load(Ordering::SeqCst) {
             return Err(UpstreamError::Unreachable("cut".to_owned()));
+        }
+        if let Some(at) = *self.denies_at.lock().unwrap() {
+            return Ok(At { value: T::default(), at });
         }
         let at = self.index.applied();
         let value = answer(&self.index);
@@ -263,6 +272,9 @@ impl Upstream for Link {
         Box::pin(async move {
             if self.cut.load(Ordering::SeqCst) {
                 return Err(UpstreamError::Unreachable("cut".to_owned()));
+            }
+            if self.withholds.load(Ordering::SeqCst) || self.denies_at.lock().unwrap().is_some() {
+                return Ok(None);
             }
             self.fetched.fetch_add(1, Ordering::SeqCst);
             let holds = self.index.link(repo, digest).unwrap().is_some()

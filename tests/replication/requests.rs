@@ -1,7 +1,7 @@
 //! What a site asks its primary, and what it gets.
 
 use outport::fetch::{At, Upstream as _, UpstreamError};
-use outport_proto::{Change, Digest, Reference};
+use outport_proto::{Change, Digest, Offset, Reference};
 
 use crate::world::{Site, World, committed, repo, tagged};
 
@@ -30,6 +30,27 @@ async fn a_blob_comes_from_any_offset() {
     }
     let elsewhere = site.upstream.fetch(&repo("other/app"), &digest, 0).await.unwrap();
     assert!(elsewhere.is_none(), "a repository without the link does not get the blob");
+}
+
+#[tokio::test]
+async fn a_site_is_answered_as_of_what_it_was_sent_or_later() {
+    let world = World::new();
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
+    site.session("going live", |session| session.live).await;
+    let name = repo("lazy/app");
+    for number in 0..200_u64 {
+        let tag = number.to_string();
+        let sent = Offset::new(1, number + 1);
+        let asked = async {
+            // The primary may still be about to show it itself.
+            site.applied(sent).await;
+            site.upstream.resolve(&name, &tag.parse().unwrap()).await.unwrap()
+        };
+        let commit = primary.commit(vec![tagged("lazy/app", &tag, b"{}", &[])]);
+        let (_, answer) = tokio::join!(commit, asked);
+        assert!(answer.at >= sent && answer.value.is_some(), "{sent}: {answer:?}");
+    }
 }
 
 #[tokio::test]

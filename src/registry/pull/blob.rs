@@ -12,7 +12,7 @@ use super::{
 use crate::{
     auth::Action,
     blocking,
-    fetch::FillError,
+    fetch::{FillError, UpstreamError},
     registry::{
         decide::{Decision, Kind},
         metrics::PullResult,
@@ -63,7 +63,7 @@ impl Shared {
                     Err(error) => note_cut(ask, &mut tried, &error),
                 },
                 (Decision::Revalidate | Decision::Fill, _) => {
-                    match self.said_of_blob(self.remote()?, ask, digest).await {
+                    match self.said_of_blob(self.remote()?, ask, digest, view.applied).await {
                         Ok(pulled) => return pulled.ok_or(PullError::BlobUnknown),
                         Err(error) => note_cut(ask, &mut tried, &error),
                     }
@@ -90,8 +90,9 @@ impl Shared {
         remote: &Remote,
         ask: &Ask<'_>,
         digest: &Digest,
+        seen: Offset,
     ) -> Result<Option<(BlobAnswer, PullResult)>, FillError> {
-        let said = remote.word.link(ask.repo, digest).await?;
+        let said = remote.word.link(ask.repo, digest, seen).await?;
         let Some(size) = said.value else {
             remote.remembered.keep(ask.repo, Asked::Blob(*digest), said.at, || self.site.index.applied());
             return Ok(None);
@@ -119,7 +120,17 @@ impl Shared {
                 let answer = BlobAnswer { digest: *digest, size, offset, staleness: None, content };
                 Ok(Some((answer, result)))
             }
-            Err(FillError::NotLinked) => Ok(None),
+            Err(FillError::NotLinked) => {
+                // That does not say where in the log it holds.
+                let said = self.upstream()?.word.link(ask.repo, digest, offset).await?;
+                match said.value {
+                    None => Ok(None),
+                    Some(_) => {
+                        let reason = "it gives no bytes of a blob that it says is linked";
+                        Err(UpstreamError::Protocol(reason.to_owned()).into())
+                    }
+                }
+            }
             Err(error) => Err(error),
         }
     }

@@ -128,7 +128,7 @@ impl Shared {
         filling(flight).await
     }
 
-    fn upstream(&self) -> Result<&Remote, FillError> {
+    pub(super) fn upstream(&self) -> Result<&Remote, FillError> {
         let upstream = self.remote.as_ref();
         upstream.ok_or_else(|| UpstreamError::Unavailable("a primary has no upstream".to_owned()).into())
     }

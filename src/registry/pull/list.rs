@@ -98,7 +98,7 @@ impl Shared {
     async fn caught_up(&self, remote: &Remote, ask: &Ask<'_>) -> Result<Offset, FillError> {
         // What it names does not matter, the offset of the answer does.
         let reference = Reference::Digest(Digest::sha256(b""));
-        let head = remote.word.manifest(ask.repo, &reference).await?.at;
+        let head = remote.word.manifest(ask.repo, &reference, self.site.index.applied()).await?.at;
         let mut applied = self.site.index.watch();
         let reached = tokio::time::timeout(CATCH_UP_MAX, applied.wait_for(|applied| *applied >= head)).await;
         match reached {
@@ -131,7 +131,7 @@ impl Shared {
                 }
                 Decision::WaitThenServe { until } => self.wait(until, &mut tried).await,
                 Decision::Revalidate | Decision::Fill => {
-                    match self.remote()?.word.referrers(ask.repo, subject).await {
+                    match self.remote()?.word.referrers(ask.repo, subject, view.applied).await {
                         Ok(said) => return Ok((described(&said.value, said.at), PullResult::Revalidated)),
                         Err(error) => note_cut(ask, &mut tried, &error.into()),
                     }

@@ -57,7 +57,7 @@ impl Shared {
                 },
                 (Decision::Revalidate | Decision::Fill, ..) => {
                     let remote = self.remote()?;
-                    match self.said(remote, ask, reference).await {
+                    match self.said(remote, ask, reference, view.applied).await {
                         Ok(Some(pulled)) => return Ok(pulled),
                         Ok(None) => return Err(PullError::ManifestUnknown),
                         Err(error) => note_cut(ask, &mut tried, &error),
@@ -79,8 +79,9 @@ impl Shared {
         remote: &Remote,
         ask: &Ask<'_>,
         reference: &Reference,
+        seen: Offset,
     ) -> Result<Option<(ManifestAnswer, PullResult)>, FillError> {
-        let said = remote.word.manifest(ask.repo, reference).await?;
+        let said = remote.word.manifest(ask.repo, reference, seen).await?;
         let Some(put) = said.value else {
             let asked = Asked::Manifest(reference.clone());
             remote.remembered.keep(ask.repo, asked, said.at, || self.site.index.applied());

@@ -359,6 +359,44 @@ async fn a_no_is_remembered_where_the_configuration_says_so() {
 }
 
 #[tokio::test]
+async fn a_no_of_before_what_is_here_is_nobodys_word() {
+    let primary = Primary::new().await;
+    let (app, content) = (repo(APP), Digest::sha256(b"{}"));
+    let pushed = primary.image(&app, "1", "{}").await;
+    let site = Secondary::of(&primary);
+    site.catch_up(&primary);
+    let blob = async |who: &Caller, options| site.pull.blob(who, &app, &content, options).await;
+    let deny = |at| *site.link.denies_at.lock().unwrap() = at;
+
+    // A push session asks about all of it, and the bytes of the blob are not here.
+    deny(Some(Offset::new(1, pushed.offset.seq - 1)));
+    let stale = pull_as(&site, &pusher(), "1").await.unwrap();
+    assert_eq!((stale.digest, stale.staleness.is_some()), (pushed.digest, true));
+    assert!(blob(&pusher(), head()).await.unwrap().staleness.is_some());
+    assert!(is_unavailable(&blob(&puller(), PullOptions::default()).await));
+    assert!(is_unavailable(&pull(&site, "2").await));
+    let all = Page::default();
+    let listed = site.pull.tags(&pusher(), &app, &all, PullOptions::default()).await.unwrap();
+    assert!(listed.names.len() == 1 && listed.staleness.is_some());
+    let referrers = site.pull.referrers(&puller(), &app, &content, None, PullOptions::default()).await;
+    assert!(is_unavailable(&referrers), "an empty list is a no");
+
+    // The primary contradicts itself.
+    deny(None);
+    site.link.withholds.store(true, Ordering::SeqCst);
+    assert!(is_unavailable(&blob(&puller(), PullOptions::default()).await));
+    site.link.withholds.store(false, Ordering::SeqCst);
+
+    // Nothing was purged, and a "no" of now counts.
+    let got = blob(&puller(), PullOptions::default()).await.unwrap();
+    assert_eq!(read(got.content, got.size).await, b"{}");
+    assert_eq!(pull(&site, "1").await.unwrap().digest, pushed.digest);
+    deny(Some(pushed.offset.next()));
+    assert_eq!(pull_as(&site, &pusher(), "1").await, Err(PullError::ManifestUnknown));
+    assert_eq!(pull(&site, "2").await, Err(PullError::ManifestUnknown));
+}
+
+#[tokio::test]
 async fn referrers_never_miss_what_was_pushed() {
     let primary = Primary::new().await;
     let app = repo(APP);

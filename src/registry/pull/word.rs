@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outport_proto::{Digest, ManifestPut, Reference, RepoName};
+use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName};
 
 use crate::{
     fetch::{At, Upstream, UpstreamError},
@@ -13,7 +13,8 @@ use crate::{
 /// Different questions of one kind under way at once before further ones are asked alone.
 const QUESTIONS_MAX: usize = 10_000;
 
-/// Asks the primary.
+/// Asks the primary. Who asks says what he has `seen` of the log: an answer that holds at an older
+/// place than that is nobody's word, least of all a "no".
 pub(super) struct Word {
     upstream: Arc<dyn Upstream>,
     manifests: Lines<(RepoName, Reference), Said<Option<Arc<ManifestPut>>>>,
@@ -39,6 +40,7 @@ impl Word {
         &self,
         repo: &RepoName,
         reference: &Reference,
+        seen: Offset,
     ) -> Said<Option<Arc<ManifestPut>>> {
         let key = (repo.clone(), reference.clone());
         let question = {
@@ -51,21 +53,26 @@ impl Word {
                 Ok(At { value: said.value.map(Arc::new), at: said.at })
             }
         };
-        self.manifests.ask(&key, question).await.unwrap_or_else(shutting_down)
+        not_before(seen, self.manifests.ask(&key, question).await)
     }
 
     /// The size in bytes of blob `digest` if `repo` links it.
-    pub(super) async fn link(&self, repo: &RepoName, digest: &Digest) -> Said<Option<u64>> {
+    pub(super) async fn link(&self, repo: &RepoName, digest: &Digest, seen: Offset) -> Said<Option<u64>> {
         let key = (repo.clone(), *digest);
         let question = {
             let (upstream, (repo, digest)) = (Arc::clone(&self.upstream), key.clone());
             async move { upstream.link(&repo, &digest).await }
         };
-        self.links.ask(&key, question).await.unwrap_or_else(shutting_down)
+        not_before(seen, self.links.ask(&key, question).await)
     }
 
     /// The manifests of `repo` that refer to `subject`.
-    pub(super) async fn referrers(&self, repo: &RepoName, subject: &Digest) -> Said<Arc<[ManifestPut]>> {
+    pub(super) async fn referrers(
+        &self,
+        repo: &RepoName,
+        subject: &Digest,
+        seen: Offset,
+    ) -> Said<Arc<[ManifestPut]>> {
         let key = (repo.clone(), *subject);
         let question = {
             let (upstream, (repo, subject)) = (Arc::clone(&self.upstream), key.clone());
@@ -74,7 +81,7 @@ impl Word {
                 Ok(At { value: said.value.into(), at: said.at })
             }
         };
-        self.referrers.ask(&key, question).await.unwrap_or_else(shutting_down)
+        not_before(seen, self.referrers.ask(&key, question).await)
     }
 }
 
@@ -89,6 +96,13 @@ fn check(put: &ManifestPut, reference: &Reference) -> Result<(), UpstreamError> 
     Ok(())
 }
 
-fn shutting_down<T>() -> Said<T> {
-    Err(UpstreamError::Unavailable("this site is shutting down".to_owned()))
+/// What was said, unless it holds at a place of the log before `seen`.
+fn not_before<T>(seen: Offset, said: Option<Said<T>>) -> Said<T> {
+    match said {
+        None => Err(UpstreamError::Unavailable("this site is shutting down".to_owned())),
+        Some(Ok(At { at, .. })) if at < seen => {
+            Err(UpstreamError::Unavailable(format!("it answers as of {at}, and {seen} is here")))
+        }
+        Some(said) => said,
+    }
 }

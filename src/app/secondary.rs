@@ -1,5 +1,6 @@
 //! Wires a secondary: journal, store, pull, subscriber, copying ahead, the redirect, listeners.
 
+use crate::watch;
 use std::{sync::Arc, time::Duration};
 
 use outport_proto::{
@@ -36,13 +37,14 @@ use crate::{
         Edge, Exclusion, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site,
         Verification,
         journal::{JournalCollector, JournalOptions, Origin},
+        verification::IsFault,
     },
     secondary::{
         dial::Dialer,
         downstream::{Downstream, PassedOn},
         memory::Memory,
         on_demand::OnDemand,
-        prefetch::{Prefetch, PrefetchOptions},
+        prefetch::{Prefetch, PrefetchOptions, Progress},
         ranks::ranks,
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
@@ -50,7 +52,7 @@ use crate::{
     },
     shutdown::Shutdown,
     status::{SiteState, Status, StatusSource},
-    store::{Store, StoreOptions},
+    store::{Rank, Ranks, Store, StoreOptions},
     telemetry::Metrics,
 };
 
@@ -156,7 +158,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         sealer: Arc::new(TicketSealer::new(config.site.clone())),
         addresses: Arc::default(),
     };
-    store.let_go_by(ranks(Arc::clone(&policy), journal.index().clone()));
+    let ranks = ranks(Arc::clone(&policy), journal.index().clone());
+    store.let_go_by(Arc::clone(&ranks));
     refill(&store, journal.index(), &flights, &shutdown);
     shutdown.spawn(review_displaced(store.clone(), shutdown.clone()));
     let (prefetch, progress) = Prefetch::new(
@@ -167,6 +170,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights.clone(),
         PrefetchOptions::default(),
     );
+    let should_be_here = should_be_here(&store, ranks, &progress);
     let downstream = Downstream::default();
     pull.follow(&journal, &shutdown);
     let on_identity = trust.clone();
@@ -251,7 +255,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let status = status(&view, &store, followers);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
-    let verification = Verification::new(journal.clone(), store.clone(), Some(watched), shutdown.clone());
+    let verification =
+        Verification::new(journal.clone(), store.clone(), Some(watched), should_be_here, shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {
         status,
@@ -362,6 +367,14 @@ fn refill(store: &Store, index: &Index, flights: &Flights, shutdown: &Shutdown) 
             }
         }
     });
+}
+
+/// Whether a blob should be here: copied ahead by now, and not gone for want of room.
+fn should_be_here(store: &Store, ranks: Ranks, progress: &watch::Receiver<Progress>) -> IsFault {
+    let (store, progress) = (store.clone(), progress.clone());
+    Arc::new(move |digest, linked_by| {
+        progress.borrow().complete >= linked_by && ranks(digest) == Rank::Eager && !store.is_displaced(digest)
+    })
 }
 
 /// What had to go for want of room may be deleted since.

@@ -25,9 +25,10 @@ Exit codes: 0 all is right, 1 error, 3 something was wrong, 4 the site could not
 
 The node does the same by itself, slowly. A site repairs what is wrong from its primary; a primary whose index
 is wrong stops, and rebuilds it from its log when it is started again. Bad copies of blobs are set aside in
-store/quarantine; a site fetches them again.")]
+store/quarantine; a site fetches them again, and those that are missing. At a site only what it copies ahead
+can be missing; at the primary everything that a repository links.")]
 pub(super) struct Verify {
-    /// Hash all blobs again as well
+    /// Look for all blobs as well, and hash them again
     #[arg(long)]
     blobs: bool,
     /// How long a site waits to be compared with its primary, and to be repaired: seconds, or with a
@@ -108,8 +109,8 @@ impl Verify {
 
 /// Whether the node is a primary does not matter here: it has nobody to be compared with, and says so.
 fn exit_code(report: &VerifyReport) -> ExitCode {
-    let has_rotten = report.blobs.is_some_and(|blobs| blobs.rotten > 0);
-    let is_right = report.adds_up == Some(true) && report.repaired == 0 && !has_rotten;
+    let has_bad = report.blobs.is_some_and(|blobs| blobs.rotten > 0 || blobs.missing > 0);
+    let is_right = report.adds_up == Some(true) && report.repaired == 0 && !has_bad;
     match report.equals_primary {
         _ if !is_right => ExitCode::from(WRONG),
         Some(false) => ExitCode::from(WRONG),
@@ -133,12 +134,19 @@ fn render(report: &VerifyReport) -> String {
     if *repaired > 0 {
         text += &format!("\n{repaired} tags, manifests and links were repaired");
     }
-    if let Some(BlobsVerified { blobs, bytes: hashed, rotten, .. }) = report.blobs {
+    if let Some(BlobsVerified { blobs, bytes: hashed, rotten, missing, .. }) = report.blobs {
         text += &format!("\n{blobs} blobs ({}) hashed again, ", bytes(hashed));
         text += &match rotten {
             0 => "and they are what they were".to_owned(),
             _ => format!("and {rotten} of them had rotted: their copies were set aside"),
         };
+        if missing > 0 {
+            text += &format!("\nof the blobs that should be here, {missing} are not:");
+            report.missing.iter().for_each(|name| text += &format!("\n  {name}"));
+            if missing > report.missing.len() as u64 {
+                text += "\n  ...";
+            }
+        }
     }
     text
 }
@@ -167,6 +175,11 @@ mod tests {
         let rotten = VerifyReport { blobs: Some(BlobsVerified { rotten: 1, ..blobs }), ..equal };
         assert_eq!(of(&rotten).0, code(WRONG));
         assert!(of(&rotten).1.contains("1 of them had rotted"));
+        let lost = Some(BlobsVerified { missing: 2, ..blobs });
+        let missing = vec!["team/app@sha256:12".to_owned()];
+        let lost = VerifyReport { blobs: lost, missing, ..hashed };
+        assert_eq!(of(&lost).0, code(WRONG));
+        assert!(of(&lost).1.ends_with("should be here, 2 are not:\n  team/app@sha256:12\n  ..."));
         let other = VerifyReport { equals_primary: Some(false), ..site };
         assert_eq!(of(&other).0, code(WRONG));
     }

@@ -1,5 +1,7 @@
 //! Verifying a node on demand: its index is walked, and at a site compared with the primary's; its
-//! blobs are hashed again.
+//! blobs are looked for, and those that are here hashed again.
+
+mod lost;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -8,8 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use self::lost::IsFault;
+use self::lost::{Look, Lost};
 use super::{Journal, SessionView, journal::JournalError};
 use crate::{
+    blocking,
     shutdown::Shutdown,
     store::{Scrubbed, Store, StoreError},
 };
@@ -62,6 +67,9 @@ pub struct VerifyReport {
     pub repaired: u64,
     /// What hashing all blobs came to, as far as it is; `null` where that was not asked for.
     pub blobs: Option<BlobsVerified>,
+    /// The first blobs that should be here and are not, as `repository@digest`.
+    #[serde(default)]
+    pub missing: Vec<String>,
     /// Why the pass broke off.
     pub error: Option<String>,
 }
@@ -77,6 +85,9 @@ pub struct BlobsVerified {
     pub bytes_expected: u64,
     /// Blobs whose copy was bad, and was set aside.
     pub rotten: u64,
+    /// Blobs that a repository links, that should be here and are not.
+    #[serde(default)]
+    pub missing: u64,
 }
 
 /// Verifies this node. Cloning gives another handle to the same.
@@ -86,14 +97,22 @@ pub struct Verification {
     store: Store,
     /// `None` at a primary.
     session: Option<SessionView>,
+    is_fault: IsFault,
     report: Arc<Mutex<VerifyReport>>,
     shutdown: Shutdown,
 }
 
 impl Verification {
-    /// Verifies what `journal` and `store` hold, at a site with its `session`.
-    pub fn new(journal: Journal, store: Store, session: Option<SessionView>, shutdown: Shutdown) -> Self {
-        Self { journal, store, session, report: Arc::default(), shutdown }
+    /// Verifies what `journal` and `store` hold, at a site with its `session`. `is_fault` says which
+    /// blobs have to be here.
+    pub fn new(
+        journal: Journal,
+        store: Store,
+        session: Option<SessionView>,
+        is_fault: IsFault,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self { journal, store, session, is_fault, report: Arc::default(), shutdown }
     }
 
     async fn run(self, wanted: VerifyWanted) {
@@ -107,7 +126,9 @@ impl Verification {
     async fn look(&self, wanted: VerifyWanted) -> Result<(), String> {
         self.look_at_index(wanted.compare_timeout).await.map_err(|error| error.to_string())?;
         if wanted.blobs {
-            self.look_at_blobs().await.map_err(|error| error.to_string())?;
+            // First: a bad copy is not here once it was found.
+            let missing = self.look_for_blobs().await?;
+            self.look_at_blobs(missing).await.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -140,10 +161,23 @@ impl Verification {
         Ok(())
     }
 
-    async fn look_at_blobs(&self) -> Result<(), StoreError> {
+    /// How many blobs should be here and are not.
+    async fn look_for_blobs(&self) -> Result<u64, String> {
+        let this = self.clone();
+        let looking = blocking::spawn(move || {
+            let Self { journal, store, is_fault, shutdown, .. } = &this;
+            Look { index: journal.index(), store, is_fault, shutdown }.through_all()
+        });
+        let looked = looking.await.map_err(|error| error.to_string())?;
+        let Lost { blobs, named } = looked.map_err(|error| error.to_string())?;
+        self.note().missing = named;
+        Ok(blobs)
+    }
+
+    async fn look_at_blobs(&self, missing: u64) -> Result<(), StoreError> {
         let bytes_expected = self.store.stats().bytes;
         let note = |Scrubbed { blobs, bytes, rotten }| {
-            self.note().blobs = Some(BlobsVerified { blobs, bytes, bytes_expected, rotten });
+            self.note().blobs = Some(BlobsVerified { blobs, bytes, bytes_expected, rotten, missing });
         };
         note(Scrubbed::default());
         self.store.scrub_now(note).await?;

@@ -236,6 +236,15 @@ impl Store {
         Ok(size.filter(|size| !is_hollow(digest, *size)))
     }
 
+    /// Whether the disk has the blob whole, whatever memory has of it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn is_on_disk(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let size = self.inner.size_on_disk(digest)?;
+        Ok(size.is_some_and(|size| !is_hollow(digest, size)))
+    }
+
     /// Begins to take in content that will have to hash under `algorithm`.
     ///
     /// # Errors

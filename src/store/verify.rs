@@ -91,6 +91,11 @@ impl Store {
         }
     }
 
+    /// A blob that should be here is not: whoever hears of bad copies hears of it.
+    pub fn note_lost(&self, digest: &Digest) {
+        self.inner.soundness.rotten(digest);
+    }
+
     /// Calls `on_rotten` from now on with every digest whose copy was set aside, on any thread. To be called once.
     pub fn on_rotten(&self, on_rotten: OnRotten) {
         if self.inner.soundness.on_rotten.set(on_rotten).is_err() {

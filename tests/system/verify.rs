@@ -113,6 +113,50 @@ fn nodes_that_are_right_are_said_to_be_and_a_rotten_blob_is_found() {
 }
 
 #[test]
+fn a_blob_that_is_gone_is_missed_where_it_should_be() {
+    let toml = "[store]\nscrub_mib_per_second = 0\n".to_owned();
+    let rules = "[[policy]]\nrepository = 'base/*'\nkeep = 'eager'\n[[policy]]\nkeep = 'lazy'\n\n";
+    let cluster = Cluster::start(Options {
+        sites: vec!["mumbai"],
+        site_toml: format!("{rules}{toml}"),
+        primary_toml: toml,
+        ..Options::default()
+    });
+    let site = &cluster.sites[0];
+    let pusher = Session::user(&cluster, &cluster.primary, &["base/os", REPO]);
+    let [eager, lazy] = [(4, "base/os"), (5, REPO)].map(|(seed, repo)| {
+        let layer = bytes(100_000, seed);
+        pusher.push_image(repo, "1", &[&layer]);
+        Digest::sha256(&layer)
+    });
+    cluster.wait_complete();
+    let missing = |node: &Node| {
+        let (code, report) = verify(node, &["--blobs"]);
+        (code, report["blobs"]["missing"].as_u64().unwrap(), report["missing"].clone())
+    };
+    let none = (0, 0, serde_json::json!([]));
+    assert!(!blob_path(site, &lazy).exists());
+    assert_eq!(missing(site), none, "it keeps that one once somebody pulls it");
+    assert_eq!(missing(&cluster.primary), none);
+
+    std::fs::remove_file(blob_path(site, &eager)).unwrap();
+    assert_eq!(missing(site), (3, 1, serde_json::json!([format!("base/os@{eager}")])));
+    wait_for("the blob to be fetched again", || blob_path(site, &eager).exists().then_some(()));
+    assert_eq!(missing(site), none);
+
+    let (here, away) = (blob_path(&cluster.primary, &lazy), cluster.dir.path().join("away"));
+    std::fs::rename(&here, &away).unwrap();
+    for _ in 0..2 {
+        assert_eq!(missing(&cluster.primary), (3, 1, serde_json::json!([format!("{REPO}@{lazy}")])));
+    }
+    let text = run(&cluster.primary, &["--blobs"]).stdout;
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("of the blobs that should be here, 1 are not:"), "{text}");
+    std::fs::rename(&away, &here).unwrap();
+    assert_eq!(missing(&cluster.primary), none);
+}
+
+#[test]
 fn a_lost_tag_is_repaired_and_a_site_without_its_primary_cannot_tell() {
     let mut cluster = cluster();
     let pusher = Session::user(&cluster, &cluster.primary, &[REPO]);

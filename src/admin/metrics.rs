@@ -10,7 +10,7 @@ use prometheus_client::{
 use crate::status::{Lag, SiteStatus, Status, StatusSource, StoreStatus};
 
 /// Turns the status into `outport_log_seq{stage}`, `outport_lag_seconds{stage}` and their kin. A
-/// primary shows one series a site.
+/// primary shows one series a site, and so does a site that relays, beside its own.
 pub struct StatusCollector(pub StatusSource);
 
 impl std::fmt::Debug for StatusCollector {
@@ -25,16 +25,21 @@ impl Collector for StatusCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (own_head, store, sites) = match (self.0)() {
             Status::Primary(primary) => (Some(primary.head_seq), primary.store, primary.sites),
-            Status::Secondary(site) => (None, site.store, vec![*site]),
+            Status::Secondary(mut site) => {
+                let behind = std::mem::take(&mut site.sites);
+                (None, site.store, std::iter::once(*site).chain(behind).collect())
+            }
         };
         let at_primary = own_head.is_some();
         let each = |value: &dyn Fn(&SiteStatus) -> Vec<(Labels, f64)>| -> Vec<(Labels, f64)> {
-            let label = |site: &SiteStatus| at_primary.then(|| ("site", site.site.clone()));
+            let is_own = |place: usize| !at_primary && place == 0;
+            let label = |place, site: &SiteStatus| (!is_own(place)).then(|| ("site", site.site.clone()));
             sites
                 .iter()
-                .flat_map(|site| {
-                    value(site).into_iter().map(|(labels, number)| {
-                        (labels.into_iter().chain(label(site)).collect::<Labels>(), number)
+                .enumerate()
+                .flat_map(|(place, site)| {
+                    value(site).into_iter().map(move |(labels, number)| {
+                        (labels.into_iter().chain(label(place, site)).collect::<Labels>(), number)
                     })
                 })
                 .collect()
@@ -86,22 +91,23 @@ impl Collector for StatusCollector {
         let forks = each(&|site| one(site.forks_refused as f64));
         let help = "Sessions refused because the histories of site and primary forked";
         encode_counters(encoder.encode_descriptor("fork_refused", help, None, MetricType::Counter)?, &forks)?;
-        if !at_primary {
-            for (name, help, series) in [
+        // Nobody says this of others.
+        if let Some(own) = sites.first().filter(|_| !at_primary) {
+            for (name, help, count) in [
                 (
                     "state_mismatches",
                     "Times the index was in another state than the primary's",
-                    each(&|site| one(site.state_mismatches as f64)),
+                    own.state_mismatches,
                 ),
-                ("state_repairs", "Of those, repaired", each(&|site| one(site.state_repairs as f64))),
+                ("state_repairs", "Of those, repaired", own.state_repairs),
                 (
                     "state_entries_repaired",
                     "Tags, manifests and links that repairs changed",
-                    each(&|site| one(site.state_entries_repaired as f64)),
+                    own.state_entries_repaired,
                 ),
             ] {
                 let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-                encode_counters(family, &series)?;
+                ConstCounter::new(count).encode(family)?;
             }
         }
         for (name, help, unit, series) in families {
@@ -113,26 +119,32 @@ impl Collector for StatusCollector {
 }
 
 fn encode_counters(mut family: MetricEncoder<'_>, series: &[(Labels, f64)]) -> Result<(), std::fmt::Error> {
-    for (labels, value) in series {
-        let counter = ConstCounter::new(*value);
-        match labels.is_empty() {
-            true => return counter.encode(family),
-            false => counter.encode(family.encode_family(labels)?)?,
-        }
+    for (labels, value) in labelled(series) {
+        ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
     }
-    Ok(())
+    match unlabelled(series) {
+        Some(value) => ConstCounter::new(value).encode(family),
+        None => Ok(()),
+    }
 }
 
 fn encode_series(mut family: MetricEncoder<'_>, series: &[(Labels, f64)]) -> Result<(), std::fmt::Error> {
-    if let [(labels, value)] = series
-        && labels.is_empty()
-    {
-        return ConstGauge::new(*value).encode(family);
-    }
-    for (labels, value) in series {
+    for (labels, value) in labelled(series) {
         ConstGauge::new(*value).encode(family.encode_family(labels)?)?;
     }
-    Ok(())
+    match unlabelled(series) {
+        Some(value) => ConstGauge::new(value).encode(family),
+        None => Ok(()),
+    }
+}
+
+fn labelled(series: &[(Labels, f64)]) -> impl Iterator<Item = &(Labels, f64)> {
+    series.iter().filter(|(labels, _)| !labels.is_empty())
+}
+
+/// The one of the node itself; it ends its family.
+fn unlabelled(series: &[(Labels, f64)]) -> Option<f64> {
+    series.iter().find(|(labels, _)| labels.is_empty()).map(|(_, value)| *value)
 }
 
 fn lag_by_stage(lag: Lag) -> Vec<(Labels, f64)> {
@@ -164,6 +176,31 @@ mod tests {
         assert!(text.contains("outport_log_seq{stage=\"complete\"} 0"), "{text}");
         assert!(text.contains("outport_fork_refused_total 0"), "{text}");
         assert!(text.contains("outport_state_repairs_total 0"), "{text}");
+    }
+
+    #[test]
+    fn a_site_that_relays_shows_itself_and_who_is_behind_it() {
+        let behind = |name: &str, lag_events| SiteStatus {
+            site: name.to_owned(),
+            lag_events,
+            forks_refused: 1,
+            ..SiteStatus::default()
+        };
+        let sites = vec![behind("goa", 3), behind("pune", 4)];
+        let text = scrape(Status::Secondary(Box::new(SiteStatus { sites, ..behind("mumbai", 2) })));
+        for line in [
+            "outport_lag_events{site=\"goa\"} 3",
+            "outport_lag_events{site=\"pune\"} 4",
+            "outport_lag_events 2",
+            "outport_log_seq{stage=\"applied\"} 0",
+            "outport_log_seq{stage=\"applied\",site=\"goa\"} 0",
+            "outport_fork_refused_total{site=\"goa\"} 1",
+            "outport_fork_refused_total 1",
+            "outport_state_repairs_total 0",
+        ] {
+            assert_eq!(text.lines().filter(|found| found.starts_with(line)).count(), 1, "{line}: {text}");
+        }
+        assert!(!text.contains("outport_state_repairs_total{"), "{text}");
     }
 
     #[test]

@@ -103,6 +103,8 @@ fn what_was_pushed_can_be_pulled_behind_two_relays_at_once() {
             let said = wait_for_row(relay, site, |row| is_level(row, &head));
             assert_eq!(said["via"], row(primary, site)["via"], "{said}");
             assert_eq!(said["lag_seconds"]["applied"], 0.0, "{said}");
+            let applied = relay.metric("outport_log_seq", &format!("stage=\"applied\",site=\"{site}\""));
+            assert_eq!(Some(applied), head.as_f64(), "{site} in the metrics of {}", relay.name);
         }
         assert_eq!(relay.status()["sites"].as_array().unwrap().len(), behind.len());
         let table = outport(&["status", "--admin", &relay.admin()]);

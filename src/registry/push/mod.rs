@@ -76,9 +76,19 @@ impl PushService {
         self.journal.index()
     }
 
-    /// Appends what happened; when this returns it is durable and can be read.
+    /// Appends what happened; when this returns it is durable and can be read. It fulfils no
+    /// intent: what a blob is committed or mounted for may still be to come.
     async fn commit(&self, actor: &str, change: Change) -> Result<Offset, PushError> {
-        let cause = Cause { actor: actor.to_owned(), intent: self.intent.clone() };
+        self.commit_for(None, actor, change).await
+    }
+
+    async fn commit_for(
+        &self,
+        intent: Option<IntentId>,
+        actor: &str,
+        change: Change,
+    ) -> Result<Offset, PushError> {
+        let cause = Cause { actor: actor.to_owned(), intent };
         self.journal.commit(cause, vec![change]).await.map_err(not_durable)
     }
 
@@ -100,7 +110,7 @@ impl PushService {
         }
         allowed()?;
         let digest = digest_of(&change)?;
-        let offset = self.commit(actor, change).await?;
+        let offset = self.commit_for(Some(intent.clone()), actor, change).await?;
         turn.finish(digest, offset);
         Ok(offset)
     }

@@ -378,11 +378,9 @@ impl Subscription {
         Ok(())
     }
 
+    /// First what the primary said is remembered: with its keys this site leads requests to it, and
+    /// a start that remembers no primary takes none for announced.
     async fn identified(&self, is_news: bool) {
-        if let Some(welcome) = self.parts.memory.last() {
-            (self.parts.on_identity)(welcome);
-            self.parts.downstream.welcomed(welcome);
-        }
         if is_news {
             let memory = self.parts.memory.clone();
             match blocking::spawn(move || memory.save()).await {
@@ -390,6 +388,10 @@ impl Subscription {
                 Err(error) => tracing::error!(%error, "remembering the primary crashed"),
                 Ok(Ok(())) => {}
             }
+        }
+        if let Some(welcome) = self.parts.memory.last() {
+            (self.parts.on_identity)(welcome);
+            self.parts.downstream.welcomed(welcome);
         }
     }
 
@@ -493,13 +495,21 @@ impl Subscription {
             comparisons: self.divergence.counts().comparisons,
             entries_repaired: self.divergence.counts().entries,
             reachable: is_open,
-            closed_time: self.subscriber.closed_time().unwrap_or_default(),
+            closed_time: self.closed_time().unwrap_or_default(),
             head: self.subscriber.head().unwrap_or_default(),
             primary_ahead_micros: self.primary_clock.ahead_micros(),
         };
         self.parts.downstream.differs(session.differs);
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
         self.view.show(self.status(now, rtt.filter(|_| is_open)));
+    }
+
+    /// Every change acknowledged before it shows here.
+    fn closed_time(&self) -> Option<Timestamp> {
+        if is_planted(Bug::AppliedBeforeData) {
+            return self.subscriber.heartbeat().map(|heartbeat| heartbeat.closed_time);
+        }
+        self.subscriber.closed_time()
     }
 
     /// The sites up to the primary.

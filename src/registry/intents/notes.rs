@@ -1,8 +1,9 @@
 //! What stands on disk of the open write intents: one file, first a name for the run of the kernel
 //! that it was written under, then a record for each intent that was opened.
 //!
-//! It is not synced: what a killed process wrote stays in the kernel's hands. A power cut takes
-//! some of it, and the next start sees that by the name.
+//! Only what a start begins with is synced: what a killed process wrote stays in the kernel's
+//! hands. A power cut takes some of it, and the next start sees that by the name. A file that is
+//! not there at all would tell it nothing, so one is there for sure before anything is noted.
 
 use std::io;
 
@@ -81,6 +82,9 @@ impl Notes {
         };
         // What was doubted stays so at a next start soon; a torn end goes.
         notes.begin_anew(&standing);
+        if let Err(error) = notes.sync() {
+            notes.give_up(&error);
+        }
         (notes, standing)
     }
 
@@ -127,6 +131,14 @@ impl Notes {
             Ok((file, bytes)) => (self.file, self.bytes, self.begun_bytes) = (Some(file), bytes, bytes),
             Err(error) => self.give_up(&error),
         }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.sync()?;
+            self.disk.sync_dir()?;
+        }
+        Ok(())
     }
 
     fn replace(&self, notes: &[Note]) -> io::Result<(Box<dyn File>, u64)> {

@@ -184,6 +184,18 @@ fn a_start_that_cannot_know_doubts_and_remembers_that_it_does() {
     assert!(doubts(&Intents::open_on(Arc::new(machine.0), None, Past::Perhaps, (site(), 9), NOW)));
 }
 
+/// The first start may lose power before it remembers durably that it has a primary.
+#[test]
+fn a_first_start_that_loses_power_is_doubted_by_the_next() {
+    for seed in 0..20 {
+        let machine = Machine::new();
+        machine.start("boot 1", Past::None).open(put(1, &["1"]), NOW);
+        machine.0.cut_power();
+        let machine = Machine(machine.0.power_on(seed));
+        assert!(doubts(&machine.start("boot 2", Past::None)), "seed {seed}");
+    }
+}
+
 #[test]
 fn what_a_kill_tore_off_was_never_waited_for() {
     let machine = Machine::new();

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     Broken,
-    content::{MEDIA_TYPE, blobs, images},
+    content::{Content, MEDIA_TYPE, blobs, images, only_one},
     identities::site_name,
     machine::{Role, Running},
     oracle::{Mark, What},
@@ -23,6 +23,8 @@ use crate::{
 
 pub(crate) const REPOS: u64 = 2;
 pub(crate) const TAGS: u64 = 5;
+/// A pass of the garbage collector takes about so long.
+const COLLECTING_MICROS: u64 = 300_000;
 /// Nobody waits longer for the primary to take what he pushes.
 const WRITE_MAX: Duration = Duration::from_secs(100);
 
@@ -135,7 +137,7 @@ impl Client {
                 None => return,
             },
             72..82 => Write::Delete(What::Manifest(Reference::Digest(self.some_image()))),
-            82..88 => Write::Blob(self.random.index(blobs().len())),
+            82..88 => Write::Blob(self.random.percent(30).then(|| self.random.index(blobs().len()))),
             88..93 => Write::Mount(self.random.index(blobs().len())),
             93..99 => Write::Delete(What::Blob(blobs()[self.random.index(blobs().len())].digest)),
             _ => Write::DeleteRepository,
@@ -154,7 +156,8 @@ impl Client {
         let Role::Primary { push } = &primary.role else { return };
         let doing = Doing {
             world: Arc::clone(&world),
-            push: match through {
+            push: push.clone(),
+            led: match through {
                 Some((site, number)) if number != 0 => match site_name(site - 1) {
                     Ok(site) => push.led(IntentId { site, number }),
                     Err(_) => return,
@@ -224,8 +227,12 @@ impl Client {
 
 /// What is written.
 enum Write {
-    Push { image: usize, tags: Vec<outport_proto::Tag> },
-    Blob(usize),
+    Push {
+        image: usize,
+        tags: Vec<outport_proto::Tag>,
+    },
+    /// One of the blobs, or one that nobody else has.
+    Blob(Option<usize>),
     Mount(usize),
     Delete(What),
     DeleteRepository,
@@ -260,6 +267,8 @@ impl Write {
 struct Doing {
     world: Arc<World>,
     push: PushService,
+    /// For the one request that a redirect announced.
+    led: PushService,
     caller: Caller,
     primary: Arc<Running>,
     repo: RepoName,
@@ -275,7 +284,7 @@ impl Doing {
             Write::Push { image, tags } => {
                 let image = &images()[image];
                 for blob in image.blobs {
-                    self.upload(blob).await?;
+                    self.upload(&blobs()[blob]).await?;
                 }
                 let mut tags = tags.into_iter();
                 let reference = tags.next().map_or(Reference::Digest(image.manifest.digest), Reference::Tag);
@@ -294,9 +303,10 @@ impl Doing {
                     content_type: MEDIA_TYPE.to_owned(),
                     bytes: image.manifest.bytes.clone(),
                 };
-                self.push.put_manifest(&self.caller, &self.repo, manifest).await?.offset
+                self.led.put_manifest(&self.caller, &self.repo, manifest).await?.offset
             }
-            Write::Blob(blob) => self.upload(blob).await?,
+            Write::Blob(Some(blob)) => self.upload(&blobs()[blob]).await?,
+            Write::Blob(None) => self.upload(&only_one(self.world.random.number())).await?,
             Write::Mount(blob) => {
                 let digest = blobs()[blob].digest;
                 let mounted = self.push.mount(&self.caller, &self.repo, &digest, Some(&self.other)).await?;
@@ -309,10 +319,10 @@ impl Doing {
                 }
             }
             Write::Delete(What::Manifest(reference)) => {
-                self.push.delete_manifest(&self.caller, &self.repo, &reference).await?.offset
+                self.led.delete_manifest(&self.caller, &self.repo, &reference).await?.offset
             }
             Write::Delete(What::Blob(digest)) => {
-                self.push.delete_blob(&self.caller, &self.repo, &digest).await?.offset
+                self.led.delete_blob(&self.caller, &self.repo, &digest).await?.offset
             }
             Write::DeleteRepository => {
                 let change = Change::RepositoryDeleted { repo: self.repo.clone() };
@@ -326,8 +336,7 @@ impl Doing {
         Ok(offset)
     }
 
-    async fn upload(&self, blob: usize) -> Result<Offset, PushError> {
-        let blob = &blobs()[blob];
+    async fn upload(&self, blob: &Content) -> Result<Offset, PushError> {
         let (right, _) = self.push.start_upload(&self.caller, &self.repo, None).await?;
         let mut append = self.push.append(&right, None).await?;
         let half = blob.bytes.len() / 2;
@@ -336,10 +345,15 @@ impl Doing {
         }
         append.finish().await?;
         // A bad moment to collect garbage: nothing links what is published next.
-        if self.world.random.percent(8) {
+        if self.world.random.percent(25) {
             self.primary.collect();
+            tokio::time::sleep(self.world.random.micros(0, COLLECTING_MICROS)).await;
         }
         let offset = self.push.finish_upload(&right, &blob.digest).await?.offset;
+        if self.primary.has_lost(&self.repo, &blob.digest) {
+            self.world
+                .broken(Broken(format!("a blob is lost that was acknowledged at {offset}: {}", blob.digest)));
+        }
         self.acknowledged(offset, None);
         Ok(offset)
     }

@@ -32,6 +32,11 @@ fn content(bytes: Vec<u8>) -> Content {
     Content { digest: Digest::sha256(&bytes), bytes: bytes.into() }
 }
 
+/// A small blob that nobody else pushes.
+pub(crate) fn only_one(number: u64) -> Content {
+    content(number.to_be_bytes().repeat(8))
+}
+
 /// All blobs.
 pub(crate) fn blobs() -> &'static [Content] {
     static MADE: OnceLock<Vec<Content>> = OnceLock::new();

@@ -34,10 +34,14 @@ fn is_decision(metadata: &Metadata<'_>) -> bool {
     *metadata.level() == Level::TRACE && metadata.target() == "outport::registry::pull::rules"
 }
 
+fn is_ours(target: &str) -> bool {
+    target.starts_with("outport") || target.starts_with("simulations")
+}
+
 impl Subscriber for Listener {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         is_decision(metadata)
-            || self.prints && metadata.target().starts_with("outport") && *metadata.level() <= Level::TRACE
+            || self.prints && is_ours(metadata.target()) && *metadata.level() <= Level::TRACE
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

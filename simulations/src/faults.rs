@@ -1,12 +1,27 @@
 //! What goes wrong.
 
-use std::{fs::OpenOptions, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use outport::registry::journal::History;
+use outport::{
+    fetch::HOLD_BACK_BYTES,
+    registry::{Want, journal::History},
+};
 use outport_proto::Digest;
 use tokio::time::Instant;
 
-use crate::{content::blobs, random::Random, world::World};
+use crate::{
+    clients::{REPOS, Token},
+    content::{Content, blobs},
+    oracle::What,
+    random::Random,
+    world::World,
+};
 
 impl World {
     /// Lets things go wrong until nothing may any more.
@@ -36,8 +51,9 @@ impl World {
             50..60 => self.slow(random, site),
             60..74 => self.crash(random, site).await,
             74..84 => self.crash(random, 0).await,
-            84..92 => self.fill_disk(random, if random.percent(40) { 0 } else { site }),
-            92..95 => self.rot(random).await,
+            84..88 => self.fill_disk(random, if random.percent(40) { 0 } else { site }),
+            88..91 => self.slow_disk(random, if random.percent(40) { 0 } else { site }),
+            91..95 => self.rot(random, site).await,
             95..97 => self.collect(if random.percent(60) { 0 } else { site }),
             _ => self.restore(random).await,
         }
@@ -55,21 +71,21 @@ impl World {
         });
         let longest = if self.is_busy() { 25_000 } else { 600_000 };
         let until = Some(Instant::now() + random.millis(50, longest));
-        let (site, primary) = (self.machines[site].host, self.machines[0].host);
+        let (site, upstream) = (self.machines[site].host, self.machines[self.upstreams[site]].host);
         if up {
-            self.network.path(site, primary, |path| path.blocked_until = until);
+            self.network.path(site, upstream, |path| path.blocked_until = until);
         }
         if down {
-            self.network.path(primary, site, |path| path.blocked_until = until);
+            self.network.path(upstream, site, |path| path.blocked_until = until);
         }
     }
 
     fn slow(&self, random: &Random, site: usize) {
         self.count_fault("slow path");
         let until = Some(Instant::now() + random.millis(100, 10_000));
-        let (site, primary) = (self.machines[site].host, self.machines[0].host);
-        self.network.path(site, primary, |path| path.slow_until = until);
-        self.network.path(primary, site, |path| path.slow_until = until);
+        let (site, upstream) = (self.machines[site].host, self.machines[self.upstreams[site]].host);
+        self.network.path(site, upstream, |path| path.slow_until = until);
+        self.network.path(upstream, site, |path| path.slow_until = until);
     }
 
     async fn crash(self: &Arc<Self>, random: &Random, number: usize) {
@@ -131,25 +147,74 @@ impl World {
         state.blobs.set_room(None);
     }
 
-    /// A bit of a blob at the primary flips, and is found and mended a moment later.
-    async fn rot(&self, random: &Random) {
-        let blob = &blobs()[random.index(blobs().len())];
-        let at = blob.bytes.len() as u64 - 1 - random.below(blob.bytes.len().min(60_000) as u64);
-        let good = blob.bytes[at as usize];
-        if self.change_blob(&blob.digest, at, good, !good) {
-            self.count_fault("bit flipped at the primary");
-            tokio::time::sleep(random.millis(100, 4000)).await;
-            self.change_blob(&blob.digest, at, !good, good);
+    fn slow_disk(&self, random: &Random, number: usize) {
+        self.count_fault(if number == 0 { "disk of the primary slow" } else { "disk of a site slow" });
+        self.machines[number].state().slow_until = Some(Instant::now() + random.millis(500, 10_000));
+    }
+
+    /// Bits of the large blobs at the primary flip, and are found and mended a moment later. A site
+    /// that lost them is asked for them meanwhile.
+    async fn rot(self: &Arc<Self>, random: &Random, site: usize) {
+        let mut flipped = Vec::new();
+        for blob in blobs().iter().filter(|blob| blob.bytes.len() as u64 > HOLD_BACK_BYTES) {
+            let at = blob.bytes.len() as u64 - 1 - random.below(HOLD_BACK_BYTES);
+            let good = blob.bytes[at as usize];
+            if self.change_blob(&blob.digest, at, good, !good) {
+                flipped.push((blob, at, good));
+            }
         }
+        if flipped.is_empty() {
+            return;
+        }
+        self.count_fault("bits flipped at the primary");
+        for (blob, ..) in &flipped {
+            if let Some(running) = self.machines[site].running() {
+                // When it is not removed, the site has it.
+                let _ = running.store.remove(&blob.digest);
+            }
+            for repo in 0..REPOS {
+                let Ok(repo) = format!("team/app-{repo}").parse() else { continue };
+                let (world, what) = (Arc::clone(self), What::Blob(blob.digest));
+                drop(tokio::spawn(async move {
+                    let token = Token::default();
+                    let pulled = world.pull(site, repo, what, Want::Content, token, None, None).await;
+                    if let Err(broken) = pulled {
+                        world.broken(broken);
+                    }
+                }));
+            }
+        }
+        tokio::time::sleep(random.millis(100, 4000)).await;
+        for (blob, at, good) in flipped {
+            if !self.change_blob(&blob.digest, at, !good, good) {
+                self.put_back(blob);
+            }
+        }
+    }
+
+    /// A bad copy that the primary set aside is replaced from a backup.
+    fn put_back(&self, blob: &Content) {
+        let life = self.machines[0].state().life;
+        for path in [life, life + 1].map(|life| self.path_of(life, &blob.digest)) {
+            let is_there = path.parent().is_some_and(|dir| dir.is_dir());
+            if is_there && !path.exists() {
+                let _ = fs::write(path, &blob.bytes);
+            }
+        }
+    }
+
+    /// Where the primary has a blob in one of its lives.
+    fn path_of(&self, life: u64, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.machines[0].dir(life).join("store/blobs/sha256").join(&hex[..2]).join(&hex)
     }
 
     /// Changes a byte of a blob at the primary if it is what it is expected to be.
     fn change_blob(&self, digest: &Digest, at: u64, from: u8, to: u8) -> bool {
         let life = self.machines[0].state().life;
-        let hex = digest.hex();
         // It lies where the present life has it, or the next one will.
         [life, life + 1].into_iter().any(|life| {
-            let path = self.machines[0].dir(life).join("store/blobs/sha256").join(&hex[..2]).join(&hex);
+            let path = self.path_of(life, digest);
             let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).is_ok()
@@ -168,6 +233,10 @@ impl World {
 
     /// The primary comes back with an older copy of its log, and knows it.
     async fn restore(self: &Arc<Self>, random: &Random) {
+        if self.grace.is_zero() {
+            // What the copy names may be gone, and nobody brings it back.
+            return self.crash(random, 0).await;
+        }
         let copy = {
             let state = self.machines[0].state();
             (state.log.copy(), state.snapshots.copy())

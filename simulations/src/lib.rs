@@ -49,6 +49,7 @@ mod pulls;
 mod random;
 mod report;
 mod shrink;
+mod wiring;
 mod world;
 
 use std::time::Duration;

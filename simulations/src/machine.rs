@@ -1,11 +1,9 @@
 //! The machines: what of them outlives a crash, and how a process starts on one. What runs is the
-//! real thing, wired as `outport::app` wires it, but for listeners, tokens and the command line.
+//! real thing, but for listeners, tokens and the command line.
 
-use outport::watch;
 use std::{
-    collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,56 +11,29 @@ use std::{
 
 use anyhow::Context as _;
 use outport::{
-    auth::{authority::site_of, tls},
-    clock::{Clock as _, SharedClock},
-    fetch::{
-        FlightMetrics, FlightOptions, Flights, Upstream,
-        primary::{QuicUpstream, QuicUpstreamOptions},
-        quic::{self, Network as _, TransportOptions},
-    },
+    clock::SharedClock,
     index::{Index, IndexOptions, Opened},
     log::{Log, LogOptions, Retention, Stepper, faulty::FaultyDisk},
-    policy::{Keep, Policy, PolicyRule},
-    primary::{
-        fleet::Fleet,
-        log_stream::LogPublisher,
-        publisher::{Admit, Publisher},
-        requests::Answerer,
-        source::{OwnSource, PrimaryIdentity, Relays, Source},
-    },
     process::{self, Simulated},
     registry::{
-        Edge, Intents, Journal, Past, PullMetrics, PullRules, PullService, PushLimits, PushService,
-        SessionView, Site,
+        Intents, Journal, PullMetrics, PullRules, PullService, PushService, SessionView, Site,
         collect::Collector,
         journal::{History, JournalOptions, Origin},
     },
-    secondary::{
-        dial::Dialer,
-        downstream::Downstream,
-        memory::Memory,
-        prefetch::{Prefetch, PrefetchOptions, Progress},
-        subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
-    },
+    secondary::prefetch::Progress,
     shutdown::Shutdown,
     store::{Store, StoreOptions},
     telemetry::Metrics,
+    watch,
 };
-use outport_proto::frame::{ALPN, Keys};
+use outport_proto::{Digest, RepoName};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Broken,
-    blobs::BlobDisk,
-    clock::MachineClock,
-    identities::{identities, site_name},
-    world::World,
-};
+use crate::{Broken, blobs::BlobDisk, clock::MachineClock, world::World};
 
-const CLUSTER: &str = "world";
-const REPLICATION_PORT: u16 = 7000;
-/// How long a blob stays that no repository names any more.
-const GRACE: Duration = Duration::from_secs(3);
+/// Bytes of blobs in a store that has too little room for all of them.
+const ROOM: u64 = 250_000;
 /// A node that cannot start is tried again.
 const START_RETRY: Duration = Duration::from_millis(700);
 
@@ -82,8 +53,10 @@ pub(crate) struct State {
     pub(crate) snapshots: FaultyDisk,
     pub(crate) intents: FaultyDisk,
     /// Counts power cuts.
-    boots: u64,
+    pub(crate) boots: u64,
     pub(crate) blobs: Arc<BlobDisk>,
+    /// Until then every sync of its log takes long.
+    pub(crate) slow_until: Option<Instant>,
     /// Counts its starts.
     pub(crate) life: u64,
     /// What its log held for sure when it last ran, and in which history.
@@ -102,11 +75,18 @@ pub(crate) struct Running {
     pub(crate) journal: Journal,
     pub(crate) pull: PullService,
     pub(crate) role: Role,
+    pub(crate) store: Store,
     collector: Collector,
     shutdown: Shutdown,
 }
 
 impl Running {
+    /// Whether a blob that a repository of it links is nowhere.
+    pub(crate) fn has_lost(&self, repo: &RepoName, digest: &Digest) -> bool {
+        let is_linked = self.journal.index().link(repo, digest).is_ok_and(|link| link.is_some());
+        is_linked && self.store.size(digest).is_ok_and(|size| size.is_none())
+    }
+
     /// Collects garbage now.
     pub(crate) fn collect(&self) {
         let (collector, shutdown) = (self.collector.clone(), self.shutdown.clone());
@@ -127,6 +107,7 @@ impl Machine {
             intents: FaultyDisk::new(),
             boots: 0,
             blobs: Arc::default(),
+            slow_until: None,
             life: 0,
             durable: crate::oracle::Mark::default(),
             process: None,
@@ -146,13 +127,18 @@ impl Machine {
         self.state().running.clone()
     }
 
-    fn shared_clock(&self) -> SharedClock {
+    pub(crate) fn shared_clock(&self) -> SharedClock {
         Arc::clone(&self.clock) as SharedClock
     }
 
     /// Directories move with every life: what a killed process still does to its own leads nowhere.
     pub(crate) fn dir(&self, life: u64) -> PathBuf {
         self.root.join(format!("machine-{}-{life}", self.number))
+    }
+
+    /// Every other site does.
+    pub(crate) fn copies_ahead(&self) -> bool {
+        self.number % 2 == 1
     }
 
     fn is_primary(&self) -> bool {
@@ -192,7 +178,7 @@ impl World {
                         break;
                     }
                     Err(error) => {
-                        tracing::warn!(number, %error, "a node does not start");
+                        tracing::warn!(number, error = format!("{error:#}"), "a node does not start");
                         if let Ok(broken) = error.downcast::<Broken>() {
                             world.broken(broken);
                         }
@@ -253,7 +239,9 @@ impl World {
         let journal = Journal::over(log, index, Arc::new(snapshots), options, &shutdown).await;
         let journal = journal.context("open the journal")?;
         machine.state().history = History::Continues;
-        let store = StoreOptions { limit_bytes: None, clock: machine.shared_clock(), witness: Some(blobs) };
+        // Sites that copy ahead need room for everything.
+        let limit_bytes = (self.is_tight && !machine.is_primary() && !machine.copies_ahead()).then_some(ROOM);
+        let store = StoreOptions { limit_bytes, clock: machine.shared_clock(), witness: Some(blobs) };
         let store = Store::open_with(&dir.join("store"), store).context("open the store")?.0;
         let rules = PullRules { remembered_max: self.remembered_max, ..PullRules::default() };
         let site = Site {
@@ -263,16 +251,16 @@ impl World {
             rules,
             metrics: Metrics::default().register(PullMetrics::new),
         };
-        let collector = Collector::new(journal.index().clone(), store.clone(), GRACE);
+        let collector = Collector::new(journal.index().clone(), store.clone(), self.grace);
         shutdown.spawn(collector.clone().run(shutdown.clone()));
         let dead = CancellationToken::new();
         let (pull, role) = if machine.is_primary() {
             let push = self.serve_primary(machine, &journal, &store, &shutdown)?;
             (PullService::primary(site), Role::Primary { push })
         } else {
-            self.follow_primary(machine, life, site, &journal, &store, &shutdown)?
+            self.follow(machine, life, site, &journal, &shutdown)?
         };
-        Ok(Running { life, process: process.clone(), dead, journal, pull, role, collector, shutdown })
+        Ok(Running { life, process: process.clone(), dead, journal, pull, role, store, collector, shutdown })
     }
 
     /// The log's writer, with a disk that takes its time.
@@ -281,7 +269,10 @@ impl World {
         let log = if number == 0 { Some(log) } else { None };
         drop(process::spawn(async move {
             while stepper.asked().await {
-                tokio::time::sleep(world.random.micros(100, 30_000)).await;
+                let is_slow =
+                    world.machines[number].state().slow_until.is_some_and(|until| Instant::now() < until);
+                let longest = if is_slow { 3_000_000 } else { 30_000 };
+                tokio::time::sleep(world.random.micros(100, longest)).await;
                 stepper.step();
                 if let Some(log) = &log {
                     let observed = world.oracle().observe(log);
@@ -291,136 +282,6 @@ impl World {
                 }
             }
         }));
-    }
-
-    fn serve_primary(
-        &self,
-        machine: &Machine,
-        journal: &Journal,
-        store: &Store,
-        shutdown: &Shutdown,
-    ) -> anyhow::Result<PushService> {
-        let clock = machine.shared_clock();
-        let limits = PushLimits::default();
-        let push =
-            PushService::new(journal.clone(), store.clone(), Arc::clone(&clock), limits, shutdown.clone());
-        let names: Vec<_> = (0..self.machines.len() - 1).map(site_name).collect::<anyhow::Result<_>>()?;
-        let (_, keys_changed) = watch::channel(1);
-        let relays = Relays::new(BTreeMap::new());
-        let source: Arc<dyn Source> = Arc::new(OwnSource {
-            identity: PrimaryIdentity {
-                cluster: CLUSTER.to_owned(),
-                token_realm: String::new(),
-                token_service: String::new(),
-                public_url: String::new(),
-                path: Vec::new(),
-            },
-            journal: journal.clone(),
-            clock,
-            keys_of: Arc::new(|_| {
-                Ok(Keys {
-                    token_jwks: String::new(),
-                    token_issuer: String::new(),
-                    public_pull: Vec::new(),
-                    seal: Vec::new(),
-                    generation: 1,
-                })
-            }),
-            keys_changed,
-            relays: relays.clone(),
-        });
-        let publisher = LogPublisher {
-            source: Arc::clone(&source),
-            journal: journal.clone(),
-            fleet: Fleet::new(names.iter().cloned(), relays),
-        };
-        let admit: Admit = Arc::new(move |certificate| {
-            site_of(certificate).filter(|site| names.contains(site)).ok_or_else(|| "not a site".to_owned())
-        });
-        let identities = identities()?;
-        let authorities = [identities.authority.clone()];
-        let tls = tls::node_server(&identities.primary, &authorities, &[ALPN]).context("set up TLS")?;
-        let server = quic::server_config(&tls, &transport(TransportOptions::upstream()))?;
-        let address = SocketAddr::new(machine.host, REPLICATION_PORT);
-        let endpoint = self.network.of(machine.host).endpoint(address, Some(server), DATAGRAM_BYTES)?;
-        let answerer = Answerer::new(journal.clone(), store.clone(), source);
-        shutdown.spawn(Publisher::new(admit, publisher, answerer, 64).serve(endpoint, shutdown.clone()));
-        Ok(push)
-    }
-
-    fn follow_primary(
-        &self,
-        machine: &Machine,
-        life: u64,
-        site: Site,
-        journal: &Journal,
-        store: &Store,
-        shutdown: &Shutdown,
-    ) -> anyhow::Result<(PullService, Role)> {
-        let dir = machine.dir(life);
-        let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
-        let flights = Flights::new(
-            store.clone(),
-            Arc::new(upstream.clone()),
-            shutdown.clone(),
-            FlightOptions::default(),
-            FlightMetrics::default(),
-        );
-        let (session_feed, session) = SessionView::new();
-        let memory = Memory::open(&dir)?;
-        let past = if memory.last().is_none() { Past::None } else { Past::Perhaps };
-        let (disk, boot) = {
-            let state = machine.state();
-            (state.intents.clone(), state.boots.to_string())
-        };
-        let owner = (site_name(machine.number - 1)?, 1000);
-        let intents = Intents::open_on(Arc::new(disk), Some(&boot), past, owner, machine.clock.now());
-        let edge = Edge {
-            upstream: Arc::new(upstream) as Arc<dyn Upstream>,
-            flights: flights.clone(),
-            session: session.clone(),
-            intents: intents.clone(),
-            shutdown: shutdown.clone(),
-        };
-        let pull = PullService::secondary(site, edge);
-        pull.follow(journal, shutdown);
-        // Every other site copies ahead.
-        let keep = if machine.number % 2 == 1 { Keep::Eager } else { Keep::Lazy };
-        let rule = PolicyRule { keep: Some(keep), ..PolicyRule::default() };
-        let policy = Arc::new(Policy::new(&[rule]).context("make a policy")?);
-        let (prefetch, progress) =
-            Prefetch::new(&dir, journal.clone(), store.clone(), policy, flights, PrefetchOptions::default());
-        let name = site_name(machine.number - 1)?;
-        let identities = identities()?;
-        let authorities = [identities.authority.clone()];
-        let identity = identities.sites.get(machine.number - 1).context("find a site's identity")?;
-        let tls = tls::node_client(identity, &authorities, &[ALPN]).context("set up TLS")?;
-        let (log, bulk) = (transport(TransportOptions::log()), transport(TransportOptions::bulk()));
-        let dialer = Dialer::new(&tls, &log, &bulk)?.over(Arc::new(self.network.of(machine.host)));
-        let parts = SubscriptionParts {
-            dialer,
-            journal: journal.clone(),
-            store: store.clone(),
-            memory,
-            clock: machine.shared_clock(),
-            progress: progress.clone(),
-            link,
-            session: session_feed,
-            on_identity: Arc::new(|_| {}),
-            downstream: Downstream::default(),
-            reports: None,
-        };
-        let primary = SocketAddr::new(self.machines[0].host, REPLICATION_PORT);
-        let options = SubscriptionOptions {
-            site: name,
-            node: String::new(),
-            primaries: vec![primary.to_string()],
-            staleness_bound_ms: 1000,
-        };
-        let (subscription, _) = Subscription::new(options, parts);
-        shutdown.spawn(subscription.run(shutdown.clone()));
-        shutdown.spawn(prefetch.run(shutdown.clone()));
-        Ok((pull, Role::Site { session, intents, progress }))
     }
 
     /// Ends what runs on a machine as SIGKILL does, or as a power cut: then what was not synced
@@ -446,13 +307,6 @@ impl World {
         state.blobs = Arc::default();
         process.kill();
     }
-}
-
-/// Largest datagram of the world: what every path carries, so that nobody looks for more.
-const DATAGRAM_BYTES: u16 = 1200;
-
-fn transport(options: TransportOptions) -> TransportOptions {
-    TransportOptions { datagram_bytes_max: DATAGRAM_BYTES, ..options }
 }
 
 /// The log is cut down to little, or kept.

@@ -34,6 +34,8 @@ const RECOVERY_MAX: Duration = Duration::from_secs(120);
 /// The world is busy for so long at the beginning of each of its cycles.
 const BUSY: Duration = Duration::from_secs(60);
 const CYCLE: Duration = Duration::from_secs(1200);
+/// In half of the worlds; in the others what no repository names goes at once.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// Everything there is.
 pub(crate) struct World {
@@ -43,7 +45,13 @@ pub(crate) struct World {
     pub(crate) network: Network,
     /// The primary's, then those of the sites.
     pub(crate) machines: Vec<Machine>,
+    /// Which machine each of them follows; all end at the primary, which follows none.
+    pub(crate) upstreams: Vec<usize>,
     pub(crate) retention: Retention,
+    /// How long a blob stays that no repository names any more.
+    pub(crate) grace: Duration,
+    /// Whether sites that copy nothing ahead have room for some of the blobs only.
+    pub(crate) is_tight: bool,
     pub(crate) remembered_max: usize,
     pub(crate) tail_events_max: u64,
     /// Nothing goes wrong and nobody acts any more.
@@ -95,9 +103,14 @@ impl World {
             let ahead = if number == 0 { 0 } else { ahead };
             Machine::new(number, files.path().to_owned(), MachineClock::new(begun, ahead, drift))
         });
+        let machines: Vec<_> = machines.collect();
+        let upstreams = upstreams(machines.len(), &random);
         Ok(Self {
-            machines: machines.collect(),
+            machines,
+            upstreams,
             retention: retention(random.percent(50)),
+            grace: if random.percent(50) { Duration::ZERO } else { GRACE },
+            is_tight: random.percent(50),
             remembered_max: if random.percent(50) { 0 } else { 50 },
             tail_events_max: if random.percent(50) { 25 } else { u64::MAX },
             options: options.clone(),
@@ -305,6 +318,20 @@ impl World {
         }
         Outcome { report, trace: self.network.trace(), broken: lock(&self.broken).clone() }
     }
+}
+
+/// In half of the worlds some sites follow others, at most two in between them and the primary.
+fn upstreams(machines: usize, random: &Random) -> Vec<usize> {
+    let relayed = if random.percent(50) { 40 } else { 0 };
+    let mut upstreams = vec![0; machines];
+    for site in 2..machines {
+        let upstream = 1 + random.index(site - 1);
+        let is_near = upstreams[upstream] == 0 || upstreams[upstreams[upstream]] == 0;
+        if random.percent(relayed) && is_near {
+            upstreams[site] = upstream;
+        }
+    }
+    upstreams
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,7 +1,13 @@
 //! The upstream over QUIC: requests to the primary on connections that the subscriber keeps warm.
 
 use crate::watch;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use outport_proto::{
@@ -44,11 +50,13 @@ pub struct Connections {
 /// How the primary is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuicUpstreamOptions {
-    /// A one-round-trip request is given up after this.
+    /// A one-round-trip request is given up after this. A session that died ends sooner and takes its
+    /// requests with it: this is for one that lives, over a wire that carries little.
     pub answer_timeout_ms: u64,
     /// A body is given up when no byte comes for this long.
     pub stall_timeout_ms: u64,
-    /// A request waits this long for a connection that was lost a moment ago.
+    /// A request waits this long for a connection that was lost a moment ago, and longer if the primary
+    /// is far away.
     pub reconnect_wait_ms: u64,
     /// What "a moment ago" is: after this a request fails at once.
     pub reconnect_window_ms: u64,
@@ -61,7 +69,7 @@ pub struct QuicUpstreamOptions {
 impl Default for QuicUpstreamOptions {
     fn default() -> Self {
         Self {
-            answer_timeout_ms: 3000,
+            answer_timeout_ms: 10_000,
             stall_timeout_ms: 10_000,
             reconnect_wait_ms: 500,
             reconnect_window_ms: 5000,
@@ -71,6 +79,9 @@ impl Default for QuicUpstreamOptions {
     }
 }
 
+/// Round trips that a new session may take: two without loss.
+const RECONNECT_ROUND_TRIPS: u32 = 6;
+
 /// Asks the primary over QUIC. Cloning gives another handle with the same bounds.
 #[derive(Clone, Debug)]
 pub struct QuicUpstream {
@@ -79,6 +90,8 @@ pub struct QuicUpstream {
     stall_timeout: Duration,
     reconnect_wait: Duration,
     reconnect_window: Duration,
+    /// Of the connection last asked on, in microseconds.
+    round_trip: Arc<AtomicU64>,
     requests: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
 }
@@ -93,6 +106,7 @@ impl QuicUpstream {
             stall_timeout: Duration::from_millis(options.stall_timeout_ms),
             reconnect_wait: Duration::from_millis(options.reconnect_wait_ms),
             reconnect_window: Duration::from_millis(options.reconnect_window_ms),
+            round_trip: Arc::default(),
             requests: Arc::new(Semaphore::new(options.requests_max)),
             bodies: Arc::new(Semaphore::new(options.bodies_max)),
         };
@@ -103,27 +117,49 @@ impl QuicUpstream {
     async fn connections(&self) -> Result<Connections, UpstreamError> {
         let mut link = self.link.clone();
         let wait = match &*link.borrow() {
-            Link::Up(connections) => return Ok(connections.clone()),
-            Link::Down { since } if since.elapsed() < self.reconnect_window => self.reconnect_wait,
+            Link::Up(connections) if is_open(connections) => return Ok(connections.clone()),
+            Link::Up(_) => self.reconnect_wait(),
+            Link::Down { since } if since.elapsed() < self.reconnect_window => self.reconnect_wait(),
             Link::Down { .. } => Duration::ZERO,
         };
-        let up = tokio::time::timeout(wait, link.wait_for(|link| matches!(link, Link::Up(_)))).await;
+        let is_up = |link: &Link| matches!(link, Link::Up(connections) if is_open(connections));
+        let up = tokio::time::timeout(wait, link.wait_for(is_up)).await;
         match up.ok().and_then(Result::ok).as_deref() {
             Some(Link::Up(connections)) => Ok(connections.clone()),
             _ => Err(UpstreamError::Unreachable("no session with the primary".to_owned())),
         }
     }
 
+    fn reconnect_wait(&self) -> Duration {
+        let round_trip = Duration::from_micros(self.round_trip.load(Ordering::Relaxed));
+        self.reconnect_wait.max(round_trip * RECONNECT_ROUND_TRIPS)
+    }
+
+    /// Asks until there is an answer, or no connection to ask on: a question changes nothing, and one
+    /// that was lost with its connection is asked again on the next.
     async fn answer(&self, request: Request) -> Result<Response, UpstreamError> {
         let work = async {
             let _permit = permit(&self.requests).await?;
-            let connections = self.connections().await?;
-            let mut answer = ask(&connections.log, &request, self.answer_timeout).await?;
-            judged(&connections.log, answer.expect(self.answer_timeout).await)
+            loop {
+                let Connections { log, .. } = self.connections().await?;
+                match self.asked(&log, &request).await {
+                    Err(UpstreamError::Unreachable(reason)) if log.close_reason().is_some() => {
+                        tracing::debug!(reason, "a question was lost with its connection");
+                    }
+                    answered => return answered,
+                }
+            }
         };
         tokio::time::timeout(self.answer_timeout, work)
             .await
             .unwrap_or(Err(UpstreamError::Timeout(self.answer_timeout)))
+    }
+
+    async fn asked(&self, log: &quinn::Connection, request: &Request) -> Result<Response, UpstreamError> {
+        let round_trip = u64::try_from(log.rtt().as_micros()).unwrap_or(u64::MAX);
+        self.round_trip.store(round_trip, Ordering::Relaxed);
+        let mut answer = ask(log, request, self.answer_timeout).await?;
+        judged(log, answer.expect(self.answer_timeout).await)
     }
 
     /// The keys of `site`, for the last of `via` ([`Request::SiteKeys`]), which is this site; `None`
@@ -155,6 +191,10 @@ impl QuicUpstream {
             other => Err(unexpected(other)),
         }
     }
+}
+
+fn is_open(connections: &Connections) -> bool {
+    connections.log.close_reason().is_none()
 }
 
 /// Sends `request` on a stream of its own; its answers are to be read from what this returns.
@@ -302,171 +342,4 @@ impl From<FramedError> for UpstreamError {
 }
 
 #[cfg(test)]
-mod tests {
-    use outport_proto::{Offset, codec};
-
-    use super::*;
-    use crate::fetch::{
-        framed::stream_kind,
-        testing::{TestAuthority, connected, listening},
-    };
-
-    const LIMIT: Duration = Duration::from_secs(5);
-
-    /// Answers every request on every connection with the frames and bytes that `script` gives.
-    fn scripted(endpoint: quinn::Endpoint, script: fn(Request) -> Vec<Bytes>) {
-        tokio::spawn(async move {
-            while let Some(incoming) = endpoint.accept().await {
-                let connection = incoming.await.unwrap();
-                tokio::spawn(async move {
-                    while let Ok((send, mut receive)) = connection.accept_bi().await {
-                        assert_eq!(stream_kind(&mut receive, LIMIT).await.unwrap(), StreamKind::Request);
-                        let request = FrameStream::<Request>::new(receive).expect(LIMIT).await.unwrap();
-                        let mut sink = FrameSink::new(send, LIMIT);
-                        let _ = sink.write(&mut script(request)).await;
-                        sink.finish();
-                    }
-                });
-            }
-        });
-    }
-
-    async fn upstream(script: fn(Request) -> Vec<Bytes>) -> (watch::Sender<Link>, QuicUpstream) {
-        let authority = TestAuthority::new();
-        let (endpoint, address) = listening(&authority);
-        scripted(endpoint, script);
-        let log = connected(&authority, address, "mumbai").await.unwrap();
-        let authority = Arc::new(authority);
-        let bulk = Bulk::new(Box::new(move || {
-            let authority = Arc::clone(&authority);
-            Box::pin(async move {
-                connected(&authority, address, "mumbai").await.map_err(|error| error.to_string())
-            })
-        }));
-        let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
-        link.send_replace(Link::Up(Connections { log, bulk }));
-        (link, upstream)
-    }
-
-    fn frame(response: &Response) -> Bytes {
-        codec::encode_frame(response).unwrap()
-    }
-
-    fn repo() -> RepoName {
-        "team/app".parse().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_body_arrives_whole_from_the_offset_asked_for() {
-        let content = || Bytes::from((0..3_000_000_u32).map(|n| n as u8).collect::<Vec<_>>());
-        let (_link, upstream) = upstream(|request| {
-            let Request::Fetch { offset, .. } = request else { panic!("{request:?}") };
-            let content = Bytes::from((0..3_000_000_u32).map(|n| n as u8).collect::<Vec<_>>());
-            vec![frame(&Response::Body { size: 3_000_000 }), content.slice(offset as usize..)]
-        })
-        .await;
-        let mut body = upstream.fetch(&repo(), &Digest::sha256(b""), 1_234_567).await.unwrap().unwrap();
-        assert_eq!(body.size(), 3_000_000);
-        let mut got = Vec::new();
-        while let Some(chunk) = body.chunk().await.unwrap() {
-            got.extend_from_slice(&chunk);
-        }
-        assert!(got == content()[1_234_567..]);
-    }
-
-    #[tokio::test]
-    async fn a_no_is_an_answer_and_unavailable_is_not_a_no() {
-        let at = Offset::new(1, 9);
-        let (_link, upstream) = upstream(|request| {
-            vec![match request {
-                Request::Link { .. } => frame(&Response::NotFound { at: Offset::new(1, 9) }),
-                Request::Resolve { .. } => frame(&Response::Unavailable { reason: "starting".to_owned() }),
-                Request::Referrers { .. } => Bytes::from_static(b"this is not a frame"),
-                _ => Bytes::new(),
-            }]
-        })
-        .await;
-        let digest = Digest::sha256(b"");
-        let no = upstream.link(&repo(), &digest).await.unwrap();
-        assert_eq!(no, At { value: None, at });
-        let reference = Reference::Digest(digest);
-        let resolved = upstream.resolve(&repo(), &reference).await;
-        assert!(matches!(resolved, Err(UpstreamError::Unavailable(_))), "{resolved:?}");
-        let cut = upstream.fetch(&repo(), &digest, 0).await.map(|_| ());
-        assert!(matches!(cut, Err(UpstreamError::Unreachable(_))), "{cut:?}");
-        let referrers = upstream.referrers(&repo(), &digest).await;
-        assert!(matches!(referrers, Err(UpstreamError::Protocol(_))), "{referrers:?}");
-        let distrusted = upstream.link(&repo(), &digest).await;
-        assert!(matches!(distrusted, Err(UpstreamError::Unreachable(_))), "{distrusted:?}");
-    }
-
-    #[tokio::test]
-    async fn an_answer_to_another_question_is_no_answer() {
-        let wrong: [fn() -> Response; 8] = [
-            || Response::Linked { size: 7, at: Offset::new(1, 9) },
-            || Response::Body { size: 7 },
-            || Response::Manifests { manifests: Vec::new(), at: Offset::new(1, 9) },
-            || Response::SnapshotBegin { from: Offset::new(1, 9), resumed: false },
-            || Response::SnapshotPart(Vec::new()),
-            || Response::SnapshotEnd { until: Offset::new(1, 9), entries: 0 },
-            || Response::DiffPart(Vec::new()),
-            || Response::NotFound { at: Offset::new(1, 9) },
-        ];
-        static WRONG: std::sync::Mutex<Vec<Bytes>> = std::sync::Mutex::new(Vec::new());
-        let (_link, upstream) = upstream(|_| WRONG.lock().unwrap().clone()).await;
-        let digest = Digest::sha256(b"");
-        let reference = Reference::Digest(digest);
-        let is_wrong = |error: &UpstreamError| matches!(error, UpstreamError::Protocol(_));
-        for response in wrong.map(|response| response()) {
-            *WRONG.lock().unwrap() = vec![frame(&response)];
-            let what = name(&response);
-            let is_no = matches!(response, Response::NotFound { .. });
-            let resolved = upstream.resolve(&repo(), &reference).await;
-            assert!(is_no || resolved.as_ref().is_err_and(is_wrong), "resolve: {what}: {resolved:?}");
-            let linked = upstream.link(&repo(), &digest).await;
-            let fits = is_no || matches!(response, Response::Linked { .. });
-            assert!(fits || linked.as_ref().is_err_and(is_wrong), "link: {what}: {linked:?}");
-            let referrers = upstream.referrers(&repo(), &digest).await;
-            let fits = matches!(response, Response::Manifests { .. });
-            assert!(fits || referrers.as_ref().is_err_and(is_wrong), "referrers: {what}: {referrers:?}");
-            let fetched = upstream.fetch(&repo(), &digest, 0).await.map(|_| ());
-            let fits = is_no || matches!(response, Response::Body { .. });
-            assert!(fits || fetched.as_ref().is_err_and(is_wrong), "fetch: {what}: {fetched:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn without_a_session_requests_fail_fast_and_wait_only_for_one_lost_just_now() {
-        let (link, quick) =
-            QuicUpstream::new(&QuicUpstreamOptions { reconnect_window_ms: 0, ..Default::default() });
-        let started = Instant::now();
-        let failed = quick.link(&repo(), &Digest::sha256(b"")).await;
-        assert!(matches!(failed, Err(UpstreamError::Unreachable(_))), "{failed:?}");
-        assert!(started.elapsed() < Duration::from_millis(300));
-        drop(link);
-
-        let (up, connected) = upstream(|_| vec![frame(&Response::NotFound { at: Offset::ZERO })]).await;
-        let Link::Up(connections) = up.borrow().clone() else { panic!("no connections") };
-        up.send_replace(Link::Down { since: Instant::now() });
-        let asked = {
-            let connected = connected.clone();
-            tokio::spawn(async move { connected.link(&repo(), &Digest::sha256(b"")).await })
-        };
-        tokio::task::yield_now().await;
-        up.send_replace(Link::Up(connections.clone()));
-        assert!(asked.await.unwrap().is_ok());
-
-        connections.log.close(0_u32.into(), b"");
-        let dead = connected.link(&repo(), &Digest::sha256(b"")).await;
-        assert!(matches!(dead, Err(UpstreamError::Unreachable(_))), "{dead:?}");
-    }
-
-    #[tokio::test]
-    async fn a_certificate_of_another_authority_is_refused_by_either_end() {
-        let (ours, theirs) = (TestAuthority::new(), TestAuthority::new());
-        let (endpoint, address) = listening(&ours);
-        let server = tokio::spawn(async move { endpoint.accept().await.unwrap().await.map(|_| ()) });
-        assert!(connected(&theirs, address, "mumbai").await.is_err());
-        assert!(server.await.unwrap().is_err());
-    }
-}
+mod tests;

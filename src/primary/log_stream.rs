@@ -26,6 +26,18 @@ use crate::{
 /// Frames of up to so many bytes are handed to a stream together.
 const TOGETHER_BYTES_MAX: usize = 4 * 1024;
 
+/// The log of a site that keeps up goes before the answers on the connection they share: heartbeats that
+/// come late make every pull ask.
+const KEEPING_UP: i32 = 1;
+
+/// The log of a site that has much to catch up shares the connection with the answers, packet by packet.
+/// Before them it would take all of a slow wire for as long as it lasts, and no question be answered.
+const CATCHING_UP: i32 = 0;
+
+/// A site has much to catch up when so many bytes of events are not durable there yet: about what any
+/// connection may send at once.
+const MUCH_BYTES: usize = 16 * 1024;
+
 /// Publishes the log to sites. Cloning gives another handle to the same publisher.
 #[derive(Clone)]
 pub struct LogPublisher {
@@ -191,6 +203,7 @@ impl LogStream<'_> {
                 together.push(codec::encode_frame::<FromPrimary>(&frame)?);
             }
             if is_last || together.iter().map(Bytes::len).sum::<usize>() > TOGETHER_BYTES_MAX {
+                self.prioritise();
                 self.sink.write(&mut together).await?;
                 together.clear();
             }
@@ -198,6 +211,13 @@ impl LogStream<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// What is already queued follows, packet by packet.
+    fn prioritise(&mut self) {
+        let is_much = self.session.outstanding_bytes() > MUCH_BYTES;
+        // A stream that is gone has no priority, and fails at the next frame.
+        let _ = self.sink.stream().set_priority(if is_much { CATCHING_UP } else { KEEPING_UP });
     }
 
     /// Finds what the site has in the log.

@@ -26,9 +26,6 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A site that takes no bytes for this long is given up, stream by stream.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The log goes before answers on the connection they share.
-const LOG_PRIORITY: i32 = 1;
-
 /// Tells which listed site a verified certificate belongs to, or why none.
 pub type Admit = Arc<dyn Fn(&CertificateDer<'_>) -> Result<SiteName, String> + Send + Sync>;
 
@@ -156,8 +153,6 @@ impl Stream {
         if self.log_taken.swap(true, Ordering::Relaxed) {
             return Err(FramedError::Kind(StreamKind::Log.byte()));
         }
-        // A stream that is already gone has no priority and fails at its first frame.
-        let _ = send.set_priority(LOG_PRIORITY);
         let id = self.publisher.0.sessions.fetch_add(1, Ordering::Relaxed);
         let sink = FrameSink::new(send, STALL_TIMEOUT);
         let log = &self.publisher.0.log;

@@ -1,9 +1,9 @@
-//! A site that is far from its primary.
+//! Sites that are far from their primary.
 
-use std::{fs, time::Duration};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use crate::{
-    support::Cluster,
+    support::{Cluster, Node},
     wire::{Quality, Wire},
 };
 
@@ -11,8 +11,15 @@ use crate::{
 /// takes twice that and no less, so an answer that comes sooner was not asked for.
 pub fn moved_away(cluster: &mut Cluster, delay: Duration) -> Wire {
     let near = cluster.primary.replication();
-    let wire = Wire::to(near, Quality { delay, ..Quality::default() });
-    let site = &mut cluster.sites[0];
+    let wire = moved_behind(near, &mut cluster.sites[0], Quality { delay, ..Quality::default() });
+    let (carried, lost) = wire.counts();
+    assert!(carried > 0 && lost == 0, "{carried} packets carried, {lost} lost");
+    wire
+}
+
+/// Moves `site` behind a wire of that `quality` to its primary, which is at `near`.
+pub fn moved_behind(near: SocketAddr, site: &mut Node, quality: Quality) -> Wire {
+    let wire = Wire::to(near, quality);
     site.stop();
     let text = fs::read_to_string(site.config()).unwrap();
     let (near, far) = (near.to_string(), wire.address.to_string());
@@ -20,7 +27,5 @@ pub fn moved_away(cluster: &mut Cluster, delay: Duration) -> Wire {
     fs::write(site.config(), text.replace(&near, &far)).unwrap();
     site.start();
     site.wait_until(|status| status["state"] == "streaming");
-    let (carried, lost) = wire.counts();
-    assert!(carried > 0 && lost == 0, "{carried} packets carried, {lost} lost");
     wire
 }

@@ -20,6 +20,7 @@ mod failing_disk;
 mod far;
 mod fills;
 mod intents;
+mod lossy;
 mod outage;
 mod policy;
 mod promises;

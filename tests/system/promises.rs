@@ -73,7 +73,12 @@ fn no_pull_is_denied_after_the_push_was_acknowledged() {
 }
 
 /// One of six ways to ask for a part of an image; a 200 must be right.
-fn fire(reader: &Session, number: usize, (manifest, layer): &(Vec<u8>, Vec<u8>), way: usize) -> Response {
+pub(crate) fn fire(
+    reader: &Session,
+    number: usize,
+    (manifest, layer): &(Vec<u8>, Vec<u8>),
+    way: usize,
+) -> Response {
     let digest = Digest::sha256(manifest);
     let (target, content, digest) = match way % 3 {
         0 => (format!("/v2/{REPO}/manifests/t{number}"), manifest, digest),
@@ -90,7 +95,7 @@ fn fire(reader: &Session, number: usize, (manifest, layer): &(Vec<u8>, Vec<u8>),
     response
 }
 
-struct SetOnDrop<'a>(&'a AtomicBool);
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {

@@ -68,7 +68,7 @@ fn a_broken_configuration_is_one_line_that_says_where() {
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 21] = [
+    let broken: [(&str, &str, &str, Break); 22] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -104,6 +104,9 @@ fn a_broken_configuration_is_one_line_that_says_where() {
         }),
         (secondary, "read.staleness_bound_ms", "invalid", |text| {
             text.replace("staleness_bound_ms = 1000", "staleness_bound_ms = \"soon\"")
+        }),
+        (secondary, "registry.public_url", "push.mode", |text| {
+            text.replace("# public_url = ", "public_url = ")
         }),
         (secondary, "admin.listen", "admin.token_file", |text| {
             text.replace("127.0.0.1:9000", "0.0.0.0:9000")

@@ -28,7 +28,7 @@ use crate::{
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::TransportOptions,
     },
-    http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses},
+    http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses, TOKEN_PATH},
     index::{Index, boot_id},
     log::disk::OsDisk,
     policy::{Bandwidth, Policy},
@@ -246,6 +246,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             intents,
             session,
             proxy: proxy(&config.primary)?,
+            own_realm: own_realm(config),
         })),
     };
     shutdown.spawn(subscription.run(shutdown.clone()));
@@ -413,6 +414,12 @@ fn proxy(config: &config::Upstream) -> Result<Proxy, StartError> {
     }
     let client = tls::https_client(&authorities).map_err(|error| failed(error.into()))?;
     Ok(Proxy::new(Arc::new(client)))
+}
+
+/// Where clients ask for tokens that reach this site and not the primary.
+fn own_realm(config: &config::Secondary) -> Option<String> {
+    let url = config.registry.public_url.as_ref().filter(|_| config.push.mode == config::PushMode::Proxy)?;
+    Some(format!("{url}{TOKEN_PATH}"))
 }
 
 /// For people who look at the status page.

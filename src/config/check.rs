@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path};
 
 use outport_proto::frame::HOPS_MAX;
 
-use super::{Admin, ConfigError, Log, Primary, PrimaryReplication, Secondary, Tls};
+use super::{Admin, ConfigError, Log, Primary, PrimaryReplication, PushMode, Secondary, Tls};
 use crate::{
     policy::{RuleError, rule::STALENESS_BOUND_MS_MIN},
     primary::source::Relays,
@@ -53,6 +53,11 @@ impl Secondary {
         }
         self.policy().map_err(|error| ConfigError::of_rule(path, "policy", &error))?;
         self.bandwidth().map_err(|error| ConfigError::of_rule(path, "bandwidth", &error))?;
+        if self.registry.public_url.is_some() && self.push.mode == PushMode::Redirect {
+            let reason =
+                "only clients that push through this site ask for tokens here: say push.mode = \"proxy\"";
+            return Err(ConfigError::of_key(path, "registry.public_url", reason));
+        }
         if self.primary.relay.as_ref() == Some(&self.site) {
             return Err(ConfigError::of_key(path, "primary.relay", "a site cannot follow itself"));
         }

@@ -131,6 +131,9 @@ pub struct SecondaryRegistry {
     /// Connections at once.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
+    /// Absolute URL under which clients reach this site, without a path. Those that cannot reach the
+    /// primary (`push.mode = "proxy"`) ask for tokens there as well.
+    pub public_url: Option<PublicUrl>,
 }
 
 /// A certificate chain and its key, PEM.
@@ -299,7 +302,8 @@ pub enum PushMode {
     /// The client is sent to the primary.
     #[default]
     Redirect,
-    /// The site streams everything through, for clients that cannot reach the primary.
+    /// The site streams everything through, token requests too, for clients that cannot reach the
+    /// primary.
     Proxy,
 }
 
@@ -342,7 +346,7 @@ impl PrimaryRegistry {
 impl SecondaryRegistry {
     /// Plain HTTP at an address, everything else by default.
     pub fn plain(listen: SocketAddr) -> Self {
-        Self { listen, tls: None, insecure: false, connections_max: connections_max() }
+        Self { listen, tls: None, insecure: false, connections_max: connections_max(), public_url: None }
     }
 }
 

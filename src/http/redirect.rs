@@ -47,6 +47,9 @@ pub struct Redirects {
     pub session: SessionView,
     /// Streams through what cannot be redirected.
     pub proxy: Proxy,
+    /// The token endpoint that challenges name, if it is this site's own and not the primary's. By
+    /// configuration: a request cannot say where passwords are sent.
+    pub own_realm: Option<String>,
 }
 
 impl Redirects {
@@ -87,13 +90,20 @@ impl Redirects {
         Ok(response)
     }
 
-    /// A redirect of a token request: the password, if any, travels in the ticket.
-    pub(super) fn lead_token_request<B: RequestBody>(
+    /// Leads a token request to the primary. In a redirect the password, if any, travels in the ticket.
+    pub(super) async fn lead_token_request<B: RequestBody>(
         &self,
-        asked: &Asked<B>,
+        asked: &mut Asked<B>,
         addresses: &Addresses,
         (clock, metrics): (&SharedClock, &HttpMetrics),
     ) -> Result<Response<Body>, ApiError> {
+        if self.mode == PushMode::Proxy {
+            metrics.led_to_primary(RedirectKind::Proxied);
+            let target =
+                Target { base: &addresses.token_realm, path: String::new(), query: asked.uri.query() };
+            let target = target.uri()?;
+            return self.proxy.forward(asked, target, None, &metrics.proxied_bytes).await;
+        }
         let usage = TicketUse { class: MethodClass::Token, repository: None, mount_from: None };
         let url = self.ticketed(&addresses.token_realm, (&usage, None), asked, clock)?;
         metrics.led_to_primary(RedirectKind::Token);

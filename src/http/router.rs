@@ -212,7 +212,7 @@ impl Api {
         let addresses = self.addresses()?;
         let shared = (&self.clock, &self.metrics);
         match action {
-            Action::Token(_) => return redirects.lead_token_request(asked, &addresses, shared),
+            Action::Token(_) => return redirects.lead_token_request(asked, &addresses, shared).await,
             // Its state in the query authorises it, and only the primary can tell.
             Action::Upload { .. } => {}
             _ => {
@@ -239,7 +239,15 @@ impl Api {
                     .into_response("", "")
             }
             (error, None) => error.into_response("", ""),
-            (error, Some(addresses)) => error.into_response(&addresses.token_realm, &addresses.service),
+            (error, Some(addresses)) => error.into_response(self.realm(addresses), &addresses.service),
+        }
+    }
+
+    /// The token endpoint that clients are sent to.
+    fn realm<'a>(&'a self, addresses: &'a Addresses) -> &'a str {
+        match &self.role {
+            Role::Secondary(redirects) => redirects.own_realm.as_ref().unwrap_or(&addresses.token_realm),
+            Role::Primary(_) => &addresses.token_realm,
         }
     }
 }

@@ -24,6 +24,7 @@ mod lossy;
 mod outage;
 mod policy;
 mod promises;
+mod proxy;
 mod redirect;
 mod relays;
 mod status;

@@ -125,6 +125,7 @@ impl Primary {
             intents: inner.intents.clone(),
             session: crate::registry::SessionView::new().1,
             proxy: Proxy::new(client_config()),
+            own_realm: None,
         };
         let api = Arc::new(Api {
             pull: inner.pull.clone(),

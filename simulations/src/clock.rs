@@ -1,5 +1,7 @@
 //! What the clocks of the world's machines show: each is off, and drifts.
 
+use std::time::Duration;
+
 use outport::clock::Clock;
 use outport_proto::Timestamp;
 use tokio::time::Instant;
@@ -22,12 +24,21 @@ impl MachineClock {
     }
 }
 
+impl MachineClock {
+    /// What passed by the machine's own measure.
+    fn passed_micros(&self) -> i64 {
+        let elapsed = i64::try_from(self.begun.elapsed().as_micros()).unwrap_or(i64::MAX);
+        elapsed + elapsed / 1_000_000 * self.drift + elapsed % 1_000_000 * self.drift / 1_000_000
+    }
+}
+
 impl Clock for MachineClock {
     fn now(&self) -> Timestamp {
-        let elapsed = i64::try_from(self.begun.elapsed().as_micros()).unwrap_or(i64::MAX);
-        let gained = elapsed / 1_000_000 * self.drift + elapsed % 1_000_000 * self.drift / 1_000_000;
-        Timestamp::from_micros(
-            BEGINNING.as_micros().saturating_add_signed(elapsed + gained + self.ahead_micros),
-        )
+        let ahead = self.passed_micros() + self.ahead_micros;
+        Timestamp::from_micros(BEGINNING.as_micros().saturating_add_signed(ahead))
+    }
+
+    fn steady(&self) -> Duration {
+        Duration::from_micros(u64::try_from(self.passed_micros()).unwrap_or_default())
     }
 }

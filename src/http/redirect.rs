@@ -164,7 +164,7 @@ impl Redirects {
         (usage, intent): (&TicketUse, Option<u64>),
         clock: &SharedClock,
     ) -> Result<String, ApiError> {
-        let now = self.session.now().primary_now(clock.now());
+        let now = self.session.now().primary_now(&**clock);
         self.sealer.seal_announced(authorization, usage, intent, now).map_err(|error| match error {
             TicketError::NoKey => {
                 ApiError::Unavailable("this site has no connection to the primary yet; pushes need it".into())

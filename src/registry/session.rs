@@ -1,6 +1,6 @@
 //! What a secondary knows of its session with the primary, as the read rules need it.
 
-use crate::watch;
+use crate::{clock::Clock, watch};
 use std::time::Duration;
 
 use outport_proto::{Offset, Timestamp};
@@ -25,19 +25,27 @@ pub struct Session {
     pub closed_time: Timestamp,
     /// Newest event the primary has told of.
     pub head: Offset,
-    /// Add this to the local clock, in microseconds, to get the primary's clock. It must err
-    /// towards the future (by half a round trip), so that an answer never looks younger than it is.
-    pub primary_ahead_micros: i64,
+    /// Add this to the local steady clock, in microseconds, to get the primary's wall clock; `None`
+    /// before anything was heard of it. It must err towards the future (by half a round trip), so that
+    /// an answer never looks younger than it is.
+    pub primary_ahead_micros: Option<i64>,
 }
 
 impl Session {
-    /// The primary's clock when the local one reads `local`.
-    pub fn primary_now(&self, local: Timestamp) -> Timestamp {
-        Timestamp::from_micros(local.as_micros().saturating_add_signed(self.primary_ahead_micros))
+    /// The primary's clock now. The local wall clock is only asked while nothing else is known: who
+    /// sets it does not change how long ago something was heard.
+    pub fn primary_now(&self, local: &dyn Clock) -> Timestamp {
+        match self.primary_ahead_micros {
+            Some(ahead) => {
+                let steady = u64::try_from(local.steady().as_micros()).unwrap_or(u64::MAX);
+                Timestamp::from_micros(steady.saturating_add_signed(ahead))
+            }
+            None => local.now(),
+        }
     }
 
-    /// How old an answer from the index may be at worst, when the local clock reads `local`.
-    pub fn age(&self, local: Timestamp) -> Duration {
+    /// How old an answer from the index may be at worst.
+    pub fn age(&self, local: &dyn Clock) -> Duration {
         self.primary_now(local).since(self.closed_time)
     }
 }
@@ -71,5 +79,28 @@ impl SessionView {
         if receiver.wait_for(|session| session.closed_time >= target).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[test]
+    fn an_age_goes_on_growing_whoever_sets_the_clock() {
+        let at = Timestamp::from_secs;
+        let clock = ManualClock::at(at(1_000));
+        // Heard now, from a primary whose clock is 70 s ahead.
+        let session =
+            Session { closed_time: at(1_070), primary_ahead_micros: Some(70_000_000), ..Session::default() };
+        assert_eq!(session.age(&*clock), Duration::ZERO);
+        clock.set(at(1_005));
+        for wall in [at(1_005), at(5), at(90_000)] {
+            clock.turn(wall);
+            assert_eq!(session.age(&*clock), Duration::from_secs(5), "{wall:?}");
+            assert_eq!(session.primary_now(&*clock), at(1_075));
+        }
+        assert_eq!(Session::default().primary_now(&*clock), at(90_000), "nothing was heard");
     }
 }

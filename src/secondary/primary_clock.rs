@@ -1,4 +1,4 @@
-//! How far the primary's clock is ahead of this machine's, never understated.
+//! How far the primary's clock is ahead of this machine's steady one, never understated.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,21 +13,21 @@ const SAMPLES: usize = 240;
 pub struct PrimaryClock(VecDeque<i64>);
 
 impl PrimaryClock {
-    /// A heartbeat that was sent at `primary` arrived when the local clock read `local`, over a
+    /// A heartbeat that was sent at `primary` arrived when the local steady clock read `steady`, over a
     /// path with that round trip. All of it is added where half is expected, so that no answer
     /// looks younger than it is, also once the path is gone.
-    pub fn heard(&mut self, primary: Timestamp, local: Timestamp, rtt: Duration) {
-        let arrived = primary.plus(rtt);
-        let ahead = i64::try_from(i128::from(arrived.as_micros()) - i128::from(local.as_micros()));
+    pub fn heard(&mut self, primary: Timestamp, steady: Duration, rtt: Duration) {
+        let arrived = i128::from(primary.plus(rtt).as_micros());
+        let steady = i128::try_from(steady.as_micros()).unwrap_or(i128::MAX);
         if self.0.len() == SAMPLES {
             self.0.pop_front();
         }
-        self.0.push_back(ahead.unwrap_or(0));
+        self.0.push_back(i64::try_from(arrived.saturating_sub(steady)).unwrap_or(0));
     }
 
-    /// Microseconds to add to the local clock.
-    pub fn ahead_micros(&self) -> i64 {
-        self.0.iter().max().copied().unwrap_or(0)
+    /// Microseconds to add to the local steady clock; `None` before the first heartbeat.
+    pub fn ahead_micros(&self) -> Option<i64> {
+        self.0.iter().max().copied()
     }
 }
 
@@ -38,12 +38,13 @@ mod tests {
     #[test]
     fn the_quickest_heartbeat_counts_and_is_forgotten_in_time() {
         let mut clock = PrimaryClock::default();
-        let at = Timestamp::from_micros;
+        let (at, steady) = (Timestamp::from_micros, Duration::from_micros);
         let rtt = Duration::from_micros(30);
-        clock.heard(at(10_500), at(10_000), rtt);
-        clock.heard(at(10_600), at(10_400), rtt);
-        assert_eq!(clock.ahead_micros(), 530);
-        (0..SAMPLES).for_each(|_| clock.heard(at(500), at(1000), rtt));
-        assert_eq!(clock.ahead_micros(), -470);
+        assert_eq!(clock.ahead_micros(), None);
+        clock.heard(at(10_500), steady(10_000), rtt);
+        clock.heard(at(10_600), steady(10_400), rtt);
+        assert_eq!(clock.ahead_micros(), Some(530));
+        (0..SAMPLES).for_each(|_| clock.heard(at(500), steady(1000), rtt));
+        assert_eq!(clock.ahead_micros(), Some(-470));
     }
 }

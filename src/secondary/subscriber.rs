@@ -366,7 +366,7 @@ impl Subscription {
                 let rtt = connections.log.rtt();
                 // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {
-                    self.primary_clock.heard(heartbeat.now, self.parts.clock.now(), rtt);
+                    self.primary_clock.heard(heartbeat.now, self.parts.clock.steady(), rtt);
                     self.parts.downstream.heard(heartbeat, rtt);
                     self.divergence.handle_heartbeat(&heartbeat);
                 }

@@ -3,14 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use crate::support::{
-    Cluster, Node, Options,
-    http::get_plain,
-    outport, path,
-    session::{Session, bytes},
+use crate::{
+    shim,
+    support::{
+        Cluster, Node, Options,
+        http::get_plain,
+        outport,
+        session::{Session, bytes},
+    },
 };
 
 const REPO: &str = "team/app";
@@ -52,13 +54,8 @@ struct Disk {
 impl Disk {
     /// Puts it below `node`, whose next start finds it.
     fn below(node: &mut Node, dir: &Path) -> Self {
-        let (source, shim, failing) = (dir.join("shim.c"), dir.join("shim.so"), dir.join("failing"));
-        fs::write(&source, SHIM).unwrap();
-        let built = Command::new("cc")
-            .args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o", path(&shim), path(&source)])
-            .status()
-            .expect("the C compiler that the build needs too");
-        assert!(built.success());
+        let failing = dir.join("failing");
+        let shim = shim::built(dir, SHIM);
         node.environment = vec![("LD_PRELOAD", shim), ("FAILING_DISK", failing.clone())];
         Self { failing }
     }

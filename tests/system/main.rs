@@ -27,6 +27,7 @@ mod promises;
 mod proxy;
 mod redirect;
 mod relays;
+mod shim;
 mod status;
 mod store;
 #[path = "../support/mod.rs"]

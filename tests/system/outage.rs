@@ -1,8 +1,12 @@
 //! The primary is gone: what a site knows it goes on serving, and says how old it is.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::{
+    shim,
     status::Halted,
     support::{
         Cluster, Options,
@@ -174,4 +178,54 @@ fn a_site_that_is_cut_off_for_too_long_answers_no_tags() {
     assert_eq!((got.status, got.body == pushed.manifest), (200, true));
     drop(halted);
     wait_for("the tag to be back", || (puller.get(&tag).status == 200).then_some(()));
+}
+
+/// Stands before the C library: as long as a file of the name in `CLOCK_SET_BACK` is there, the wall
+/// clock is an hour behind.
+const CLOCK: &str = r#"
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    const char *set_back = getenv("CLOCK_SET_BACK");
+    int failed = (int)syscall(SYS_clock_gettime, clock, now);
+    if (clock == CLOCK_REALTIME && set_back != NULL && access(set_back, F_OK) == 0) now->tv_sec -= 3600;
+    return failed;
+}
+"#;
+
+#[test]
+fn an_answer_grows_old_whoever_sets_the_clock() {
+    let site_toml = "[read]\nstale_max_seconds = 4\n".to_owned();
+    let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], site_toml, ..Options::default() });
+    let dir = tempfile::tempdir().unwrap();
+    let set_back = dir.path().join("set-back");
+    let site = &mut cluster.sites[0];
+    site.stop();
+    site.environment =
+        vec![("LD_PRELOAD", shim::built(dir.path(), CLOCK)), ("CLOCK_SET_BACK", set_back.clone())];
+    site.start();
+    site.wait_until(|status| status["state"] == "streaming");
+    Session::user(&cluster, &cluster.primary, &[REPO]).push_image(REPO, "1", &[&bytes(1000, 80)]);
+    cluster.wait_complete();
+    cluster.primary.kill();
+    let site = &cluster.sites[0];
+    site.wait_until(|status| status["state"] == "disconnected");
+    fs::write(set_back, "").unwrap();
+    // To such a clock every token is of the future; anybody may pull this.
+    let pull = || Client::plain().get(&site.registry(), &format!("/v2/{REPO}/manifests/1"), &[]);
+    let mut age = 0;
+    wait_for("the tag to be too old", || {
+        let got = pull();
+        if got.status == 503 {
+            return Some(());
+        }
+        assert_eq!(got.status, 200, "{}", got.text());
+        let grown = got.header("age").expect("it is stale").parse().unwrap();
+        assert!(grown >= age, "{grown} s after {age} s");
+        age = grown;
+        None
+    });
 }

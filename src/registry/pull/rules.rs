@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outport_proto::{Offset, Reference, RepoName, Timestamp};
+use outport_proto::{Offset, Reference, RepoName};
 
 use super::{PullError, PullOptions, Remote, Shared, Staleness};
 use crate::{
@@ -59,7 +59,7 @@ pub(super) struct View {
     pub(super) applied: Offset,
     whole: Option<Whole>,
     session: Session,
-    now: Timestamp,
+    age: Duration,
     intent_open: bool,
 }
 
@@ -120,7 +120,8 @@ impl Shared {
             Concerns::Repository => remote.intents.is_open_in(repo, now),
             Concerns::Catalog => remote.intents.is_any_open(now),
         });
-        View { applied: self.site.index.applied(), whole: self.site.index.whole(), session, now, intent_open }
+        let age = session.age(&*self.site.clock);
+        View { applied: self.site.index.applied(), whole: self.site.index.whole(), session, age, intent_open }
     }
 
     /// Whether all that was found in the index since `view` was of a state that the log led to.
@@ -164,7 +165,7 @@ impl Shared {
             // What was found while a snapshot replaced everything is no state of the primary's.
             session_live: view.session.live && !view.session.differs && self.was_whole(view),
             reachable: view.session.reachable && !tried.cut,
-            age: view.session.age(view.now),
+            age: view.age,
             staleness_bound: rules.policy.staleness_bound(ask.repo).unwrap_or(rules.staleness_bound),
             stale_max: rules.stale_max,
             applied: view.applied,

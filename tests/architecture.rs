@@ -8,32 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Modules by floor. Those of one floor do not know each other.
-const FLOORS: &[&[&str]] = &[
-    &[
-        "process",
-        "planted",
-        "watch",
-        "blocking",
-        "random",
-        "clock",
-        "glob",
-        "status",
-        "shutdown",
-        "telemetry",
-        "store",
-        "log",
-        "index",
-    ],
-    &["auth", "policy", "fetch"],
-    &["registry"],
-    &["http", "admin", "primary", "secondary"],
-    &["config", "app"],
-    &["cli"],
-    &["main"],
-];
-
-/// Tools of the ground floor that its own neighbours may use.
+/// Small tools at the very bottom, which their neighbours on the ground floor may use too.
 const TOOLS: &[&str] = &[
     "process",
     "planted",
@@ -42,9 +17,21 @@ const TOOLS: &[&str] = &[
     "random",
     "clock",
     "glob",
+    "status",
     "shutdown",
     "telemetry",
-    "status",
+];
+
+/// Modules by floor. Those of one floor do not know each other.
+const FLOORS: &[&[&str]] = &[
+    TOOLS,
+    &["store", "log", "index"],
+    &["auth", "policy", "fetch"],
+    &["registry"],
+    &["http", "admin", "primary", "secondary"],
+    &["config", "app"],
+    &["cli"],
+    &["main"],
 ];
 
 /// The composition root reads the configuration beside it.

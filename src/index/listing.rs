@@ -20,17 +20,8 @@ impl Index {
         last: Option<&Digest>,
         limit: usize,
     ) -> Result<Vec<ManifestPut>, IndexError> {
-        let (prefix, from) = page(Table::Manifest, repo, last);
-        self.shared.read(|kv| {
-            let rows = Rows::starting(kv, prefix, from).take(limit);
-            rows.map(|row| {
-                let (key, value) = row?;
-                let fields = row::unseal(&key, &value)?;
-                let mut parts = Parts::of(&key);
-                parts.repo()?;
-                Ok(row::decode_held(repo, &parts.digest()?, &fields)?.put)
-            })
-            .collect()
+        self.page(Table::Manifest, repo, last, limit, |digest, fields| {
+            Ok(row::decode_held(repo, &digest, fields)?.put)
         })
     }
 
@@ -44,17 +35,8 @@ impl Index {
         last: Option<&Digest>,
         limit: usize,
     ) -> Result<Vec<(Digest, u64)>, IndexError> {
-        let (prefix, from) = page(Table::Link, repo, last);
-        self.shared.read(|kv| {
-            let rows = Rows::starting(kv, prefix, from).take(limit);
-            rows.map(|row| {
-                let (key, value) = row?;
-                let fields = row::unseal(&key, &value)?;
-                let mut parts = Parts::of(&key);
-                parts.repo()?;
-                Ok((parts.digest()?, row::decode_link(&fields)?.size))
-            })
-            .collect()
+        self.page(Table::Link, repo, last, limit, |digest, fields| {
+            Ok((digest, row::decode_link(fields)?.size))
         })
     }
 
@@ -81,20 +63,33 @@ impl Index {
             .collect()
         })
     }
-}
 
-/// The prefix of a table's rows of a repository, and where those after `last` begin.
-fn page(table: Table, repo: &RepoName, last: Option<&Digest>) -> (Vec<u8>, Vec<u8>) {
-    let prefix = key::of_repo(table, repo);
-    let from = last.map_or_else(
-        || prefix.clone(),
-        |last| {
-            let mut from = key::repo_digest(table, repo, last);
+    /// At most `limit` rows of a repository in a table that goes by digest, after `last`.
+    fn page<T>(
+        &self,
+        table: Table,
+        repo: &RepoName,
+        last: Option<&Digest>,
+        limit: usize,
+        decode: impl Fn(Digest, &[u8]) -> Result<T, IndexError>,
+    ) -> Result<Vec<T>, IndexError> {
+        let prefix = key::of_repo(table, repo);
+        let mut from = last.map_or_else(|| prefix.clone(), |last| key::repo_digest(table, repo, last));
+        if last.is_some() {
             from.push(0);
-            from
-        },
-    );
-    (prefix, from)
+        }
+        self.shared.read(|kv| {
+            let rows = Rows::starting(kv, prefix, from).take(limit);
+            rows.map(|row| {
+                let (key, value) = row?;
+                let fields = row::unseal(&key, &value)?;
+                let mut parts = Parts::of(&key);
+                parts.repo()?;
+                decode(parts.digest()?, &fields)
+            })
+            .collect()
+        })
+    }
 }
 
 #[cfg(test)]

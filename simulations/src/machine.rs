@@ -289,7 +289,12 @@ impl World {
     pub(crate) fn kill(&self, number: usize, loses_power: bool) {
         let machine = &self.machines[number];
         let mut state = machine.state();
-        let Some(process) = state.process.take() else { return };
+        let process = state.process.take();
+        // The power may have gone by itself, in the midst of a write.
+        let loses_power = loses_power || state.log.is_off();
+        if process.is_none() && !loses_power {
+            return;
+        }
         if let Some(running) = state.running.take() {
             running.dead.cancel();
             state.durable = self.oracle().mark(running.journal.log().head().seq);
@@ -305,7 +310,9 @@ impl World {
             state.blobs.cut_power(&was, &now, &self.random);
         }
         state.blobs = Arc::default();
-        process.kill();
+        if let Some(process) = process {
+            process.kill();
+        }
     }
 }
 

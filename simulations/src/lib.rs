@@ -11,7 +11,8 @@
 //! store, of which a power cut takes what was not synced); clocks, which are off by up to a day and
 //! drift; processes ([`outport::process`]), which are killed at whatever they wait for. tokio runs
 //! on one thread with its time paused. Clients call the services of a node in its process; the
-//! HTTP layer, tokens' signatures and tickets are not in it, and neither are relays.
+//! HTTP layer, tokens' signatures and tickets are not in it. In half of the worlds some sites follow
+//! others, and in half of them some stores are too small for all blobs.
 //!
 //! **Checked** at every answer, against a model that shares no code with the index: it is what the
 //! log leads to at the event it claims, so that deletes stay deleted and no event is lost; it shows
@@ -25,7 +26,8 @@
 //!
 //! **The check can fail:** with the feature `planted-bugs` a world makes one of the mistakes of
 //! [`Bug`] where the real mistake would stand. `cargo run --release -p simulations --features
-//! planted-bugs -- --bugs --seeds 2000` says in how many worlds each is found.
+//! planted-bugs -- --bugs --seeds 2000` says in how many worlds each is found; `.ci/run` looks for
+//! all of them.
 //!
 //! **Replay:** a world is its seed and its options, and the same seed gives the same trace. A
 //! broken promise prints the shortest history that bisecting finds, and the command that replays it;

@@ -1,4 +1,4 @@
-//! A primary whose disk makes its log durable no longer.
+//! A node whose disk makes its log durable no longer.
 
 use std::{
     fs,
@@ -12,6 +12,7 @@ use crate::{
         http::get_plain,
         outport,
         session::{Session, bytes},
+        wait_for,
     },
 };
 
@@ -118,6 +119,48 @@ fn a_primary_whose_log_is_not_durable_says_so_serves_pulls_and_ends_when_a_new_s
     cluster.wait_complete();
     let got = Session::anyone(&cluster, &cluster.sites[0], &[REPO]).get(&format!("/v2/{REPO}/manifests/2"));
     assert_eq!((got.status, &got.body), (200, &pushed.manifest));
+}
+
+#[test]
+fn a_site_whose_log_is_not_durable_asks_its_primary_until_a_new_start_helps() {
+    let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let dir = tempfile::tempdir().unwrap();
+    let site = &mut cluster.sites[0];
+    site.stop();
+    let disk = Disk::below(site, dir.path());
+    site.start();
+    let pusher = Session::user(&cluster, &cluster.primary, &[REPO]);
+    pusher.push_image(REPO, "1", &[&bytes(1000, 2)]);
+    cluster.wait_complete();
+
+    disk.fail();
+    let moved = pusher.push_image(REPO, "1", &[&bytes(1000, 3)]);
+    let site = &cluster.sites[0];
+    site.wait_until(|status| {
+        status["alarm"].as_str().is_some_and(|alarm| alarm.contains("the log is stopped: sync segment"))
+    });
+    let (ready, reason) = page(site, "/readyz");
+    assert!(ready == 503 && reason.contains("nothing more is taken in"), "{ready} {reason}");
+    assert_eq!(site.metric("outport_journal_failed", ""), 1.0);
+    let shown = outport(&["status", "--admin", &site.admin()]);
+    assert!(shown.contains("\nALARM mumbai: nothing more is taken in"), "{shown}");
+    // It knows the old one alone, and that this is older than the token.
+    let puller = Session::anyone(&cluster, site, &[REPO]);
+    let tag = format!("/v2/{REPO}/manifests/1");
+    wait_for("the primary's answer", || {
+        let got = puller.get(&tag);
+        assert_eq!(got.status, 200, "{}", got.text());
+        let is_old = got.body != moved.manifest;
+        assert!(!is_old || got.header("warning").is_some(), "an old answer that does not say so");
+        (!is_old).then_some(())
+    });
+
+    disk.mend();
+    assert_eq!(cluster.sites[0].ended().code(), Some(1));
+    cluster.sites[0].start();
+    cluster.sites[0].wait_until(|status| status["state"] == "streaming" && status["alarm"].is_null());
+    cluster.wait_complete();
+    assert_eq!(puller.get(&tag).body, moved.manifest);
 }
 
 fn page(node: &Node, target: &str) -> (u16, String) {

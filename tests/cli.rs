@@ -68,7 +68,7 @@ fn a_broken_configuration_is_one_line_that_says_where() {
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 22] = [
+    let broken: [(&str, &str, &str, Break); 23] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -91,6 +91,9 @@ fn a_broken_configuration_is_one_line_that_says_where() {
         }),
         (primary, "replication.sites", "", |text| text.replace("\"mumbai\"", "\"Not A Name\"")),
         (primary, "replication.listen", "", |text| text.replace("0.0.0.0:5443", "0.0.0.0:99999")),
+        (primary, "replication.congestion", "unknown variant", |text| {
+            text.replace("# congestion = \"cubic\"", "congestion = \"vegas\"")
+        }),
         (primary, "telemetry.log_format", "unknown variant", |text| {
             text.replace("log_format = \"json\"", "log_format = \"xml\"")
         }),

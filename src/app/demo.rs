@@ -17,6 +17,7 @@ use crate::{
     auth::{Access, AccessRule, Authority, Caller, NodeIdentity, password, random_text},
     clock::{Clock as _, SystemClock},
     config,
+    fetch::quic::Congestion,
     registry::{NewManifest, journal::History},
     shutdown::Shutdown,
 };
@@ -283,6 +284,7 @@ fn primary_config(
             tls: pki.mutual_tls("primary"),
             sites: sites.to_vec(),
             relays: BTreeMap::new(),
+            congestion: Congestion::default(),
         },
         admin: config::Admin { listen: parse_address(&node.admin)?, ..config::Admin::default() },
         telemetry: config::Telemetry::default(),

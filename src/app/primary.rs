@@ -103,8 +103,12 @@ pub async fn start(
     // What may be taken by another process comes first: nothing has to be undone then.
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
-    let endpoint =
-        endpoint(config.replication.listen, &config.replication.tls, "replication.listen, replication.tls")?;
+    let endpoint = endpoint(
+        config.replication.listen,
+        &config.replication.tls,
+        "replication.listen, replication.tls",
+        config.replication.congestion,
+    )?;
     let replication =
         endpoint.local_addr().map_err(|error| StartError::new("listen (replication.listen)", error))?;
 

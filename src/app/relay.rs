@@ -43,7 +43,7 @@ pub(super) struct Relay {
 impl Relay {
     /// Binds the listener; it shows the certificate that the site has for its upstream as well.
     pub(super) fn bind(config: &config::Relay, tls: &config::MutualTls) -> Result<Self, StartError> {
-        let endpoint = endpoint(config.listen, tls, "relay.listen, primary.tls")?;
+        let endpoint = endpoint(config.listen, tls, "relay.listen, primary.tls", config.congestion)?;
         let fleet = Fleet::of_relay(config.sites.iter().cloned());
         Ok(Self { endpoint, sites: config.sites.clone(), fleet })
     }

@@ -8,7 +8,7 @@ use super::StartError;
 use crate::{
     auth::{Identity, authority::load_certificates, site_of, tls},
     config,
-    fetch::quic::{self, TransportOptions},
+    fetch::quic::{self, Congestion, TransportOptions},
     log::Log,
     primary::publisher::Admit,
 };
@@ -21,6 +21,7 @@ pub(super) fn endpoint(
     listen: SocketAddr,
     files: &config::MutualTls,
     keys: &str,
+    congestion: Congestion,
 ) -> Result<quinn::Endpoint, StartError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         StartError::new(format!("set up replication ({keys})"), error)
@@ -28,8 +29,8 @@ pub(super) fn endpoint(
     let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
     let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
     let tls = tls::node_server(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
-    let server =
-        quic::server_config(&tls, &TransportOptions::upstream()).map_err(|error| failed(error.into()))?;
+    let options = TransportOptions { congestion, ..TransportOptions::upstream() };
+    let server = quic::server_config(&tls, &options).map_err(|error| failed(error.into()))?;
     quic::listen(listen, server).map_err(|error| failed(error.into()))
 }
 

@@ -18,6 +18,7 @@ pub use value::{ByteSize, HostPort, PublicUrl};
 
 use crate::{
     auth::{AccessRule, AccessRules, RuleError},
+    fetch::quic::Congestion,
     log::Retention,
     policy::{self, Bandwidth, BandwidthWindow, Policy, PolicyRule},
     registry::journal::JournalOptions,
@@ -181,6 +182,9 @@ pub struct PrimaryReplication {
     /// Sites that follow another site instead: by the one they connect to.
     #[serde(default)]
     pub relays: BTreeMap<SiteName, Vec<SiteName>>,
+    /// How fast it sends to sites.
+    #[serde(default)]
+    pub congestion: Congestion,
 }
 
 /// The QUIC listener of a site that others follow.
@@ -191,6 +195,9 @@ pub struct Relay {
     pub listen: SocketAddr,
     /// Sites that may connect.
     pub sites: Vec<SiteName>,
+    /// How fast it sends to them.
+    #[serde(default)]
+    pub congestion: Congestion,
 }
 
 /// This node's certificate for mutual TLS, and the authority that all nodes share.

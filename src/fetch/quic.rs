@@ -18,6 +18,7 @@ use quinn::{
     IdleTimeout, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
+use serde::Deserialize;
 
 /// How often an otherwise silent connection is kept alive, by the secondary: well under its idle
 /// timeout, and under the 30 s after which common NATs forget a UDP flow.
@@ -91,14 +92,15 @@ impl StreamKind {
     }
 }
 
-/// How the sender of bulk bytes decides how fast to go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a sender decides how fast to go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Congestion {
     /// Fair beside TCP; slows down at every loss.
     #[default]
     Cubic,
     /// Follows measured bandwidth and round trips: far better on long lossy paths (24 MiB/s
-    /// against 1 at 100 ms and 0.1 % loss), less fair.
+    /// against 1 at 100 ms and 0.1 % loss), less fair, and quinn calls its own experimental.
     Bbr,
 }
 

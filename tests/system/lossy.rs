@@ -39,7 +39,9 @@ const READERS: usize = 12;
 #[test]
 fn no_pull_is_denied_at_a_far_site_after_the_push_was_acknowledged() {
     let pulls = std::env::var("OUTPORT_PULLS").map_or(PULLS, |count| count.parse().unwrap());
-    let mut cluster = Cluster::start(Options::default());
+    // Ten thousand pulls take longer than a token lives.
+    let primary_auth_toml = "token_lifetime_seconds = 3600\n".to_owned();
+    let mut cluster = Cluster::start(Options { primary_auth_toml, ..Options::default() });
     let near = cluster.primary.replication();
     let quality = |seed| Quality { delay: DELAY, lost_per_mille: LOST_PER_MILLE, seed };
     let behind =

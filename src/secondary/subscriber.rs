@@ -500,8 +500,9 @@ impl Subscription {
             primary_ahead_micros: self.primary_clock.ahead_micros(),
         };
         self.parts.downstream.differs(session.differs);
-        self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
+        // First, so that whoever the session wakes finds a status that is as new.
         self.view.show(self.status(now, rtt.filter(|_| is_open)));
+        self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
     }
 
     /// Every change acknowledged before it shows here.

@@ -110,7 +110,17 @@ pub fn decode_value<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
 /// # Errors
 /// [`CodecError::TooLarge`] above [`FRAME_BYTES_MAX`].
 pub fn encode_frame<F: WireFrame>(frame: &F) -> Result<Bytes, CodecError> {
-    frame.encode()
+    let mut buffer = Vec::new();
+    frame.encode(&mut buffer)?;
+    Ok(buffer.into())
+}
+
+/// Appends the bytes of a frame to `buffer`, which is of no more use when that fails.
+///
+/// # Errors
+/// As [`encode_frame`].
+pub fn append_frame<F: WireFrame>(frame: &F, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+    frame.encode(buffer)
 }
 
 /// The frame in `bytes`, which hold nothing else. A stream is cut into frames by [`FrameReader`].
@@ -131,19 +141,19 @@ impl WireFrame for Request {}
 impl WireFrame for Response {}
 
 mod private {
-    use super::{Bytes, CodecError, Envelope};
+    use super::{CodecError, Envelope};
 
     pub trait Frame: Sized {
-        fn encode(&self) -> Result<Bytes, CodecError>;
+        fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError>;
         fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError>;
     }
 }
 
 impl private::Frame for FromSecondary {
-    fn encode(&self) -> Result<Bytes, CodecError> {
+    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
         match self {
-            Self::Hello(hello) => seal(Kind::Hello, hello),
-            Self::Ack(ack) => seal(Kind::Ack, ack),
+            Self::Hello(hello) => seal_onto(buffer, Kind::Hello, hello),
+            Self::Ack(ack) => seal_onto(buffer, Kind::Ack, ack),
         }
     }
 
@@ -157,16 +167,17 @@ impl private::Frame for FromSecondary {
 }
 
 impl private::Frame for FromPrimary {
-    fn encode(&self) -> Result<Bytes, CodecError> {
+    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
         match self {
-            Self::Welcome(welcome) => seal(Kind::Welcome, welcome),
-            Self::Refused(refusal) => seal(Kind::Refused, refusal),
-            Self::Append(events) => envelope::seal(Kind::Append, |payload| {
+            Self::Welcome(welcome) => seal_onto(buffer, Kind::Welcome, welcome),
+            Self::Refused(refusal) => seal_onto(buffer, Kind::Refused, refusal),
+            Self::Append(events) => envelope::seal_onto(buffer, Kind::Append, |payload| {
+                payload.reserve(events.iter().map(Bytes::len).sum());
                 events.iter().for_each(|event| payload.extend_from_slice(event));
                 Ok(())
             }),
-            Self::Heartbeat(heartbeat) => seal(Kind::Heartbeat, heartbeat),
-            Self::Keys(keys) => seal(Kind::Keys, keys),
+            Self::Heartbeat(heartbeat) => seal_onto(buffer, Kind::Heartbeat, heartbeat),
+            Self::Keys(keys) => seal_onto(buffer, Kind::Keys, keys),
         }
     }
 
@@ -183,8 +194,8 @@ impl private::Frame for FromPrimary {
 }
 
 impl private::Frame for Request {
-    fn encode(&self) -> Result<Bytes, CodecError> {
-        seal(Kind::Request, self)
+    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+        seal_onto(buffer, Kind::Request, self)
     }
 
     fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
@@ -193,8 +204,8 @@ impl private::Frame for Request {
 }
 
 impl private::Frame for Response {
-    fn encode(&self) -> Result<Bytes, CodecError> {
-        seal(Kind::Response, self)
+    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+        seal_onto(buffer, Kind::Response, self)
     }
 
     fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
@@ -216,11 +227,17 @@ fn split_events(mut payload: &[u8]) -> Result<Vec<Bytes>, CodecError> {
 }
 
 fn seal<T: Encode + ?Sized>(kind: Kind, value: &T) -> Result<Bytes, CodecError> {
-    envelope::seal(kind, |payload| {
-        bincode::encode_into_std_write(value, payload, config())
-            .map(|_| ())
-            .map_err(|error| CodecError::Unencodable(error.to_string()))
-    })
+    envelope::seal(kind, |payload| write(value, payload))
+}
+
+fn seal_onto<T: Encode + ?Sized>(buffer: &mut Vec<u8>, kind: Kind, value: &T) -> Result<(), CodecError> {
+    envelope::seal_onto(buffer, kind, |payload| write(value, payload))
+}
+
+fn write<T: Encode + ?Sized>(value: &T, payload: &mut Vec<u8>) -> Result<(), CodecError> {
+    bincode::encode_into_std_write(value, payload, config())
+        .map(|_| ())
+        .map_err(|error| CodecError::Unencodable(error.to_string()))
 }
 
 fn open<T: Decode<()>>(kind: Kind, bytes: &[u8]) -> Result<T, CodecError> {

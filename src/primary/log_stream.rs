@@ -2,9 +2,8 @@
 //! [`outport_proto::session::Publisher`]; here bytes move.
 
 use crate::watch;
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use outport_proto::{
     Offset, SiteName, codec,
     frame::{FromPrimary, FromSecondary, Keys, Refusal, Resume},
@@ -200,12 +199,11 @@ impl LogStream<'_> {
             let frame = self.session.poll_transmit(self.begun.elapsed(), &state);
             let is_last = frame.is_none();
             if let Some(frame) = frame {
-                together.push(codec::encode_frame::<FromPrimary>(&frame)?);
+                codec::append_frame::<FromPrimary>(&frame, &mut together)?;
             }
-            if is_last || together.iter().map(Bytes::len).sum::<usize>() > TOGETHER_BYTES_MAX {
+            if together.len() > TOGETHER_BYTES_MAX || (is_last && !together.is_empty()) {
                 self.prioritise();
-                self.sink.write(&mut together).await?;
-                together.clear();
+                self.sink.write(&mut [mem::take(&mut together).into()]).await?;
             }
             if is_last {
                 return Ok(());

@@ -10,6 +10,8 @@ pub const ENVELOPE_BYTES: usize = HEADER_BYTES + CRC_BYTES;
 
 const HEADER_BYTES: usize = 8;
 const CRC_BYTES: usize = 4;
+/// Room for most envelopes: one that grows from nothing is copied again and again.
+const USUAL_BYTES: usize = 512;
 const MAGIC: [u8; 2] = *b"OP";
 const VERSION: u8 = 1;
 
@@ -118,15 +120,29 @@ pub(super) fn seal(
     kind: Kind,
     write_payload: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
 ) -> Result<Bytes, CodecError> {
-    let mut buffer = vec![MAGIC[0], MAGIC[1], VERSION, kind as u8, 0, 0, 0, 0];
-    write_payload(&mut buffer)?;
-    let bytes = buffer.len() + CRC_BYTES;
-    let length = match u32::try_from(buffer.len() - HEADER_BYTES) {
+    let mut buffer = Vec::new();
+    seal_onto(&mut buffer, kind, write_payload)?;
+    // Events are kept: without the room that is left.
+    Ok(Bytes::from(buffer.into_boxed_slice()))
+}
+
+/// [`seal`], behind what `buffer` holds; an error leaves anything behind that.
+pub(super) fn seal_onto(
+    buffer: &mut Vec<u8>,
+    kind: Kind,
+    write_payload: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let begin = buffer.len();
+    buffer.reserve(USUAL_BYTES);
+    buffer.extend_from_slice(&[MAGIC[0], MAGIC[1], VERSION, kind as u8, 0, 0, 0, 0]);
+    write_payload(buffer)?;
+    let bytes = buffer.len() - begin + CRC_BYTES;
+    let length = match u32::try_from(bytes - ENVELOPE_BYTES) {
         Ok(length) if bytes <= FRAME_BYTES_MAX => length,
         _ => return Err(CodecError::TooLarge { bytes }),
     };
-    buffer[4..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
-    let crc = crc_fast::crc32_iscsi(&buffer);
+    buffer[begin + 4..begin + HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    let crc = crc_fast::crc32_iscsi(&buffer[begin..]);
     buffer.extend_from_slice(&crc.to_le_bytes());
-    Ok(Bytes::from(buffer))
+    Ok(())
 }

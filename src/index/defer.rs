@@ -77,7 +77,6 @@ impl Index {
             if self.shared.below.closed.load(Ordering::SeqCst) || !self.shared.is_over(&overlay) {
                 return Ok(());
             }
-            overlay.settling();
             // The sums are of what readers see.
             let mut no_tally = Tally::default();
             let mut tx = Tx::new(&*self.shared.base, &self.shared.hot, &mut below, &mut no_tally);

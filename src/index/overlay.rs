@@ -15,11 +15,10 @@ mod run;
 
 use std::{
     collections::BTreeMap,
-    io,
+    io, iter, mem,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, sync_channel},
     },
 };
@@ -28,7 +27,7 @@ use bytes::Bytes;
 use outport_proto::Offset;
 
 use self::{
-    filter::hash,
+    filter::{Filter, hash},
     piece::{Piece, add_piece, merged},
     run::Run,
 };
@@ -41,8 +40,14 @@ use crate::blocking;
 
 /// Bytes of rows kept in memory; they take about twice as many, and as many again while a run is written.
 pub(super) const MEMORY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of rows in memory that its filter has room for a row for, about what a row takes.
+const ROW_BYTES: usize = 128;
 /// Runs from which on the database has to come nearer first.
 const RUNS_MAX: usize = 64;
+/// Runs that went whose filters are kept.
+const GONE_MAX: usize = 16;
+/// Most rows of a database that are looked through for what it has.
+const BELOW_ROWS_MAX: usize = 16 * 1024;
 
 /// A key with its value, or removed.
 type Change = (Vec<u8>, Option<Bytes>);
@@ -53,8 +58,6 @@ type Above = BTreeMap<Vec<u8>, Option<Bytes>>;
 pub(super) struct Overlay {
     base: Arc<dyn Kv>,
     dir: PathBuf,
-    /// Whether the database has no row at all: then nobody has to look.
-    base_is_empty: AtomicBool,
     memory_bytes_max: usize,
     layers: Arc<RwLock<Layers>>,
     /// Says how it went, once the run that is being written is written.
@@ -62,20 +65,59 @@ pub(super) struct Overlay {
 }
 
 /// Each oldest first; what is in memory is newer than what is frozen, and that newer than the runs.
-#[derive(Default)]
 struct Layers {
-    memory: Vec<Arc<Piece>>,
-    memory_bytes: usize,
+    memory: Memory,
     /// On their way into a run, with the state they lead to.
-    frozen: Option<(Vec<Arc<Piece>>, Offset)>,
+    frozen: Option<(Memory, Offset)>,
     runs: Arc<Vec<Arc<Run>>>,
+    /// Which rows the database may have that are not above it: the few that it had before, and those
+    /// of runs that went. `None` where it may have any.
+    below: Option<Vec<Filter>>,
+}
+
+/// Rows in memory.
+#[derive(Clone)]
+struct Memory {
+    pieces: Vec<Arc<Piece>>,
+    /// Of all pieces: most rows that are looked for are in none.
+    filter: Arc<Filter>,
+    bytes: usize,
+}
+
+impl Memory {
+    fn with_room(bytes: usize) -> Self {
+        Self { pieces: Vec::new(), filter: Arc::new(Filter::for_rows(bytes / ROW_BYTES)), bytes: 0 }
+    }
+
+    fn add(&mut self, piece: Piece) {
+        self.bytes += piece.bytes();
+        let filter = Arc::make_mut(&mut self.filter);
+        piece.hashes().for_each(|hash| filter.add(hash));
+        add_piece(&mut self.pieces, piece);
+    }
+
+    fn get(&self, hash: u64, key: &[u8]) -> Option<&Option<Bytes>> {
+        if !self.filter.may_have(hash) {
+            return None;
+        }
+        self.pieces.iter().rev().find_map(|piece| piece.get(hash, key))
+    }
 }
 
 impl Layers {
     /// What is in memory, newest first.
+    fn in_memory(&self) -> impl Iterator<Item = &Memory> {
+        iter::once(&self.memory).chain(self.frozen.iter().map(|(memory, _)| memory))
+    }
+
+    /// The pieces of that, newest first.
     fn pieces(&self) -> impl Iterator<Item = &Arc<Piece>> {
-        let frozen = self.frozen.iter().flat_map(|(pieces, _)| pieces.iter().rev());
-        self.memory.iter().rev().chain(frozen)
+        self.in_memory().flat_map(|memory| memory.pieces.iter().rev())
+    }
+
+    /// Whether the database may have a row that is not above it.
+    fn may_be_below(&self, hash: u64) -> bool {
+        self.below.as_ref().is_none_or(|below| below.iter().any(|filter| filter.may_have(hash)))
     }
 }
 
@@ -85,12 +127,17 @@ impl Overlay {
     /// # Errors
     /// When the database cannot be read.
     pub(super) fn new(base: Arc<dyn Kv>, dir: &Path, memory_bytes_max: usize) -> Result<Self, IndexError> {
+        let layers = Layers {
+            memory: Memory::with_room(memory_bytes_max),
+            frozen: None,
+            runs: Arc::default(),
+            below: below(&*base)?.map(|rows| vec![rows]),
+        };
         Ok(Self {
-            base_is_empty: AtomicBool::new(base.first(&[], &[])?.is_none()),
             base,
             dir: dir.to_owned(),
             memory_bytes_max,
-            layers: Arc::default(),
+            layers: Arc::new(RwLock::new(layers)),
             writing: Mutex::new(None),
         })
     }
@@ -100,18 +147,13 @@ impl Overlay {
         self.read_layers().runs.len() >= RUNS_MAX
     }
 
-    /// From here on the database is written to.
-    pub(super) fn settling(&self) {
-        self.base_is_empty.store(false, Ordering::SeqCst);
-    }
-
     /// Moves what is in memory to the disk if it is much; it is the state up to `applied`. A run is
     /// written while events go on being applied, the next one when that one is done.
     ///
     /// # Errors
     /// When a run cannot be written: what was to be in it stays in memory.
     pub(super) fn spill(&self, applied: Offset) -> Result<(), IndexError> {
-        if self.read_layers().memory_bytes < self.memory_bytes_max {
+        if self.read_layers().memory.bytes < self.memory_bytes_max {
             return Ok(());
         }
         let failed = |error: io::Error| IndexError::Database {
@@ -127,8 +169,8 @@ impl Overlay {
             let mut layers = self.write_layers();
             // What could not be written before comes first.
             if layers.frozen.is_none() {
-                layers.memory_bytes = 0;
-                layers.frozen = Some((std::mem::take(&mut layers.memory), applied));
+                let full = mem::replace(&mut layers.memory, Memory::with_room(self.memory_bytes_max));
+                layers.frozen = Some((full, applied));
             }
         }
         let (layers, dir) = (Arc::clone(&self.layers), self.dir.clone());
@@ -145,8 +187,16 @@ impl Overlay {
     /// The database has come to `applied`: what it holds need not be here.
     pub(super) fn settled(&self, applied: Offset) {
         let mut layers = self.write_layers();
-        if layers.runs.first().is_some_and(|run| run.applied <= applied) {
-            Arc::make_mut(&mut layers.runs).retain(|run| run.applied > applied);
+        let gone = layers.runs.iter().take_while(|run| run.applied <= applied).count();
+        if gone == 0 {
+            return;
+        }
+        let gone: Vec<_> = Arc::make_mut(&mut layers.runs).drain(..gone).collect();
+        if let Some(below) = &mut layers.below {
+            below.extend(gone.iter().map(|run| run.filter.clone()));
+            if below.len() > 1 + GONE_MAX {
+                layers.below = None;
+            }
         }
     }
 
@@ -190,39 +240,43 @@ impl Overlay {
     }
 }
 
+/// Which rows a database has, if they are few.
+fn below(base: &dyn Kv) -> Result<Option<Filter>, IndexError> {
+    let rows = base.page(&[], &[], BELOW_ROWS_MAX + 1)?;
+    let are_few = rows.len() <= BELOW_ROWS_MAX;
+    Ok(are_few.then(|| Filter::of(rows.iter().map(|(key, _)| hash(key)))))
+}
+
 /// Writes what is frozen into a run.
 fn write_frozen(layers: &RwLock<Layers>, dir: &Path) -> io::Result<()> {
     let frozen = layers.read().unwrap_or_else(PoisonError::into_inner).frozen.clone();
-    let Some((pieces, applied)) = frozen else { return Ok(()) };
-    let run = Run::write(dir, &merged(&pieces), applied)?;
+    let Some((memory, applied)) = frozen else { return Ok(()) };
+    let run = Run::write(dir, &merged(&memory.pieces), applied)?;
     let mut layers = layers.write().unwrap_or_else(PoisonError::into_inner);
     Arc::make_mut(&mut layers.runs).push(Arc::new(run));
     layers.frozen = None;
     // Freed by this thread, and when nobody waits for it.
     drop(layers);
-    drop(pieces);
+    drop(memory);
     Ok(())
 }
 
 impl Kv for Overlay {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
         let hash = hash(key);
-        let runs = {
+        let (runs, may_be_below) = {
             let layers = self.read_layers();
-            if let Some(value) = layers.pieces().find_map(|piece| piece.get(hash, key)) {
+            if let Some(value) = layers.in_memory().find_map(|memory| memory.get(hash, key)) {
                 return Ok(value.clone());
             }
-            Arc::clone(&layers.runs)
+            (Arc::clone(&layers.runs), layers.may_be_below(hash))
         };
         for run in runs.iter().rev() {
             if let Some(value) = run.get(hash, key)? {
                 return Ok(value);
             }
         }
-        if self.base_is_empty.load(Ordering::SeqCst) {
-            return Ok(None);
-        }
-        self.base.get(key)
+        if may_be_below { self.base.get(key) } else { Ok(None) }
     }
 
     fn page(&self, prefix: &[u8], from: &[u8], rows_max: usize) -> Result<Vec<Row>, IndexError> {
@@ -261,9 +315,7 @@ impl Kv for Overlay {
 
     fn write(&self, batch: Batch) -> Result<(), IndexError> {
         let piece = Piece::new(batch);
-        let mut layers = self.write_layers();
-        layers.memory_bytes += piece.bytes();
-        add_piece(&mut layers.memory, piece);
+        self.write_layers().memory.add(piece);
         Ok(())
     }
 
@@ -327,6 +379,33 @@ mod tests {
         }
         let page = overlay.page(b"k0012", b"", 1000).unwrap();
         assert!(page.iter().all(|(key, _)| key.starts_with(b"k0012")) && page.len() > 50);
+    }
+
+    #[test]
+    fn a_database_with_few_rows_is_asked_for_those_and_what_it_was_brought() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = Arc::new(MemoryKv::default());
+        base.write(Batch::from([(b"before".to_vec(), value("row"))])).unwrap();
+        let overlay = Overlay::new(Arc::clone(&base) as Arc<dyn Kv>, dir.path(), 700).unwrap();
+        for number in 0..2000 {
+            overlay.write(Batch::from([(key(number), value("row"))])).unwrap();
+            overlay.spill(Offset::new(1, number.into())).unwrap();
+        }
+        if let Some(written) = lock(&overlay.writing).take() {
+            written.recv().unwrap().unwrap();
+        }
+        let runs = overlay.read_layers().runs.len();
+        assert!(runs > GONE_MAX, "{runs}");
+        for settled in 0..2000 {
+            base.write(Batch::from([(key(settled), value("row"))])).unwrap();
+            overlay.settled(Offset::new(1, settled.into()));
+            if settled % 97 == 0 {
+                assert!((0..2000).all(|number| overlay.get(&key(number)).unwrap().is_some()), "{settled}");
+                assert_eq!(overlay.get(b"before").unwrap(), value("row"));
+                assert_eq!(overlay.get(b"nothing").unwrap(), None);
+            }
+        }
+        assert!(overlay.read_layers().below.is_none(), "too many to remember");
     }
 
     #[test]

@@ -6,17 +6,22 @@ const BITS: usize = 16;
 const PROBES: u32 = 7;
 
 /// A Bloom filter in blocks of one cache line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Filter(Vec<[u64; 8]>);
 
 impl Filter {
     pub(super) fn of(rows: impl ExactSizeIterator<Item = u64>) -> Self {
-        let mut filter = Self(vec![[0; 8]; (rows.len() * BITS).div_ceil(512).max(1)]);
+        let mut filter = Self::for_rows(rows.len());
         rows.for_each(|hash| filter.add(hash));
         filter
     }
 
-    fn add(&mut self, hash: u64) {
+    /// Without a row, and with room for so many: of more, more looks are for nothing.
+    pub(super) fn for_rows(rows: usize) -> Self {
+        Self(vec![[0; 8]; (rows * BITS).div_ceil(512).max(1)])
+    }
+
+    pub(super) fn add(&mut self, hash: u64) {
         let at = self.line(hash);
         for bit in bits(hash) {
             self.0[at][bit / 64] |= 1 << (bit % 64);

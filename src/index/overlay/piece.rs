@@ -41,6 +41,11 @@ impl Piece {
         Self { rows, filter }
     }
 
+    /// The hashes of its keys.
+    pub(super) fn hashes(&self) -> impl Iterator<Item = u64> {
+        self.rows.iter().map(|row| row.hash)
+    }
+
     /// Bytes of keys and values.
     pub(super) fn bytes(&self) -> usize {
         self.rows.iter().map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len)).sum()

@@ -25,7 +25,8 @@ type Found<'a> = (&'a [u8], Option<&'a [u8]>);
 pub(super) struct Run {
     file: File,
     blocks: Vec<Block>,
-    filter: Filter,
+    /// Which keys it may have.
+    pub(super) filter: Filter,
     /// The state up to here is in this run and what lies below it.
     pub(super) applied: Offset,
 }

@@ -102,14 +102,21 @@ impl Digest {
 
     /// The lower-case hex after the colon.
     pub fn hex(&self) -> String {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         let bytes = self.as_bytes();
         let mut text = String::with_capacity(bytes.len() * 2);
         for byte in bytes {
-            text.push(char::from(HEX[usize::from(byte >> 4)]));
-            text.push(char::from(HEX[usize::from(byte & 15)]));
+            text.extend(hex_pair(*byte).map(char::from));
         }
         text
+    }
+
+    /// Appends [`Digest::hex`] to `text`.
+    pub(crate) fn push_hex(&self, text: &mut Vec<u8>) {
+        let (bytes, begin) = (self.as_bytes(), text.len());
+        text.resize(begin + bytes.len() * 2, 0);
+        for (pair, byte) in text[begin..].chunks_exact_mut(2).zip(bytes) {
+            pair.copy_from_slice(&hex_pair(*byte));
+        }
     }
 }
 
@@ -143,6 +150,11 @@ impl FromStr for Digest {
         }
         Self::from_bytes(algorithm, &hash[..algorithm.len_bytes()]).ok_or(InvalidDigest::WrongLength)
     }
+}
+
+fn hex_pair(byte: u8) -> [u8; 2] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]
 }
 
 /// Upper-case hex is not allowed by the grammar: two spellings would be two identities.

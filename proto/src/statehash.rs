@@ -78,22 +78,26 @@ impl Fact<'_> {
     fn lanes(&self) -> [u64; LANES] {
         // Collected first: many small pieces cost a hasher more than the bytes do.
         let mut texts = Vec::with_capacity(512);
-        let mut text = |pieces: [&str; 3]| {
-            let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-            texts.extend_from_slice(&(len as u64).to_le_bytes());
-            pieces.iter().for_each(|piece| texts.extend_from_slice(piece.as_bytes()));
+        let mut text = |text: &str| {
+            texts.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            texts.extend_from_slice(text.as_bytes());
         };
         let (kind, repo, tag, digest) = match self {
             Self::Tag { repo, tag, digest } => ("tag", repo, Some(tag), digest),
             Self::Manifest { repo, digest } => ("manifest", repo, None, digest),
             Self::Link { repo, digest } => ("link", repo, None, digest),
         };
-        text([kind, "", ""]);
-        text([repo.as_str(), "", ""]);
+        text(kind);
+        text(repo.as_str());
         if let Some(tag) = tag {
-            text([tag.as_str(), "", ""]);
+            text(tag.as_str());
         }
-        text([digest.algorithm().as_str(), ":", &digest.hex()]);
+        let algorithm = digest.algorithm().as_str();
+        let len = algorithm.len() + 1 + 2 * digest.as_bytes().len();
+        texts.extend_from_slice(&(len as u64).to_le_bytes());
+        texts.extend_from_slice(algorithm.as_bytes());
+        texts.push(b':');
+        digest.push_hex(&mut texts);
         to_lanes(&Sha256::digest(&texts).into())
     }
 }

@@ -76,7 +76,8 @@ impl Tx<'_> {
 
     fn put_link(&mut self, repo: &RepoName, digest: &Digest, link: Link) -> Result<(), IndexError> {
         let dead = self.dead_in(Table::DeadLink, |table| key::repo_digest(table, repo, digest))?;
-        let old = self.link(repo, digest)?;
+        let row = key::repo_digest(Table::Link, repo, digest);
+        let old = self.link_under(&row)?;
         if old.is_some_and(|old| old.offset >= link.offset)
             || dead.is_some_and(|dead| dead >= link.offset)
             || self.is_repository_dead(repo, link.offset)?
@@ -86,13 +87,19 @@ impl Tx<'_> {
         if dead.is_some() {
             self.unbury(key::repo_digest(Table::DeadLink, repo, digest));
         }
-        self.set_link(repo, digest, old, link);
+        self.set_link(row, (repo, digest), old, link);
         Ok(())
     }
 
-    /// Puts a link in the place of the `old` one; nothing says any more that it is deleted.
-    pub(super) fn set_link(&mut self, repo: &RepoName, digest: &Digest, old: Option<Link>, link: Link) {
-        self.put(key::repo_digest(Table::Link, repo, digest), &row::encode_link(&link));
+    /// Puts a link under `row`, its key, in the place of the `old` one; nothing says any more that it is deleted.
+    pub(super) fn set_link(
+        &mut self,
+        row: Vec<u8>,
+        (repo, digest): (&RepoName, &Digest),
+        old: Option<Link>,
+        link: Link,
+    ) {
+        self.put(row, &row::encode_link(&link));
         if old.is_none() {
             self.put(key::digest_repo(Table::Linker, digest, repo), &[]);
             self.gain(&Fact::Link { repo, digest });

@@ -227,7 +227,8 @@ impl Tx<'_> {
             }
             Entry::Link { repo, digest, size, offset } => {
                 let old = self.link(repo, digest)?;
-                self.set_link(repo, digest, old, Link { size: *size, offset: *offset });
+                let row = key::repo_digest(Table::Link, repo, digest);
+                self.set_link(row, (repo, digest), old, Link { size: *size, offset: *offset });
             }
             Entry::Manifest { manifest, offset } => {
                 let old = self.held(&manifest.repo, &manifest.digest)?;

@@ -91,7 +91,7 @@ impl Walk {
     /// Takes in the rows that come next in its table. `is_last`: there are no more in it.
     pub(super) fn take_in(&mut self, page: &[Row], is_last: bool) -> Result<(), IndexError> {
         for row in page {
-            let change = with_fact(row, |fact| Change::of(fact, true, false))?;
+            let change = with_fact(row, |fact| Change::of(fact, StateHash::of(fact), true, false))?;
             self.sums.take(&change);
         }
         self.rows += page.len() as u64;
@@ -109,8 +109,8 @@ impl Walk {
 }
 
 impl Change {
-    fn of(fact: &Fact<'_>, gained: bool, walked: bool) -> Self {
-        Self { bucket: fact.bucket(), hash: StateHash::of(fact), gained, walked }
+    fn of(fact: &Fact<'_>, hash: StateHash, gained: bool, walked: bool) -> Self {
+        Self { bucket: fact.bucket(), hash, gained, walked }
     }
 }
 
@@ -127,10 +127,10 @@ impl Tally {
         self.known.is_some() || self.walk.is_some()
     }
 
-    /// A change of the state by a fact, if anybody wants to know.
-    pub(super) fn change(&self, fact: &Fact<'_>, gained: bool) -> Option<Change> {
+    /// A change of the state by a fact, whose hash is `hash`, if anybody wants to know.
+    pub(super) fn change(&self, fact: &Fact<'_>, hash: StateHash, gained: bool) -> Option<Change> {
         let walked = self.walk.as_ref().is_some_and(|walk| key::of_fact(fact) < walk.cursor);
-        self.is_kept().then(|| Change::of(fact, gained, walked))
+        self.is_kept().then(|| Change::of(fact, hash, gained, walked))
     }
 
     /// Takes in changes that are stored now.

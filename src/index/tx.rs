@@ -89,14 +89,16 @@ impl<'a> Tx<'a> {
 
     /// A fact becomes true that was not.
     pub(super) fn gain(&mut self, fact: &Fact<'_>) {
-        self.hash.add(fact);
-        self.changes.extend(self.tally.change(fact, true));
+        let hash = StateHash::of(fact);
+        self.hash.include(&hash);
+        self.changes.extend(self.tally.change(fact, hash, true));
     }
 
     /// A fact ceases to be true.
     pub(super) fn lose(&mut self, fact: &Fact<'_>) {
-        self.hash.remove(fact);
-        self.changes.extend(self.tally.change(fact, false));
+        let hash = StateHash::of(fact);
+        self.hash.exclude(&hash);
+        self.changes.extend(self.tally.change(fact, hash, false));
     }
 
     fn touch(&mut self, key: &[u8]) {
@@ -191,7 +193,11 @@ impl<'a> Tx<'a> {
     }
 
     pub(super) fn link(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Link>, IndexError> {
-        let fields = self.get(&key::repo_digest(Table::Link, repo, digest))?;
+        self.link_under(&key::repo_digest(Table::Link, repo, digest))
+    }
+
+    pub(super) fn link_under(&self, key: &[u8]) -> Result<Option<Link>, IndexError> {
+        let fields = self.get(key)?;
         fields.map(|fields| row::decode_link(&fields)).transpose()
     }
 

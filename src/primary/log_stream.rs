@@ -201,9 +201,11 @@ impl LogStream<'_> {
             if let Some(frame) = frame {
                 codec::append_frame::<FromPrimary>(&frame, &mut together)?;
             }
-            if together.len() > TOGETHER_BYTES_MAX || (is_last && !together.is_empty()) {
+            if is_last || together.len() > TOGETHER_BYTES_MAX {
                 self.prioritise();
-                self.sink.write(&mut [mem::take(&mut together).into()]).await?;
+                if !together.is_empty() {
+                    self.sink.write(&mut [mem::take(&mut together).into()]).await?;
+                }
             }
             if is_last {
                 return Ok(());

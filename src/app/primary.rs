@@ -12,7 +12,7 @@ use super::{
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
-    replication::{CONNECTIONS_MAX, admit, endpoint, time_after},
+    replication::{CONNECTIONS_MAX, admit, listen, time_after},
     store_status,
 };
 use crate::{
@@ -103,14 +103,16 @@ pub async fn start(
     // What may be taken by another process comes first: nothing has to be undone then.
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
-    let endpoint = endpoint(
+    let listener = listen(
         config.replication.listen,
         &config.replication.tls,
         "replication.listen, replication.tls",
         config.replication.congestion,
     )?;
-    let replication =
-        endpoint.local_addr().map_err(|error| StartError::new("listen (replication.listen)", error))?;
+    let replication = listener
+        .endpoint
+        .local_addr()
+        .map_err(|error| StartError::new("listen (replication.listen)", error))?;
 
     let rules = config.auth.rules().map_err(|error| StartError::new("read auth.access", error))?;
     let public_pull = rules.public_pull();
@@ -184,7 +186,7 @@ pub async fn start(
     let answerer = Answerer::new(journal.clone(), store.clone(), source);
     let admit = admit(config.replication.sites.clone(), "replication.sites");
     let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
-    shutdown.spawn(publisher.serve(endpoint, shutdown.clone()));
+    shutdown.spawn(publisher.serve(listener, shutdown.clone()));
     shutdown.spawn(rotate_keys(keys, rotated, Arc::clone(&clock), shutdown.clone()));
     let upload_age_max = Duration::from_secs(u64::from(config.registry.upload_age_max_hours) * 3600);
     shutdown.spawn(sweep_uploads(store.clone(), upload_age_max, Arc::clone(&clock), shutdown.clone()));

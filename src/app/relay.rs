@@ -12,11 +12,11 @@ use outport_proto::{
 
 use super::{
     StartError,
-    replication::{CONNECTIONS_MAX, admit, endpoint, time_after},
+    replication::{CONNECTIONS_MAX, admit, listen, time_after},
 };
 use crate::{
     config,
-    fetch::BoxFuture,
+    fetch::{BoxFuture, quic::Listener},
     log::Log,
     primary::{
         above::Above,
@@ -35,7 +35,7 @@ use crate::{
 
 /// A listener for sites that follow, and the table of those.
 pub(super) struct Relay {
-    endpoint: quinn::Endpoint,
+    listener: Listener,
     sites: Vec<SiteName>,
     fleet: Fleet,
 }
@@ -43,9 +43,9 @@ pub(super) struct Relay {
 impl Relay {
     /// Binds the listener; it shows the certificate that the site has for its upstream as well.
     pub(super) fn bind(config: &config::Relay, tls: &config::MutualTls) -> Result<Self, StartError> {
-        let endpoint = endpoint(config.listen, tls, "relay.listen, primary.tls", config.congestion)?;
+        let listener = listen(config.listen, tls, "relay.listen, primary.tls", config.congestion)?;
         let fleet = Fleet::of_relay(config.sites.iter().cloned());
-        Ok(Self { endpoint, sites: config.sites.clone(), fleet })
+        Ok(Self { listener, sites: config.sites.clone(), fleet })
     }
 
     /// How the sites are that follow.
@@ -73,7 +73,7 @@ impl Relay {
         let publisher = LogPublisher { source, journal: journal.clone(), fleet: self.fleet };
         let admit = admit(self.sites, "relay.sites");
         let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
-        shutdown.spawn(publisher.serve(self.endpoint, shutdown.clone()));
+        shutdown.spawn(publisher.serve(self.listener, shutdown.clone()));
     }
 }
 

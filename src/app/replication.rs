@@ -8,7 +8,7 @@ use super::StartError;
 use crate::{
     auth::{Identity, authority::load_certificates, site_of, tls},
     config,
-    fetch::quic::{self, Congestion, TransportOptions},
+    fetch::quic::{Congestion, Listener, TransportOptions},
     log::Log,
     primary::publisher::Admit,
 };
@@ -17,12 +17,12 @@ use crate::{
 pub(super) const CONNECTIONS_MAX: usize = 4096;
 
 /// Binds a QUIC listener that nodes of the cluster can connect to; `keys` are what configured it.
-pub(super) fn endpoint(
-    listen: SocketAddr,
+pub(super) fn listen(
+    address: SocketAddr,
     files: &config::MutualTls,
     keys: &str,
     congestion: Congestion,
-) -> Result<quinn::Endpoint, StartError> {
+) -> Result<Listener, StartError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         StartError::new(format!("set up replication ({keys})"), error)
     };
@@ -30,8 +30,7 @@ pub(super) fn endpoint(
     let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
     let tls = tls::node_server(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
     let options = TransportOptions { congestion, ..TransportOptions::upstream() };
-    let server = quic::server_config(&tls, &options).map_err(|error| failed(error.into()))?;
-    quic::listen(listen, server).map_err(|error| failed(error.into()))
+    Listener::bind(address, &tls, &options).map_err(|error| failed(error.into()))
 }
 
 /// Lets in the sites that `key` lists.

@@ -20,6 +20,8 @@ use quinn::{
 };
 use serde::Deserialize;
 
+use crate::random;
+
 /// How often an otherwise silent connection is kept alive, by the secondary: well under its idle
 /// timeout, and under the 30 s after which common NATs forget a UDP flow.
 const KEEP_ALIVE: Duration = Duration::from_millis(1000);
@@ -39,6 +41,10 @@ const JUMBO_DATAGRAM_BYTES: u16 = 6400;
 /// Packets a peer may receive before it acknowledges them; it waits no longer than a round trip or
 /// 25 ms. With every second one acknowledged, a fast link spends much of its time on that.
 const PACKETS_PER_ACK: u32 = 10;
+
+/// Length of the first connection ID of a connection that carries the log, by which a server knows
+/// before the handshake what it is for: the shortest that QUIC allows, where usual ones are longest.
+const LOG_CONNECTION_ID_BYTES: usize = 8;
 
 /// Why a peer closed a connection: the application error codes of `outport/1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +131,9 @@ pub struct TransportOptions {
     pub congestion: Congestion,
     /// Largest UDP payload in bytes to look for on the path, and to receive.
     pub datagram_bytes_max: u16,
+    /// Whether packets are handed to the kernel ten at once. quinn keeps a buffer of that size then, for
+    /// each connection; one that mostly carries single packets does better without.
+    pub in_bulk: bool,
 }
 
 impl TransportOptions {
@@ -134,6 +143,7 @@ impl TransportOptions {
             stream_receive_window_bytes: 4 << 20,
             receive_window_bytes: 8 << 20,
             datagram_bytes_max: ETHERNET_DATAGRAM_BYTES,
+            in_bulk: false,
             ..Self::bulk()
         }
     }
@@ -149,6 +159,7 @@ impl TransportOptions {
             streams_max: 0,
             congestion: Congestion::Cubic,
             datagram_bytes_max: JUMBO_DATAGRAM_BYTES,
+            in_bulk: true,
         }
     }
 
@@ -174,6 +185,7 @@ impl TransportOptions {
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams_max))
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None)
+            .enable_segmentation_offload(self.in_bulk)
             .keep_alive_interval(self.keep_alive.then_some(KEEP_ALIVE))
             .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(self.idle_timeout_ms))));
         let mut mtu = quinn::MtuDiscoveryConfig::default();
@@ -223,7 +235,60 @@ pub fn client_config(
     let crypto = QuicClientConfig::try_from(tls).map_err(|_| QuicError::Cipher)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport());
+    if !options.in_bulk {
+        config.initial_dst_cid_provider(Arc::new(|| {
+            let mut id = [0; LOG_CONNECTION_ID_BYTES];
+            // Without randomness it is easier to guess, and the handshake fails for want of it.
+            let _ = random::fill(&mut id);
+            quinn::ConnectionId::new(&id)
+        }));
+    }
     Ok(config)
+}
+
+/// Where connections of sites are accepted.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Where they come in.
+    pub endpoint: quinn::Endpoint,
+    /// How those that carry the log are accepted, if not like others.
+    log: Option<Arc<quinn::ServerConfig>>,
+}
+
+impl Listener {
+    /// Listens at `address`, over a mutual-TLS configuration. All connections are as `options` say, but
+    /// those that carry the log are not in bulk.
+    ///
+    /// # Errors
+    /// When the TLS configuration cannot carry QUIC, or the address cannot be bound.
+    pub fn bind(
+        address: SocketAddr,
+        tls: &rustls::ServerConfig,
+        options: &TransportOptions,
+    ) -> Result<Self, QuicError> {
+        let log = server_config(tls, &TransportOptions { in_bulk: false, ..options.clone() })?;
+        let endpoint = listen(address, server_config(tls, options)?)?;
+        Ok(Self { endpoint, log: Some(Arc::new(log)) })
+    }
+
+    /// Begins the handshake of a connection.
+    ///
+    /// # Errors
+    /// When its first packet is not one.
+    pub fn accept(&self, incoming: quinn::Incoming) -> Result<quinn::Connecting, quinn::ConnectionError> {
+        let is_log = incoming.orig_dst_cid().len() == LOG_CONNECTION_ID_BYTES;
+        match self.log.as_ref().filter(|_| is_log) {
+            Some(config) => incoming.accept_with(Arc::clone(config)),
+            None => incoming.accept(),
+        }
+    }
+}
+
+impl From<quinn::Endpoint> for Listener {
+    /// One that accepts all alike.
+    fn from(endpoint: quinn::Endpoint) -> Self {
+        Self { endpoint, log: None }
+    }
 }
 
 /// Where endpoints come from: this machine's sockets ([`Udp`]), or a simulated network.

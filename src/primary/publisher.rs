@@ -15,7 +15,7 @@ use super::{log_stream::LogPublisher, requests::Answerer};
 use crate::{
     fetch::{
         framed::{FrameSink, FrameStream, FramedError, stream_kind},
-        quic::{CloseCode, StreamKind, peer_certificates},
+        quic::{CloseCode, Listener, StreamKind, peer_certificates},
     },
     shutdown::Shutdown,
 };
@@ -56,7 +56,9 @@ impl Publisher {
     }
 
     /// Accepts connections until shutdown, then says goodbye to all of them.
-    pub async fn serve(self, endpoint: quinn::Endpoint, shutdown: Shutdown) {
+    pub async fn serve(self, listener: impl Into<Listener>, shutdown: Shutdown) {
+        let listener = listener.into();
+        let endpoint = &listener.endpoint;
         loop {
             let incoming = tokio::select! {
                 biased;
@@ -69,16 +71,20 @@ impl Publisher {
                 incoming.refuse();
                 continue;
             }
-            let (this, group) = (self.clone(), shutdown.clone());
-            shutdown.spawn(async move { this.greet(incoming, group).await });
+            let (this, listener, group) = (self.clone(), listener.clone(), shutdown.clone());
+            shutdown.spawn(async move { this.greet(incoming, listener, group).await });
         }
         endpoint.close(CloseCode::Bye.into(), b"the primary stops");
         endpoint.wait_idle().await;
     }
 
-    async fn greet(self, incoming: quinn::Incoming, group: Shutdown) {
+    async fn greet(self, incoming: quinn::Incoming, listener: Listener, group: Shutdown) {
         let peer = incoming.remote_address();
-        let connection = match incoming.await {
+        let connected = match listener.accept(incoming) {
+            Ok(connecting) => connecting.await,
+            Err(error) => Err(error),
+        };
+        let connection = match connected {
             Ok(connection) => connection,
             Err(error) => {
                 tracing::warn!(%peer, %error, "replication handshake failed");

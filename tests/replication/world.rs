@@ -13,7 +13,7 @@ use outport::{
     fetch::{
         FlightMetrics, FlightOptions, Flights,
         primary::{QuicUpstream, QuicUpstreamOptions},
-        quic::{self, TransportOptions},
+        quic::{Listener, TransportOptions},
     },
     index::{Index, Opened},
     log::{Log, faulty::FaultyDisk},
@@ -167,9 +167,9 @@ impl Primary {
             LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
         let answerer = Answerer::new(journal.clone(), store.clone(), source);
         let admit = admit(config.sites);
-        let endpoint = listen(config.identity, config.trusts, config.address);
-        let address = endpoint.local_addr().unwrap();
-        shutdown.spawn(Publisher::new(admit, publisher, answerer, 64).serve(endpoint, shutdown.clone()));
+        let listener = listen(config.identity, config.trusts, config.address);
+        let address = listener.endpoint.local_addr().unwrap();
+        shutdown.spawn(Publisher::new(admit, publisher, answerer, 64).serve(listener, shutdown.clone()));
         Self { address, journal, store, fleet, keys, shutdown }
     }
 
@@ -205,10 +205,9 @@ fn admit(sites: &'static [&'static str]) -> Admit {
     })
 }
 
-fn listen(identity: &Identity, trusts: &Authority, address: SocketAddr) -> quinn::Endpoint {
+fn listen(identity: &Identity, trusts: &Authority, address: SocketAddr) -> Listener {
     let tls = tls::node_server(identity, &[trusts.certificate().clone()], &[ALPN]).unwrap();
-    let server = quic::server_config(&tls, &TransportOptions::upstream()).unwrap();
-    quic::listen(address, server).unwrap()
+    Listener::bind(address, &tls, &TransportOptions::upstream()).unwrap()
 }
 
 pub(crate) struct Site {
@@ -291,8 +290,8 @@ impl Site {
         let tls = tls::node_client(config.identity, &[config.trusts.certificate().clone()], &[ALPN]).unwrap();
         let downstream = Downstream::default();
         let relay = config.relays_to.map(|(sites, address)| {
-            let endpoint = listen(config.identity, config.trusts, address);
-            let address = endpoint.local_addr().unwrap();
+            let listener = listen(config.identity, config.trusts, address);
+            let address = listener.endpoint.local_addr().unwrap();
             let passed_on = PassedOn::new(
                 site(config.name),
                 disk.path(),
@@ -308,7 +307,7 @@ impl Site {
             let fleet = Fleet::of_relay(sites.iter().map(|name| site(name)));
             let publisher = LogPublisher { source, journal: journal.clone(), fleet: fleet.clone() };
             let publisher = Publisher::new(admit(sites), publisher, answerer, 64);
-            shutdown.spawn(publisher.serve(endpoint, shutdown.clone()));
+            shutdown.spawn(publisher.serve(listener, shutdown.clone()));
             (address, fleet)
         });
         let reports = relay.as_ref().map(|(_, fleet)| {

@@ -237,6 +237,11 @@ impl World {
             // What the copy names may be gone, and nobody brings it back.
             return self.crash(random, 0).await;
         }
+        if self.machines[0].running().is_none() {
+            // A copy that knows nothing of an epoch that begins meanwhile would begin one of the same
+            // number: sites tell them apart and wait for the operator, who does not live here.
+            return;
+        }
         let copy = {
             let state = self.machines[0].state();
             (state.log.copy(), state.snapshots.copy())

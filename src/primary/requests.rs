@@ -26,6 +26,7 @@ use crate::{
         quic::CloseCode,
     },
     index::{Bucket, BucketSums, IndexError},
+    planted::{Bug, is_planted},
     registry::journal::{Journal, JournalError, SnapshotPiece},
     store::{Blob, BlobReader, Store, StoreError},
 };
@@ -352,12 +353,24 @@ async fn send_blob(sink: &mut FrameSink, blob: Blob, offset: u64) -> Result<(), 
     let mut reader = blob.reader(offset.min(blob.size)..blob.size);
     let mut piece = read_piece(&mut reader).await?;
     while let Some(bytes) = piece {
-        let mut sending = [bytes];
+        let mut sending = [spoilt(bytes)];
         let (sent, next) = tokio::join!(sink.write(&mut sending), read_piece(&mut reader));
         sent?;
         piece = next?;
     }
     Ok(())
+}
+
+/// Whether the end of a fill was held back shows only when there is something wrong in it.
+fn spoilt(bytes: Bytes) -> Bytes {
+    if !is_planted(Bug::HeldBackTailEarly) || !crate::random::number().is_multiple_of(8) {
+        return bytes;
+    }
+    let mut bytes = Vec::from(bytes);
+    if let Some(last) = bytes.last_mut() {
+        *last = !*last;
+    }
+    bytes.into()
 }
 
 /// Passes a blob on from `offset` while it arrives.

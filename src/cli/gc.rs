@@ -2,17 +2,19 @@
 
 use std::{io::IsTerminal as _, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
-use http::{Method, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use super::{admin::AdminAddress, bytes, say};
+use super::{
+    admin::AdminAddress,
+    bytes,
+    pass::{self, Pass},
+    say,
+};
 use crate::registry::collect::{Collection, Count};
 
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a line says how far it is where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -34,7 +36,7 @@ pub(super) struct Gc {
 
 impl Gc {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let ended = self.watch(self.begin().await?).await?;
+        let ended = self.follow().await?;
         if let Some(reason) = &ended.error {
             bail!("collect garbage at {}: {reason}", self.admin.address());
         }
@@ -46,44 +48,33 @@ impl Gc {
         Ok(())
     }
 
-    /// Begins a pass, behind the one that may be under way.
-    async fn begin(&self) -> anyhow::Result<Collection> {
-        let target = format!("/v1/gc?dry_run={}", self.dry_run);
-        loop {
-            let (status, text) = self.admin.ask(Method::POST, &target, ANSWER_TIMEOUT).await?;
-            match status {
-                StatusCode::ACCEPTED => return serde_json::from_str(&text).context("read answer"),
-                StatusCode::CONFLICT => sleep(LOOK_INTERVAL).await,
-                _ => bail!("ask {}: {status}: {}", self.admin.address(), text.trim()),
-            }
-        }
-    }
-
-    async fn watch(&self, begun: Collection) -> anyhow::Result<Collection> {
-        let bar = ProgressBar::new(begun.parts);
+    async fn follow(&self) -> anyhow::Result<Collection> {
+        let bar = ProgressBar::no_length();
         bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {percent}% {eta}")?);
         bar.set_message("looking for unlinked blobs");
         let mut line_at = Instant::now() + LINE_INTERVAL;
-        let mut now = begun;
-        let number = now.pass;
-        while now.running {
+        let show = |now: &Collection| {
+            bar.set_length(now.parts);
             bar.set_position(now.parts_done);
             if !std::io::stderr().is_terminal() && Instant::now() >= line_at {
                 eprintln_line(&format!("{} of {} parts, {} blobs", now.parts_done, now.parts, now.blobs));
                 line_at = Instant::now() + LINE_INTERVAL;
             }
-            sleep(LOOK_INTERVAL).await;
-            let (status, text) = self.admin.ask(Method::GET, "/v1/gc", ANSWER_TIMEOUT).await?;
-            if status != StatusCode::OK {
-                bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-            }
-            now = serde_json::from_str(&text).context("read answer")?;
-            if now.pass != number {
-                bail!("the node restarted, or began another pass before this one's result was read");
-            }
-        }
+            Ok(())
+        };
+        let ended = pass::follow(&self.admin, "/v1/gc", &format!("dry_run={}", self.dry_run), show).await?;
         bar.finish_and_clear();
-        Ok(now)
+        Ok(ended)
+    }
+}
+
+impl Pass for Collection {
+    fn number(&self) -> u64 {
+        self.pass
+    }
+
+    fn is_running(&self) -> bool {
+        self.running
     }
 }
 

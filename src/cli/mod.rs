@@ -5,6 +5,7 @@ mod cert;
 mod config;
 mod demo;
 mod gc;
+mod pass;
 mod prefetch;
 mod primary;
 mod secondary;

@@ -2,21 +2,23 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
-use http::{Method, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::time::sleep;
 
-use super::{admin::AdminAddress, bytes, say, wait::duration};
+use super::{
+    admin::AdminAddress,
+    bytes,
+    pass::{self, Pass},
+    say,
+    wait::duration,
+};
 use crate::registry::verification::{BlobsVerified, VerifyReport};
 
 /// Exit code when something was wrong.
 const WRONG: u8 = 3;
 /// Exit code when a site could not be compared with its primary.
 const NOT_COMPARED: u8 = 4;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Look whether the index is what the log led to, a site's what the primary's is, and blobs what they were.
 #[derive(Debug, Args)]
@@ -44,7 +46,7 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let ended = self.watch(self.begin().await?).await?;
+        let ended = self.follow().await?;
         if let Some(reason) = &ended.error {
             bail!("verify {}: {reason}", self.admin.address());
         }
@@ -56,26 +58,11 @@ impl Verify {
         Ok(exit_code(&ended))
     }
 
-    /// Begins a pass, behind the one that may be under way.
-    async fn begin(&self) -> anyhow::Result<VerifyReport> {
-        let target = format!("/v1/verify?blobs={}&timeout={}", self.blobs, self.timeout.as_secs_f64());
-        loop {
-            let (status, text) = self.admin.ask(Method::POST, &target, ANSWER_TIMEOUT).await?;
-            match status {
-                StatusCode::ACCEPTED => return serde_json::from_str(&text).context("read answer"),
-                StatusCode::CONFLICT => sleep(LOOK_INTERVAL).await,
-                _ => bail!("ask {}: {status}: {}", self.admin.address(), text.trim()),
-            }
-        }
-    }
-
-    async fn watch(&self, begun: VerifyReport) -> anyhow::Result<VerifyReport> {
-        let bar = begun.rows_expected.map_or_else(ProgressBar::no_length, ProgressBar::new);
+    async fn follow(&self) -> anyhow::Result<VerifyReport> {
+        let bar = ProgressBar::no_length();
         bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {human_pos} rows")?);
         bar.set_message("walking the index");
-        let mut now = begun;
-        let number = now.pass;
-        while now.running {
+        let show = |now: &VerifyReport| {
             match (&now.blobs, now.adds_up) {
                 (Some(blobs), _) => {
                     bar.set_style(ProgressStyle::with_template(
@@ -86,24 +73,31 @@ impl Verify {
                     bar.set_position(blobs.bytes);
                 }
                 (None, adds_up) => {
+                    if let Some(rows) = now.rows_expected {
+                        bar.set_length(rows);
+                    }
                     bar.set_position(now.rows);
                     if adds_up.is_some() {
                         bar.set_message("comparing with the primary");
                     }
                 }
             }
-            sleep(LOOK_INTERVAL).await;
-            let (status, text) = self.admin.ask(Method::GET, "/v1/verify", ANSWER_TIMEOUT).await?;
-            if status != StatusCode::OK {
-                bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-            }
-            now = serde_json::from_str(&text).context("read answer")?;
-            if now.pass != number {
-                bail!("the node restarted, or began another pass before this one's result was read");
-            }
-        }
+            Ok(())
+        };
+        let query = format!("blobs={}&timeout={}", self.blobs, self.timeout.as_secs_f64());
+        let ended = pass::follow(&self.admin, "/v1/verify", &query, show).await?;
         bar.finish_and_clear();
-        Ok(now)
+        Ok(ended)
+    }
+}
+
+impl Pass for VerifyReport {
+    fn number(&self) -> u64 {
+        self.pass
+    }
+
+    fn is_running(&self) -> bool {
+        self.running
     }
 }
 

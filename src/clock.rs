@@ -18,6 +18,12 @@ pub trait Clock: Send + Sync + 'static {
     /// Time since a moment that stays the same for the life of the process. Nobody sets it, and it
     /// goes on while the machine sleeps.
     fn steady(&self) -> Duration;
+
+    /// The time now on another clock, so many microseconds ahead of the steady one.
+    fn ahead_of_steady(&self, micros: i64) -> Timestamp {
+        let steady = u64::try_from(self.steady().as_micros()).unwrap_or(u64::MAX);
+        Timestamp::from_micros(steady.saturating_add_signed(micros))
+    }
 }
 
 /// A clock that parts share.

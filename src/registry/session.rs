@@ -36,10 +36,7 @@ impl Session {
     /// sets it does not change how long ago something was heard.
     pub fn primary_now(&self, local: &dyn Clock) -> Timestamp {
         match self.primary_ahead_micros {
-            Some(ahead) => {
-                let steady = u64::try_from(local.steady().as_micros()).unwrap_or(u64::MAX);
-                Timestamp::from_micros(steady.saturating_add_signed(ahead))
-            }
+            Some(ahead) => local.ahead_of_steady(ahead),
             None => local.now(),
         }
     }

@@ -57,7 +57,8 @@ struct Word {
 struct Heard {
     heartbeat: Heartbeat,
     at: Instant,
-    rtt: Duration,
+    /// How far the primary's clock is ahead of the steady one here, by this and the heartbeats before.
+    ahead_micros: i64,
 }
 
 impl Heard {
@@ -76,9 +77,10 @@ impl Downstream {
         self.0.keys.send_if_modified(|last| std::mem::replace(last, generation) != generation);
     }
 
-    /// A heartbeat came over a path with that round trip.
-    pub(super) fn heard(&self, heartbeat: Heartbeat, rtt: Duration) {
-        let heard = Heard { heartbeat, at: Instant::now(), rtt };
+    /// A heartbeat came, and the primary's clock is so far ahead of the steady one here: that one
+    /// heartbeat was slow must not make those who follow believe in a younger one.
+    pub(super) fn heard(&self, heartbeat: Heartbeat, ahead_micros: i64) {
+        let heard = Heard { heartbeat, at: Instant::now(), ahead_micros };
         let is_news = self.0.word.send_if_modified(|word| {
             let is_news = word.heard.is_none_or(|last| heard.age() <= last.age());
             if is_news {
@@ -152,8 +154,8 @@ impl PassedOn {
         Ok(())
     }
 
-    /// Where this site's log is, and where the primary's was when it was last heard of. The round
-    /// trip is added to its clock, so that nothing behind this site looks younger than it is. The
+    /// Where this site's log is, and where the primary's was when it was last heard of. Its clock is
+    /// never understated, so that nothing behind this site looks younger than it is. The
     /// state is the primary's own: what went wrong here must not go wrong behind this site.
     pub fn state(&self) -> LogState {
         // Read before the log, which is then never behind what it is compared with.
@@ -161,10 +163,9 @@ impl PassedOn {
         let log = self.journal.log();
         let (durable, log_bytes) = (begun(log.head()), log.bytes());
         let heartbeat = match heard {
-            Some(heard) => Heartbeat {
-                now: heard.heartbeat.now.plus(heard.at.elapsed().saturating_add(heard.rtt)),
-                ..heard.heartbeat
-            },
+            Some(heard) => {
+                Heartbeat { now: self.clock.ahead_of_steady(heard.ahead_micros), ..heard.heartbeat }
+            }
             None => Heartbeat {
                 head: durable,
                 closed_time: Timestamp::default(),

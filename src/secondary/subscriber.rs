@@ -367,7 +367,8 @@ impl Subscription {
                 // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {
                     self.primary_clock.heard(heartbeat.now, self.parts.clock.steady(), rtt);
-                    self.parts.downstream.heard(heartbeat, rtt);
+                    let ahead = self.primary_clock.ahead_micros().unwrap_or_default();
+                    self.parts.downstream.heard(heartbeat, ahead);
                     self.divergence.handle_heartbeat(&heartbeat);
                 }
                 self.report();

@@ -229,7 +229,7 @@ impl World {
             oracle.check_log(&log, &machine.name(), needed)?;
             if machine.is_primary() {
                 if history == History::Restored {
-                    oracle.rewind(log.head().seq);
+                    oracle.rewind(Instant::now(), log.head().seq);
                 }
                 oracle.observe(&log)?;
             }

@@ -35,6 +35,8 @@ struct Branch {
     links: BTreeMap<(RepoName, Digest), History<bool>>,
     /// Up to which event this history is that of the one before.
     fork: u64,
+    /// When it ended, if it did.
+    ended: Option<Instant>,
     /// When which event was the newest acknowledged one.
     acknowledged: Vec<(Instant, u64)>,
     /// The newest acknowledged write of something that went through a site.
@@ -99,7 +101,7 @@ impl Oracle {
     }
 
     /// The primary begins anew with a copy whose newest event is `fork`.
-    pub(crate) fn rewind(&mut self, fork: u64) {
+    pub(crate) fn rewind(&mut self, now: Instant, fork: u64) {
         let mut branch = Branch { fork, ..Branch::default() };
         for (event, encoded) in self.now.records.iter().take(fork as usize) {
             branch.take_in(&Record { event: Arc::clone(event), encoded: encoded.clone() });
@@ -107,6 +109,7 @@ impl Oracle {
         branch.acknowledged = self.now.acknowledged.iter().map(|(at, seq)| (*at, (*seq).min(fork))).collect();
         let through = self.now.through.iter().filter(|(_, seq)| **seq <= fork);
         branch.through = through.map(|(key, seq)| (key.clone(), *seq)).collect();
+        self.now.ended = Some(now);
         self.dead.push(std::mem::replace(&mut self.now, branch));
     }
 
@@ -191,6 +194,12 @@ impl Oracle {
     /// The same from `mark` on, in the present history.
     pub(crate) fn was_since(&self, repo: &RepoName, what: &What, mark: Mark, digest: Option<Digest>) -> bool {
         self.now.was(repo, what, self.seq(mark), digest)
+    }
+
+    /// Whether something was not there at the end of a history that ended at `since` or later.
+    pub(crate) fn was_absent_lately(&self, repo: &RepoName, what: &What, since: Instant) -> bool {
+        let mut lately = self.dead.iter().filter(|branch| branch.ended.is_some_and(|ended| ended >= since));
+        lately.any(|branch| branch.was(repo, what, branch.head(), None))
     }
 }
 

@@ -445,12 +445,11 @@ fn network() -> [u8; 3] {
     static CLUSTERS: AtomicU8 = AtomicU8::new(0);
     let pid = std::process::id();
     let cluster = CLUSTERS.fetch_add(1, Ordering::Relaxed);
-    assert!(cluster < 64, "too many clusters in one process");
+    assert!(cluster < 128, "too many clusters in one process");
     let low = (pid & 0x3f) as u8;
-    let high = ((pid >> 6) & 0xff) as u8;
-    let candidate = [127, high.max(1), low << 2 | (cluster & 3)];
-    // More clusters than four in one process spread over the second byte.
-    let candidate = [candidate[0], candidate[1].wrapping_add(cluster >> 2).max(1), candidate[2]];
+    // More clusters than four in one process spread over the second byte, which is never 0.
+    let high = ((pid >> 6) + u32::from(cluster >> 2)) % 255 + 1;
+    let candidate = [127, high as u8, low << 2 | (cluster & 3)];
     let first = IpAddr::from([candidate[0], candidate[1], candidate[2], 1]);
     assert!(!listens(SocketAddr::new(first, ADMIN_PORT)), "{first} is taken");
     candidate

@@ -174,7 +174,8 @@ fn a_lost_tag_is_repaired_and_a_site_without_its_primary_cannot_tell() {
     site.start();
     let output = run(site, &["--timeout", "100ms"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    // The loss shows without the primary until a walk of the site's own has counted anew.
+    assert!(matches!(output.status.code(), Some(3 | 4)), "{output:?}");
     assert!(text.contains("could not be compared with the primary's"), "{text}");
 
     let repaired = thread::scope(|scope| {

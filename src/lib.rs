@@ -21,20 +21,20 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
-//! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] [`watch`] | small tools |
+//! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] [`watch`] | small tools, which may use each other |
 //! | 1 | [`process`] [`blocking`] [`random`] [`planted`] | what differs between a real process and one of a simulation |
-//! | 1 | [`store`] | blobs: verified while written, visible only when whole and durable |
-//! | 1 | [`log`] | append-only, checksummed, chained segments; group commit |
-//! | 1 | [`index`] | tags, manifests, links, referrers: a view of the log |
-//! | 2 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
-//! | 2 | [`policy`] | what a site keeps, in which order and how fast it copies |
-//! | 2 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
-//! | 3 | [`registry`] | pull decisions, pushes, where images are, garbage collection, verification, and the journal that joins log and index |
-//! | 4 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
-//! | 4 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto`; a site that relays has both |
-//! | 4 | [`admin`] | health, metrics, status, wait, why, gc, verify |
-//! | 5 | [`config`] [`app`] | from a file to running parts |
-//! | 6 | [`cli`] | one file a command |
+//! | 2 | [`store`] | blobs: verified while written, visible only when whole and durable |
+//! | 2 | [`log`] | append-only, checksummed, chained segments; group commit |
+//! | 2 | [`index`] | tags, manifests, links, referrers: a view of the log |
+//! | 3 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
+//! | 3 | [`policy`] | what a site keeps, in which order and how fast it copies |
+//! | 3 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
+//! | 4 | [`registry`] | pull decisions, pushes, where images are, garbage collection, verification, and the journal that joins log and index |
+//! | 5 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
+//! | 5 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto`; a site that relays has both |
+//! | 5 | [`admin`] | health, metrics, status, wait, why, gc, verify |
+//! | 6 | [`config`] [`app`] | from a file to running parts |
+//! | 7 | [`cli`] | one file a command |
 //!
 //! # Follow one pull
 //!

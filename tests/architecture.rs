@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Small tools at the very bottom, which their neighbours on the ground floor may use too.
+/// Small tools at the very bottom; they may use each other.
 const TOOLS: &[&str] = &[
     "process",
     "planted",
@@ -55,7 +55,7 @@ fn imports_go_down() {
             for target in imported_modules(&statement) {
                 let allowed = target == module
                     || floor_of(&target).is_some_and(|below| below < floor)
-                    || (floor == 0 && TOOLS.contains(&target.as_str()))
+                    || (floor == 0 && floor_of(&target) == Some(0))
                     || (module.as_str(), target.as_str()) == APP_READS_CONFIG;
                 if !allowed {
                     let statement = statement.trim();

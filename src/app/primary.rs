@@ -198,7 +198,7 @@ pub async fn start(
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     // It is what everybody else fills from.
-    let all = Arc::new(|_: &_, _| true);
+    let all = Arc::new(|_: &_| true);
     let verification = Verification::new(journal.clone(), store.clone(), None, all, shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {

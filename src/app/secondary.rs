@@ -170,7 +170,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights.clone(),
         PrefetchOptions::default(),
     );
-    let should_be_here = should_be_here(&store, ranks, &progress);
+    let should_be_here = should_be_here(&store, ranks, &progress, &journal);
     let downstream = Downstream::default();
     pull.follow(&journal, &shutdown);
     let on_identity = trust.clone();
@@ -320,7 +320,7 @@ async fn open_intents(
     past: Past,
     clock: &SharedClock,
 ) -> Result<Intents, StartError> {
-    let (dir, site, now) = (data_dir.join("intents"), config.site.clone(), clock.now());
+    let (dir, site, now) = (data_dir.join("intents"), config.site.clone(), clock.ahead_of_steady(0));
     let opening = blocking::spawn(move || {
         let disk = OsDisk::open(&dir)?;
         Ok(Intents::open_on(disk, boot_id().as_deref(), past, (site, INTENTS_MAX), now))
@@ -362,8 +362,16 @@ fn refill(store: &Store, index: &Index, flights: &Flights, shutdown: &Shutdown) 
                     None => return,
                 },
             };
-            let Ok(Some((repo, size))) = index.any_link(&digest) else { continue };
-            if let Err(error) = flights.ensure(&repo, &digest, Linked { size: Some(size) }).await {
+            // A manifest that was too large for its event is named and has no link.
+            let repo = match index.naming(&digest, 1) {
+                Ok(repos) => repos.into_iter().next(),
+                Err(error) => {
+                    tracing::warn!(%digest, %error, "cannot tell which repository names a bad copy");
+                    None
+                }
+            };
+            let Some(repo) = repo else { continue };
+            if let Err(error) = flights.ensure(&repo, &digest, Linked { size: None }).await {
                 tracing::info!(%digest, %error, "a bad copy is not replaced yet");
             }
         }
@@ -371,10 +379,19 @@ fn refill(store: &Store, index: &Index, flights: &Flights, shutdown: &Shutdown) 
 }
 
 /// Whether a blob should be here: copied ahead by now, and not gone for want of room.
-fn should_be_here(store: &Store, ranks: Ranks, progress: &watch::Receiver<Progress>) -> IsFault {
-    let (store, progress) = (store.clone(), progress.clone());
-    Arc::new(move |digest, linked_by| {
-        progress.borrow().complete >= linked_by && ranks(digest) == Rank::Eager && !store.is_displaced(digest)
+fn should_be_here(
+    store: &Store,
+    ranks: Ranks,
+    progress: &watch::Receiver<Progress>,
+    journal: &Journal,
+) -> IsFault {
+    let (store, progress, journal) = (store.clone(), progress.clone(), journal.clone());
+    Arc::new(move |digest| {
+        // Nothing that the rank depends on is behind the head that is read after it.
+        ranks(digest) == Rank::Eager && !store.is_displaced(digest) && {
+            let head = journal.log().head();
+            progress.borrow().complete >= head
+        }
     })
 }
 

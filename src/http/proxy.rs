@@ -20,6 +20,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use prometheus_client::metrics::counter::Counter;
+use tokio::sync::Semaphore;
 use tokio_rustls::rustls::ClientConfig;
 
 use super::{
@@ -34,6 +35,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept warm, so that a push does not begin with a handshake across the world.
 const IDLE_CONNECTIONS_MAX: usize = 32;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests under way at once, a connection of the primary's each: it takes ten times as many in all.
+const REQUESTS_MAX: usize = 1000;
 /// For the primary's answer once no byte of the body goes out any longer: it hashes and syncs a
 /// layer meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
@@ -59,6 +62,8 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 pub struct Proxy {
     client: Client<HttpsConnector<HttpConnector>, UnsyncBoxBody<Bytes, BoxError>>,
     reachability: Reachability,
+    /// Requests that may wait for an answer: each takes a connection at the primary.
+    turns: Arc<Semaphore>,
     pub(super) answer_timeout: Duration,
 }
 
@@ -80,7 +85,8 @@ impl Proxy {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build(connector);
-        Self { client, reachability: Reachability::default(), answer_timeout: ANSWER_TIMEOUT }
+        let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
+        Self { client, reachability: Reachability::default(), turns, answer_timeout: ANSWER_TIMEOUT }
     }
 
     /// Whether the primary answers at `url`; a gateway's word for it does not count.
@@ -104,6 +110,10 @@ impl Proxy {
         announced: Option<String>,
         sent_bytes: &Counter,
     ) -> Result<Response<Body>, ApiError> {
+        let Ok(_turn) = self.turns.try_acquire() else {
+            let reason = "too many requests are on their way from this site to the primary";
+            return Err(ApiError::Unavailable(reason.into()));
+        };
         let sent = Arc::new(AtomicU64::new(0));
         let body = match asked.take_body() {
             None => http_body_util::Empty::new().map_err(|never| match never {}).boxed_unsync(),

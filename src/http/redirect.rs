@@ -86,6 +86,9 @@ impl Redirects {
         }
         if self.mode == PushMode::Proxy {
             stay_here(response.headers_mut(), &addresses.public_url);
+            if let Some(own) = &self.own_realm {
+                ask_here(response.headers_mut(), &addresses.token_realm, own);
+            }
         }
         Ok(response)
     }
@@ -179,7 +182,7 @@ impl Redirects {
     /// Opens the intent before the request goes anywhere.
     async fn open(&self, intent: Option<Intent>, clock: &SharedClock) -> Result<(), ApiError> {
         let Some(intent) = intent else { return Ok(()) };
-        let (intents, now) = (self.intents.clone(), clock.now());
+        let (intents, now) = (self.intents.clone(), clock.ahead_of_steady(0));
         blocking::spawn(move || intents.open(intent, now)).await.map_err(|error| {
             tracing::error!(%error, "noting a write intent broke off");
             ApiError::Internal
@@ -243,6 +246,16 @@ fn stay_here(headers: &mut HeaderMap, primary: &str) {
         location.and_then(|location| location.strip_prefix(primary)).filter(|path| path.starts_with('/'));
     if let Some(path) = path.and_then(|path| HeaderValue::from_str(path).ok()) {
         headers.insert(header::LOCATION, path);
+    }
+}
+
+/// A challenge of the primary's names a realm where those who come through this site cannot go.
+fn ask_here(headers: &mut HeaderMap, primary: &str, own: &str) {
+    let challenge = headers.get(header::WWW_AUTHENTICATE).and_then(|challenge| challenge.to_str().ok());
+    let (theirs, ours) = (format!("realm=\"{primary}\""), format!("realm=\"{own}\""));
+    let challenge = challenge.map(|challenge| challenge.replace(&theirs, &ours));
+    if let Some(challenge) = challenge.and_then(|challenge| HeaderValue::from_str(&challenge).ok()) {
+        headers.insert(header::WWW_AUTHENTICATE, challenge);
     }
 }
 

@@ -343,9 +343,9 @@ impl Log {
         let disk = &self.handle.shared.disk;
         disk.remove(PROBE)?;
         let mut file = disk.create(PROBE)?;
-        file.append(&[0; PROBE_BYTES])?;
-        file.sync()?;
+        let probed = file.append(&[0; PROBE_BYTES]).and_then(|()| file.sync());
         disk.remove(PROBE)?;
+        probed?;
         disk.sync_dir()
     }
 

@@ -382,7 +382,9 @@ impl Writer {
         if matches!(written, Err(Failure::Final(..))) {
             // Nobody was told of what is in doubt. The next start would find it whole where the kernel
             // kept it in memory, also if the disk never got it, and go on behind it.
-            let _ = active.file.truncate(end);
+            if let Err(error) = active.file.truncate(end) {
+                tracing::error!(%error, "what is in doubt stays in the log: the next start may find it whole");
+            }
         }
         let segment = Arc::clone(&active.segment);
         written.map_err(|failure| self.failed(failure))?;
@@ -507,7 +509,9 @@ pub(super) fn create_segment(disk: &SharedDisk, header: Header) -> Result<Active
         synced.and_then(|()| disk.sync_dir().map_err(|error| Failure::Final("sync log directory", error)));
     if let Err(failure) = synced {
         // As with records: what is in doubt is not left to be found.
-        let _ = disk.remove(&name);
+        if let Err(error) = disk.remove(&name) {
+            tracing::error!(%error, "a segment in doubt stays: the next start may find it whole");
+        }
         return Err(failure);
     }
     Ok(Active { segment: Segment::new(header, HEADER_BYTES as u64), file })

@@ -130,7 +130,7 @@ impl Intents {
         Self { shared: Arc::new(Shared { site, intents_max, any, open, notes }) }
     }
 
-    /// Opens an intent, by the local clock, and notes it on disk; the request may be led away
+    /// Opens an intent, and notes it on disk; `now` is by a clock that nobody sets, here and below; the request may be led away
     /// once this returns. May block on the disk.
     pub fn open(&self, intent: Intent, now: Timestamp) {
         let expires = now.plus(INTENT_LIFE);

@@ -20,6 +20,8 @@ const FILE: &str = "session";
 pub struct Memory {
     path: PathBuf,
     last: Option<Box<Welcome>>,
+    /// Whether the file does not say it yet.
+    is_news: bool,
 }
 
 impl Memory {
@@ -41,7 +43,7 @@ impl Memory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(MemoryError { path, source }),
         };
-        Ok(Self { path, last })
+        Ok(Self { path, last, is_news: false })
     }
 
     /// What the primary said last.
@@ -59,22 +61,30 @@ impl Memory {
         self.last().map(|welcome| welcome.cluster.as_str())
     }
 
-    /// Takes in a `Welcome`; returns whether there is something new to [`Memory::save`].
-    pub fn welcomed(&mut self, welcome: Box<Welcome>) -> bool {
-        let same = self.last.as_deref().is_some_and(|last| lasting(last) == lasting(&welcome));
+    /// Takes in a `Welcome`.
+    pub fn welcomed(&mut self, welcome: Box<Welcome>) {
+        self.is_news |= self.last.as_deref().is_none_or(|last| lasting(last) != lasting(&welcome));
         self.last = Some(welcome);
-        !same
     }
 
-    /// Takes in newer keys; returns whether there is something new to [`Memory::save`].
-    pub fn rekeyed(&mut self, keys: Keys) -> bool {
-        match &mut self.last {
-            Some(last) if last.keys != keys => {
-                last.keys = keys;
-                true
-            }
-            _ => false,
+    /// Takes in newer keys.
+    pub fn rekeyed(&mut self, keys: Keys) {
+        if let Some(last) = &mut self.last
+            && last.keys != keys
+        {
+            last.keys = keys;
+            self.is_news = true;
         }
+    }
+
+    /// Whether there is something to [`Memory::save`].
+    pub fn is_news(&self) -> bool {
+        self.is_news
+    }
+
+    /// What was saved was the newest.
+    pub fn saved(&mut self) {
+        self.is_news = false;
     }
 
     /// Makes what is remembered durable. Blocks on the disk.
@@ -160,11 +170,14 @@ mod tests {
             public_url: "https://hub".to_owned(),
             path: Vec::new(),
         };
-        assert!(memory.welcomed(Box::new(welcome.clone())));
-        assert!(memory.rekeyed(keys(2)));
-        assert!(!memory.rekeyed(keys(2)));
-        assert!(!memory.welcomed(Box::new(Welcome { head: Offset::new(1, 9), keys: keys(2), ..welcome })));
+        memory.welcomed(Box::new(welcome.clone()));
+        memory.rekeyed(keys(2));
+        assert!(memory.is_news(), "until it is saved");
         memory.save().unwrap();
+        memory.saved();
+        memory.rekeyed(keys(2));
+        memory.welcomed(Box::new(Welcome { head: Offset::new(1, 9), keys: keys(2), ..welcome }));
+        assert!(!memory.is_news());
 
         let again = Memory::open(dir.path()).unwrap();
         assert_eq!(again.cluster(), Some("c1"));

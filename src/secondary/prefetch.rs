@@ -238,13 +238,17 @@ impl Prefetch {
         while run.copies.len() < self.options.copies_max
             && let Some(want) = run.window.take()
         {
-            let flights = self.flights.clone();
+            let (flights, index) = (self.flights.clone(), self.source.journal.index().clone());
             run.rate.begin(Instant::now());
             run.copies.spawn(process::inherit(async move {
                 let linked = Linked { size: Some(want.size) };
                 match flights.ensure(&want.repo, &want.digest, linked).await {
-                    // Deleted since: nothing is missing any more.
-                    Ok(_) | Err(FillError::NotLinked) => (want, Ok(())),
+                    Ok(_) => (want, Ok(())),
+                    // Deleted since: nothing is missing any more. But that "no" does not say as of when it
+                    // holds, so it counts once the deletion is here.
+                    Err(FillError::NotLinked) if !matches!(index.is_named(&want.digest), Ok(true)) => {
+                        (want, Ok(()))
+                    }
                     Err(error) => (want, Err(error)),
                 }
             }));

@@ -16,13 +16,16 @@ impl PrimaryClock {
     /// A heartbeat that was sent at `primary` arrived when the local steady clock read `steady`, over a
     /// path with that round trip. All of it is added where half is expected, so that no answer
     /// looks younger than it is, also once the path is gone.
-    pub fn heard(&mut self, primary: Timestamp, steady: Duration, rtt: Duration) {
+    /// Returns what [`PrimaryClock::ahead_micros`] is now.
+    pub fn heard(&mut self, primary: Timestamp, steady: Duration, rtt: Duration) -> i64 {
         let arrived = i128::from(primary.plus(rtt).as_micros());
         let steady = i128::try_from(steady.as_micros()).unwrap_or(i128::MAX);
         if self.0.len() == SAMPLES {
             self.0.pop_front();
         }
-        self.0.push_back(i64::try_from(arrived.saturating_sub(steady)).unwrap_or(0));
+        let ahead = i64::try_from(arrived.saturating_sub(steady)).unwrap_or(i64::MAX);
+        self.0.push_back(ahead);
+        self.ahead_micros().unwrap_or(ahead)
     }
 
     /// Microseconds to add to the local steady clock; `None` before the first heartbeat.
@@ -44,7 +47,7 @@ mod tests {
         clock.heard(at(10_500), steady(10_000), rtt);
         clock.heard(at(10_600), steady(10_400), rtt);
         assert_eq!(clock.ahead_micros(), Some(530));
-        (0..SAMPLES).for_each(|_| clock.heard(at(500), steady(1000), rtt));
+        (0..SAMPLES).for_each(|_| _ = clock.heard(at(500), steady(1000), rtt));
         assert_eq!(clock.ahead_micros(), Some(-470));
     }
 }

@@ -276,7 +276,12 @@ impl Subscription {
             let silent_at = heard_at + SILENCE_MAX;
             tokio::select! {
                 biased;
-                durable = self.intake.durable() => self.subscriber.handle_durable(durable?),
+                durable = self.intake.durable() => match durable {
+                    Err(error) if self.parts.journal.failed().is_some() => {
+                        tracing::error!(%error, "events are not kept any more: tags are asked of the primary");
+                    }
+                    durable => self.subscriber.handle_durable(durable?),
+                },
                 Ok(()) = applied.changed() => {}
                 Ok(()) = progress.changed() => {}
                 taken = taking.taken() => {
@@ -340,25 +345,30 @@ impl Subscription {
                     tracing::warn!(%fork, %have, epoch = welcome.head.epoch,
                         "the primary's history forked: what this site has behind the fork goes");
                 }
-                if welcome.resume != Resume::Tail {
+                if self.parts.journal.failed().is_some() {
+                    tracing::warn!("the log stopped: the primary is asked, and not followed");
+                } else if welcome.resume != Resume::Tail {
                     self.parts.downstream.forget_heard();
                     let log_bytes = self.subscriber.heartbeat().map_or(0, |heartbeat| heartbeat.log_bytes);
                     taking.begin(take(self.parts.journal.clone(), connections.bulk.clone(), log_bytes));
                 } else if let Err(error) = self.parts.journal.forget_snapshot().await {
                     tracing::warn!(%error, "what is left of a snapshot is not removed");
                 }
-                let is_news = self.parts.memory.welcomed(welcome);
-                self.identified(is_news).await;
+                self.parts.memory.welcomed(welcome);
+                self.identified().await;
             }
             SubscriberNotice::Keys(keys) => {
-                let is_news = self.parts.memory.rekeyed(keys);
-                self.identified(is_news).await;
+                self.parts.memory.rekeyed(keys);
+                self.identified().await;
             }
             SubscriberNotice::Events(mut events) => {
                 if is_planted(Bug::LoseEventAtReconnect) && events.len() > 1 {
                     lose(&mut events);
                 }
-                self.intake.take(events);
+                // A log that stopped takes nothing more. The session goes on: the primary is there to ask.
+                if self.parts.journal.failed().is_none() {
+                    self.intake.take(events);
+                }
             }
             SubscriberNotice::Heartbeat(heartbeat) => {
                 self.heard = true;
@@ -366,13 +376,13 @@ impl Subscription {
                 let rtt = connections.log.rtt();
                 // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {
-                    self.primary_clock.heard(heartbeat.now, self.parts.clock.steady(), rtt);
-                    let ahead = self.primary_clock.ahead_micros().unwrap_or_default();
+                    let ahead = self.primary_clock.heard(heartbeat.now, self.parts.clock.steady(), rtt);
                     self.parts.downstream.heard(heartbeat, ahead);
                     self.divergence.handle_heartbeat(&heartbeat);
                 }
                 self.report();
                 self.report_behind();
+                self.remember().await;
             }
             SubscriberNotice::Ended(why) => return Err(End::Session(why)),
         }
@@ -381,18 +391,24 @@ impl Subscription {
 
     /// First what the primary said is remembered: with its keys this site leads requests to it, and
     /// a start that remembers no primary takes none for announced.
-    async fn identified(&self, is_news: bool) {
-        if is_news {
-            let memory = self.parts.memory.clone();
-            match blocking::spawn(move || memory.save()).await {
-                Ok(Err(error)) => tracing::warn!(%error, "cannot remember the primary"),
-                Err(error) => tracing::error!(%error, "remembering the primary crashed"),
-                Ok(Ok(())) => {}
-            }
-        }
+    async fn identified(&mut self) {
+        self.remember().await;
         if let Some(welcome) = self.parts.memory.last() {
             (self.parts.on_identity)(welcome);
             self.parts.downstream.welcomed(welcome);
+        }
+    }
+
+    /// Makes what the primary said durable, unless it is. A disk that was full is tried again.
+    async fn remember(&mut self) {
+        if !self.parts.memory.is_news() {
+            return;
+        }
+        let memory = self.parts.memory.clone();
+        match blocking::spawn(move || memory.save()).await {
+            Ok(Err(error)) => tracing::warn!(%error, "cannot remember the primary"),
+            Err(error) => tracing::error!(%error, "remembering the primary crashed"),
+            Ok(Ok(())) => self.parts.memory.saved(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use outport_proto::{Digest, Offset, RepoName, event::INLINE_MANIFEST_BYTES_MAX};
+use outport_proto::{Digest, RepoName, event::INLINE_MANIFEST_BYTES_MAX};
 
 use crate::{
     index::{Index, IndexError},
@@ -17,9 +17,9 @@ const TOLD_APART_MAX: usize = 100_000;
 /// Lost blobs that are named.
 const NAMED_MAX: usize = 20;
 
-/// Whether it is a fault that a blob is not here, which an event up to the offset made a repository
-/// link. At a site it depends on what that keeps, and on how far copying is.
-pub type IsFault = Arc<dyn Fn(&Digest, Offset) -> bool + Send + Sync>;
+/// Whether it is a fault that a blob is not here which a repository links. At a site it depends on
+/// what that keeps, and on how far copying is.
+pub type IsFault = Arc<dyn Fn(&Digest) -> bool + Send + Sync>;
 
 /// What is not here and should be.
 #[derive(Clone, Debug, Default)]
@@ -75,10 +75,9 @@ impl Look<'_> {
     ) -> Result<(), LookError> {
         let mut last = None;
         loop {
-            let applied = self.index.applied();
             let links = self.index.links(repo, last.as_ref(), PAGE)?;
             for (digest, _) in &links {
-                self.at(repo, digest, applied, lost, seen)?;
+                self.at(repo, digest, lost, seen)?;
             }
             last = links.last().map(|(digest, _)| *digest);
             if last.is_none() || self.shutdown.is_requested() {
@@ -87,11 +86,10 @@ impl Look<'_> {
         }
         let mut last = None;
         loop {
-            let applied = self.index.applied();
             let manifests = self.index.manifests(repo, last.as_ref(), PAGE)?;
             // Those that were too large for their events lie among the blobs.
             for put in manifests.iter().filter(|put| put.size > INLINE_MANIFEST_BYTES_MAX as u64) {
-                self.at(repo, &put.digest, applied, lost, seen)?;
+                self.at(repo, &put.digest, lost, seen)?;
             }
             last = manifests.last().map(|put| put.digest);
             if last.is_none() || self.shutdown.is_requested() {
@@ -104,7 +102,6 @@ impl Look<'_> {
         &self,
         repo: &RepoName,
         digest: &Digest,
-        applied: Offset,
         lost: &mut Lost,
         seen: &mut BTreeSet<Digest>,
     ) -> Result<(), LookError> {
@@ -114,7 +111,8 @@ impl Look<'_> {
         // It may have been deleted since the page was read, and collected.
         let is_named =
             self.index.link(repo, digest)?.is_some() || self.index.manifest_record(repo, digest)?.is_some();
-        if !is_named || !(self.is_fault)(digest, applied) {
+        // It may also have come since, so the disk is asked last.
+        if !is_named || !(self.is_fault)(digest) || self.store.is_on_disk(digest)? {
             return Ok(());
         }
         if seen.len() < TOLD_APART_MAX {

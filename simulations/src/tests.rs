@@ -5,7 +5,7 @@ use super::*;
 
 const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 /// Worlds that are looked at every time; those that once broke a promise are added.
-const KNOWN: [u64; 3] = [1, 2, 32];
+const KNOWN: [u64; 8] = [1, 2, 30, 32, 66, 654_295_225_268, 662_619_443_457, 663_257_038_140];
 
 fn world(seed: u64) -> Outcome {
     run(&Options::new(seed, HALF_A_MINUTE)).unwrap()

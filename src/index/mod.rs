@@ -249,6 +249,12 @@ impl Index {
         self.shared.read(|kv| view::is_named(kv, digest))
     }
 
+    /// The same of one repository.
+    pub fn is_named_in(&self, repo: &RepoName, digest: &Digest) -> Result<bool, IndexError> {
+        self.shared
+            .read(|kv| Ok(view::link(kv, repo, digest)?.is_some() || view::held(kv, repo, digest)?.is_some()))
+    }
+
     /// At most `limit` repositories that link the blob or hold a manifest of that digest.
     pub fn naming(&self, digest: &Digest, limit: usize) -> Result<Vec<RepoName>, IndexError> {
         self.shared.read(|kv| view::naming(kv, digest, limit))

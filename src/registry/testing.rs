@@ -277,8 +277,7 @@ impl Upstream for Link {
                 return Ok(None);
             }
             self.fetched.fetch_add(1, Ordering::SeqCst);
-            let holds = self.index.link(repo, digest).unwrap().is_some()
-                || self.index.manifest_record(repo, digest).unwrap().is_some();
+            let holds = self.index.is_named_in(repo, digest).unwrap();
             let Some(blob) = self.store.get(digest).unwrap().filter(|_| holds) else {
                 return Ok(None);
             };

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     blocking,
     fetch::{FillError, Flights, Linked},
-    index::{Index, IndexError},
+    index::IndexError,
     log::LogError,
     policy::{Blob, Contents, Policy},
     process,
@@ -246,7 +246,11 @@ impl Prefetch {
                     Ok(_) => (want, Ok(())),
                     // Deleted since: nothing is missing any more. But that "no" does not say as of when it
                     // holds, so it counts once the deletion is here.
-                    Err(FillError::NotLinked) if is_gone(&index, &want.repo, &want.digest) => (want, Ok(())),
+                    Err(FillError::NotLinked)
+                        if matches!(index.is_named_in(&want.repo, &want.digest), Ok(false)) =>
+                    {
+                        (want, Ok(()))
+                    }
                     Err(error) => (want, Err(error)),
                 }
             }));
@@ -451,13 +455,6 @@ impl Room<'_> {
         }
         fits
     }
-}
-
-/// Whether a repository neither links the blob nor holds a manifest of that digest.
-fn is_gone(index: &Index, repo: &RepoName, digest: &Digest) -> bool {
-    let is_absent = |found: Result<bool, IndexError>| found.is_ok_and(|found| !found);
-    is_absent(index.link(repo, digest).map(|link| link.is_some()))
-        && is_absent(index.manifest_record(repo, digest).map(|manifest| manifest.is_some()))
 }
 
 /// Why it cannot be told what is missing.

@@ -108,9 +108,7 @@ impl PushService {
             ChildKind::Blob => self.limits.sparse_manifests || self.link(repo, &child.digest)?.is_some(),
             // Build caches are pushed as indexes that list blobs.
             ChildKind::Manifest => {
-                self.limits.sparse_indexes
-                    || self.index().manifest_record(repo, &child.digest)?.is_some()
-                    || self.link(repo, &child.digest)?.is_some()
+                self.limits.sparse_indexes || self.index().is_named_in(repo, &child.digest)?
             }
         })
     }

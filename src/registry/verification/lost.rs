@@ -109,8 +109,7 @@ impl Look<'_> {
             return Ok(());
         }
         // It may have been deleted since the page was read, and collected.
-        let is_named =
-            self.index.link(repo, digest)?.is_some() || self.index.manifest_record(repo, digest)?.is_some();
+        let is_named = self.index.is_named_in(repo, digest)?;
         // It may also have come since, so the disk is asked last.
         if !is_named || !(self.is_fault)(digest) || self.store.is_on_disk(digest)? {
             return Ok(());

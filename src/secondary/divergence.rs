@@ -279,6 +279,9 @@ mod tests {
     async fn rounds_that_do_not_help_end_in_a_snapshot_and_an_incident_is_an_error_once() {
         let lines = Lines::default();
         let kept = lines.clone();
+        // While there is but one subscriber, whether a line is wanted is asked on the thread that comes to
+        // it first, and remembered: on that of another test nobody wants it.
+        let _other = tracing::Dispatch::new(tracing_subscriber::registry());
         let logger = tracing_subscriber::fmt().with_ansi(false).with_writer(move || kept.clone()).finish();
         let _logging = tracing::subscriber::set_default(logger);
         let (index, mut divergence) = (index(), Divergence::default());

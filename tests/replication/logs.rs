@@ -17,6 +17,9 @@ pub(crate) struct OwnLines(Arc<Mutex<String>>);
 impl OwnLines {
     /// Lines are kept until the guard is dropped.
     pub(crate) fn read_along() -> (Self, DefaultGuard) {
+        // A lone subscriber may be told nothing: whether a line is wanted is asked, once, on whichever
+        // thread comes to it first.
+        read_along();
         let lines = Self::default();
         let kept = lines.clone();
         let subscriber =

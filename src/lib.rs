@@ -28,8 +28,8 @@
 //! | 2 | [`index`] | tags, manifests, links, referrers: a view of the log |
 //! | 3 | [`auth`] | tokens, scopes, passwords, tickets, certificates |
 //! | 3 | [`policy`] | what a site keeps, in which order and how fast it copies |
-//! | 3 | [`fetch`] | the upstream a secondary asks; *flights*, the fills that many readers share |
-//! | 4 | [`registry`] | pull decisions, pushes, where images are, garbage collection, verification, and the journal that joins log and index |
+//! | 3 | [`fetch`] | whoever is asked for what is not here: the upstream of a secondary, the registry behind a gateway; *flights*, the fills that many readers share |
+//! | 4 | [`registry`] | pull decisions, pushes, the gateway to a registry that is here already, where images are, garbage collection, verification, and the journal that joins log and index |
 //! | 5 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
 //! | 5 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto`; a site that relays has both |
 //! | 5 | [`admin`] | health, metrics, status, wait, why, gc, verify |
@@ -56,6 +56,14 @@
 //! primary's word ([`primary::source::Source`]): what it heard of the primary's clock, head and state
 //! goes down as it came, questions go up, and what a site behind it lacks is filled through it.
 //! Acknowledgements tell the primary of everybody behind.
+//!
+//! # A registry that is here already
+//!
+//! With `registry.upstream` a primary is a *gateway*. Pushes go through [`http`] to the registry and are
+//! recorded by [`registry::gateway`] before they are acknowledged; what the registry has otherwise is
+//! recorded when somebody looks. To everything else the gateway is an upstream like any other
+//! ([`registry::gateway::GatewayUpstream`]): pulls at the primary and questions of sites are answered from
+//! the index and the store, and what is missing there is asked for and filled.
 //!
 //! # What is on disk
 //!

@@ -2,6 +2,7 @@
 
 mod data_dir;
 pub mod demo;
+mod gateway;
 mod listen;
 pub mod primary;
 pub mod relay;

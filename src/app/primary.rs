@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use super::{
     StartError,
     data_dir::DataDir,
+    gateway::{Parts, Upstream},
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
@@ -24,7 +25,7 @@ use crate::{
     blocking,
     clock::{SharedClock, SystemClock},
     config,
-    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, TOKEN_PATH},
+    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, TOKEN_PATH, Writes},
     log::Log,
     primary::{
         fleet::{Fleet, Head},
@@ -52,7 +53,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 /// A running primary.
 pub struct Running {
     journal: Journal,
-    push: PushService,
+    push: Option<PushService>,
     replication: SocketAddr,
     shutdown: Shutdown,
     journal_shutdown: Shutdown,
@@ -65,9 +66,9 @@ impl Running {
         self.replication
     }
 
-    /// Takes pushes.
-    pub fn push(&self) -> &PushService {
-        &self.push
+    /// Takes pushes; `None` in front of a registry.
+    pub fn push(&self) -> Option<&PushService> {
+        self.push.as_ref()
     }
 
     /// Newest durable event.
@@ -124,22 +125,32 @@ pub async fn start(
     let sites: Vec<_> = config.replication.sites.iter().cloned().chain(relays.behind_any()).collect();
     keys.keep_sites(&sites)
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
+    let behind = config.registry.upstream.as_ref().map(|url| Upstream::of(config, url)).transpose()?;
+    let limit_bytes = behind.as_ref().map(|behind| behind.cache_bytes);
     let store =
-        open_store(&data_dir, StoreOptions { clock: Arc::clone(&clock), ..StoreOptions::default() }).await?;
+        open_store(&data_dir, StoreOptions { limit_bytes, clock: Arc::clone(&clock), witness: None }).await?;
     metrics.register(|registry| store.register(registry));
     super::scrub(&store, config.store.scrub_mib_per_second, &shutdown);
     let options = JournalOptions { history, ..config.log.journal() };
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await
         .map_err(|error| StartError::new("open the journal", error))?;
-    let pull = PullService::primary(Site {
+    let site = Site {
         index: journal.index().clone(),
         store: store.clone(),
         clock: Arc::clone(&clock),
         rules: PullRules::default(),
         metrics: metrics.register(PullMetrics::new),
-    });
-    let push = push_service(config, &journal, &store, &clock, &shutdown);
+    };
+    let Parts { pull, push, writes, above } = match behind {
+        None => {
+            let push = push_service(config, &journal, &store, &clock, &shutdown);
+            let (pull, writes) = (PullService::primary(site), Writes::Own(push.clone()));
+            Parts { pull, push: Some(push), writes, above: None }
+        }
+        Some(upstream) => upstream.parts(site, &journal, &metrics, &shutdown)?,
+    };
+    let is_gateway = above.is_some();
 
     let public_url = config.registry.public_url.as_str();
     let token_realm = format!("{public_url}{TOKEN_PATH}");
@@ -157,7 +168,7 @@ pub async fn start(
         clock: Arc::clone(&clock),
         metrics: metrics.register(HttpMetrics::new),
         role: Role::Primary(Box::new(PrimaryRole {
-            push: push.clone(),
+            writes,
             tokens: Arc::new(token_service(&config.auth, &keys, rules.clone(), &clock, journal.log())?),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
@@ -183,7 +194,10 @@ pub async fn start(
     });
     let publisher =
         LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
-    let answerer = Answerer::new(journal.clone(), store.clone(), source);
+    let answerer = match above {
+        None => Answerer::new(journal.clone(), store.clone(), source),
+        Some(above) => Answerer::relaying(journal.clone(), store.clone(), source, above),
+    };
     let admit = admit(config.replication.sites.clone(), "replication.sites");
     let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
     shutdown.spawn(publisher.serve(listener, shutdown.clone()));
@@ -197,8 +211,8 @@ pub async fn start(
     let status = status(cluster, &journal, &store, fleet, &clock);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
-    // It is what everybody else fills from.
-    let all = Arc::new(|_: &_| true);
+    // It is what everybody else fills from; with a registry behind it, it is but a cache of that.
+    let all = Arc::new(move |_: &_| !is_gateway);
     let verification = Verification::new(journal.clone(), store.clone(), None, all, shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
     let admin = Admin {

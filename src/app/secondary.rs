@@ -430,7 +430,7 @@ fn proxy(config: &config::Upstream) -> Result<Proxy, StartError> {
         authorities.extend(load_certificates(file).map_err(|error| failed(error.into()))?);
     }
     let client = tls::https_client(&authorities).map_err(|error| failed(error.into()))?;
-    Ok(Proxy::new(Arc::new(client)))
+    Ok(Proxy::new(Arc::new(client), "the primary site"))
 }
 
 /// Where clients ask for tokens that reach this site and not the primary.

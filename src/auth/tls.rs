@@ -76,6 +76,17 @@ pub fn https_client(authorities: &[CertificateDer<'static>]) -> Result<ClientCon
         .with_no_client_auth())
 }
 
+/// [`https_client`] that shows a certificate.
+pub fn https_client_as(
+    identity: &Identity,
+    authorities: &[CertificateDer<'static>],
+) -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(authorities)?)
+        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?)
+}
+
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in authorities {

@@ -24,7 +24,50 @@ impl Primary {
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         check_files(path, "auth.users_file", &[&self.auth.users_file])?;
         check_relays(path, &self.replication)?;
+        self.check_gateway(path)?;
         self.auth.rules().map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
+        Ok(())
+    }
+}
+
+impl Primary {
+    fn check_gateway(&self, path: &Path) -> Result<(), ConfigError> {
+        let Some(upstream) = &self.registry.upstream else {
+            if self.gateway.is_some() {
+                let reason = "says how registry.upstream is asked, and there is none";
+                return Err(ConfigError::of_key(path, "gateway", reason));
+            }
+            return Ok(());
+        };
+        let gateway = self.gateway.clone().unwrap_or_default();
+        gateway.backend(upstream).map_err(|(key, reason)| ConfigError::of_key(path, key, reason))?;
+        for (key, file) in [
+            ("gateway.password_file", &gateway.password_file),
+            ("gateway.token_file", &gateway.token_file),
+            ("gateway.authorities", &gateway.authorities),
+            ("gateway.client_certificate", &gateway.client_certificate),
+            ("gateway.client_key", &gateway.client_key),
+            ("gateway.storage", &gateway.storage),
+        ] {
+            check_files(path, key, &file.iter().collect::<Vec<_>>())?;
+        }
+        if gateway.client_certificate.is_some() != gateway.client_key.is_some() {
+            let reason = "gateway.client_certificate and gateway.client_key go together";
+            return Err(ConfigError::of_key(path, "gateway.client_key", reason));
+        }
+        for (key, number) in [
+            ("gateway.requests_max", gateway.requests_max),
+            ("gateway.bodies_max", gateway.bodies_max),
+            ("gateway.answer_seconds", gateway.answer_seconds as usize),
+        ] {
+            if number == 0 {
+                return Err(ConfigError::of_key(path, key, "must be at least 1"));
+            }
+        }
+        if gateway.cache.0 < STORE_LIMIT_MIN {
+            let reason = format!("must be at least {STORE_LIMIT_MIN} bytes");
+            return Err(ConfigError::of_key(path, "gateway.cache", reason));
+        }
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! with `__` for each dot. Lists and tables are given as TOML.
 
 mod check;
+mod gateway;
 mod load;
 mod value;
 
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use outport_proto::SiteName;
 use serde::Deserialize;
 
+pub use gateway::Gateway;
 pub use load::{ConfigError, load, load_with_environment};
 pub use value::{ByteSize, HostPort, PublicUrl};
 
@@ -32,6 +34,8 @@ pub struct Primary {
     pub data_dir: PathBuf,
     /// The registry that clients talk to.
     pub registry: PrimaryRegistry,
+    /// How the registry behind it is asked, if there is one.
+    pub gateway: Option<Gateway>,
     /// Tokens, users and rules.
     pub auth: Auth,
     /// How much of the replication log is kept.
@@ -107,6 +111,9 @@ pub struct PrimaryRegistry {
     /// Absolute URL under which clients reach the primary, without a path: redirects, upload
     /// locations and the token realm are made from it and from nothing else.
     pub public_url: PublicUrl,
+    /// The registry that is here already and stays: this primary stands in front of it, as a gateway.
+    /// Without it the primary is a registry itself.
+    pub upstream: Option<PublicUrl>,
     /// Accepts an index whose manifests, or an image whose blobs, are not in the repository.
     #[serde(default)]
     pub sparse_manifests: bool,
@@ -343,6 +350,7 @@ impl PrimaryRegistry {
             insecure: false,
             connections_max: connections_max(),
             public_url,
+            upstream: None,
             sparse_manifests: false,
             anonymous_mount: yes(),
             upload_age_max_hours: upload_age_max_hours(),

@@ -1,5 +1,6 @@
 //! Getting what is not here: the upstream a site reads from, and the flights that many readers share.
 
+pub mod backend;
 pub mod bulk;
 mod flight;
 pub mod framed;

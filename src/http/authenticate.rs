@@ -1,6 +1,6 @@
 //! Who asks: by token, by ticket, by an upload's state.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use outport_proto::{IntentId, RepoName, Timestamp, route::UploadId};
 
 use super::{
@@ -16,7 +16,7 @@ use crate::{
         Authorization, Caller, ChallengeError, Scope, Secret, TicketContents, TicketUse, TokenError,
         ticket::TICKET_PARAMETER, upload_state::UPLOAD_STATE_PARAMETER,
     },
-    registry::{PullError, PushError, UploadRight},
+    registry::{PullError, PushError, PushService, UploadRight},
 };
 
 /// Who asks, and how that was proven.
@@ -25,6 +25,8 @@ pub(super) struct Proven {
     pub(super) by: Proof,
     /// What the site that led it here announced.
     pub(super) announced: Option<Announced>,
+    /// The `Authorization` that it was proven with.
+    pub(super) authorization: Option<HeaderValue>,
 }
 
 /// The write intent that a site opened for a request.
@@ -90,14 +92,17 @@ impl Api {
     ) -> Result<Proven, ApiError> {
         let Some(opened) = self.opened_ticket(role, action, asked)? else {
             let caller = self.caller(&asked.headers, action)?;
-            return Ok(Proven { caller, by: Proof::Header, announced: self.announced(role, action, asked)? });
+            let announced = self.announced(role, action, asked)?;
+            let authorization = asked.headers.get(header::AUTHORIZATION).cloned();
+            return Ok(Proven { caller, by: Proof::Header, announced, authorization });
         };
         let refused = |_| ApiError::Denied("the credentials in the ticket are not valid");
         let announced = Announced::of(&opened, role);
         let authorization =
             opened.authorization.ok_or(ApiError::Denied("the ticket holds no credentials"))?;
         let caller = self.verify(authorization.expose(), refused)?;
-        Ok(Proven { caller, by: Proof::Ticket, announced })
+        let authorization = HeaderValue::try_from(authorization.expose()).ok();
+        Ok(Proven { caller, by: Proof::Ticket, announced, authorization })
     }
 
     /// The `Authorization` in a ticket, `Some(None)` for a ticket without one; `None` without a ticket.
@@ -152,7 +157,7 @@ impl Api {
     /// The right to act on an upload: by its state in the query, else by a token that may push.
     pub(super) fn upload_right<B: RequestBody>(
         &self,
-        role: &PrimaryRole,
+        push: &PushService,
         pushes: &Pushes<'_>,
         (repo, id): (&RepoName, &UploadId),
         action: &Action,
@@ -165,8 +170,7 @@ impl Api {
             Some(Err(refusal)) if !asked.headers.contains_key(header::AUTHORIZATION) => Err(refusal),
             Some(Err(_)) | None => {
                 let caller = self.caller(&asked.headers, action)?;
-                role.push
-                    .upload_right(&caller, repo, *id)
+                push.upload_right(&caller, repo, *id)
                     .map_err(|error| explain_denial(ApiError::Push(error), action, Proof::Header))
             }
         }

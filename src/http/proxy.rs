@@ -1,4 +1,5 @@
-//! Streaming a request through to the primary, for those that must not meet a redirect.
+//! Streaming a request through: to the primary, for those that must not meet a redirect; from there to
+//! the registry behind it.
 
 use std::{
     pin::{Pin, pin},
@@ -57,19 +58,21 @@ const HOP_BY_HOP: [HeaderName; 11] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// A client of the primary's registry. Cloning gives another handle to the same connections.
+/// A client of another registry. Cloning gives another handle to the same connections.
 #[derive(Clone, Debug)]
 pub struct Proxy {
     client: Client<HttpsConnector<HttpConnector>, UnsyncBoxBody<Bytes, BoxError>>,
     reachability: Reachability,
     /// Requests that may wait for an answer: each takes a connection at the primary.
     turns: Arc<Semaphore>,
+    peer: &'static str,
     pub(super) answer_timeout: Duration,
 }
 
 impl Proxy {
-    /// A client that believes certificates as `tls` says; for `http` URLs it has no say.
-    pub fn new(tls: Arc<ClientConfig>) -> Self {
+    /// A client that believes certificates as `tls` says; for `http` URLs it has no say. `peer` is where
+    /// requests go, for people.
+    pub fn new(tls: Arc<ClientConfig>, peer: &'static str) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -86,7 +89,8 @@ impl Proxy {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build(connector);
         let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
-        Self { client, reachability: Reachability::default(), turns, answer_timeout: ANSWER_TIMEOUT }
+        let reachability = Reachability::default();
+        Self { client, reachability, turns, peer, answer_timeout: ANSWER_TIMEOUT }
     }
 
     /// Whether the primary answers at `url`; a gateway's word for it does not count.
@@ -111,7 +115,7 @@ impl Proxy {
         sent_bytes: &Counter,
     ) -> Result<Response<Body>, ApiError> {
         let Ok(_turn) = self.turns.try_acquire() else {
-            let reason = "too many requests are on their way from this site to the primary";
+            let reason = format!("too many requests are on their way from this site to {}", self.peer);
             return Err(ApiError::Unavailable(reason.into()));
         };
         let sent = Arc::new(AtomicU64::new(0));
@@ -137,7 +141,7 @@ impl Proxy {
             match tokio::time::timeout(self.answer_timeout, answer.as_mut()).await {
                 Ok(answer) => break answer,
                 Err(_) if sent.load(Relaxed) == before => {
-                    let reason = "the primary site did not answer in time";
+                    let reason = format!("{} did not answer in time", self.peer);
                     return Err(ApiError::Unavailable(reason.into()));
                 }
                 Err(_) => {}
@@ -152,8 +156,9 @@ impl Proxy {
                 Ok(response)
             }
             Err(error) => {
-                tracing::info!(%error, "request not streamed through to the primary");
-                Err(ApiError::Unavailable("the primary site cannot be reached; pushes need it".into()))
+                tracing::info!(%error, peer = self.peer, "request not streamed through");
+                let reason = format!("{} cannot be reached; pushes need it", self.peer);
+                Err(ApiError::Unavailable(reason.into()))
             }
         }
     }

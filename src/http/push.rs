@@ -11,10 +11,8 @@ use super::{
     action::{Action, UploadStart, UploadStep},
     body::Body,
     error::{ApiError, upload_range},
-    headers::{
-        DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, OCI_SUBJECT, OCI_TAG, digest_value, header_value,
-        insert_freshness, response,
-    },
+    headers::{DOCKER_UPLOAD_UUID, header_value, response},
+    pushed,
     range::parse_content_range,
     request::{Asked, RequestBody},
 };
@@ -76,7 +74,7 @@ impl Pushes<'_> {
                 let (right, _) =
                     self.service.start_upload(caller, repo, algorithm).await.map_err(ApiError::Push)?;
                 match self.append_and_finish(&right, digest, asked).await {
-                    Ok(put) => self.blob_put(repo, put),
+                    Ok(put) => pushed::blob(self.public_url, repo, &put),
                     Err(error) => {
                         // Nobody knows this upload's name, so nobody could go on with it.
                         let _ = self.service.cancel_upload(&right).await;
@@ -86,7 +84,7 @@ impl Pushes<'_> {
             }
             UploadStart::Mount { digest, from } => {
                 match self.service.mount(caller, repo, digest, from.as_ref()).await.map_err(ApiError::Push)? {
-                    Mounted::Linked(put) => self.blob_put(repo, put),
+                    Mounted::Linked(put) => pushed::blob(self.public_url, repo, &put),
                     Mounted::Upload(right, status) => {
                         self.upload_goes_on(StatusCode::ACCEPTED, &right, status)
                     }
@@ -113,7 +111,7 @@ impl Pushes<'_> {
             }
             UploadStep::Finish(digest) => {
                 let put = self.append_and_finish(right, &digest, asked).await?;
-                self.blob_put(&right.repo, put)
+                pushed::blob(self.public_url, &right.repo, &put)
             }
             UploadStep::Cancel => {
                 self.service.cancel_upload(right).await.map_err(ApiError::Push)?;
@@ -173,26 +171,9 @@ impl Pushes<'_> {
         (repo, reference, tags): (&RepoName, &Reference, &[Tag]),
         asked: &mut Asked<B>,
     ) -> Result<Response<Body>, ApiError> {
-        let bytes = asked.read_whole(MANIFEST_BYTES_MAX).await?;
-        let content_type = match asked.headers.get(header::CONTENT_TYPE) {
-            Some(value) => media_type_of(value.to_str().map_err(|_| ApiError::Header("Content-Type"))?),
-            None => declared_media_type(&bytes),
-        };
-        let manifest = NewManifest { reference: reference.clone(), tags: tags.to_vec(), content_type, bytes };
+        let manifest = new_manifest(reference, tags, asked).await?;
         let pushed = self.service.put_manifest(caller, repo, manifest).await.map_err(ApiError::Push)?;
-        let mut response = response(StatusCode::CREATED, Body::empty());
-        let headers = response.headers_mut();
-        let endpoint = Endpoint::Manifest { repo: repo.clone(), reference: Reference::Digest(pushed.digest) };
-        headers.insert(header::LOCATION, self.location(&endpoint)?);
-        headers.insert(DOCKER_CONTENT_DIGEST, digest_value(&pushed.digest));
-        if let Some(subject) = pushed.subject {
-            headers.insert(OCI_SUBJECT, digest_value(&subject));
-        }
-        for tag in &pushed.tags {
-            headers.append(OCI_TAG, header_value(tag).ok_or(ApiError::Internal)?);
-        }
-        insert_freshness(headers, pushed.offset, None);
-        Ok(response)
+        pushed::manifest(self.public_url, repo, &pushed)
     }
 
     /// `DELETE /v2/<name>/manifests/<reference>`.
@@ -203,9 +184,7 @@ impl Pushes<'_> {
         reference: &Reference,
     ) -> Result<Response<Body>, ApiError> {
         let deleted = self.service.delete_manifest(caller, repo, reference).await.map_err(ApiError::Push)?;
-        let mut response = response(StatusCode::ACCEPTED, Body::empty());
-        insert_freshness(response.headers_mut(), deleted.offset, None);
-        Ok(response)
+        Ok(pushed::deleted(&deleted))
     }
 
     /// `DELETE /v2/<name>/blobs/<digest>`.
@@ -216,9 +195,7 @@ impl Pushes<'_> {
         digest: &Digest,
     ) -> Result<Response<Body>, ApiError> {
         let deleted = self.service.delete_blob(caller, repo, digest).await.map_err(ApiError::Push)?;
-        let mut response = response(StatusCode::ACCEPTED, Body::empty());
-        insert_freshness(response.headers_mut(), deleted.offset, None);
-        Ok(response)
+        Ok(pushed::deleted(&deleted))
     }
 
     /// Who sends a request for this upload: the bearer of its state, whatever `Authorization` says.
@@ -251,16 +228,6 @@ impl Pushes<'_> {
         Ok(response)
     }
 
-    fn blob_put(&self, repo: &RepoName, put: BlobPut) -> Result<Response<Body>, ApiError> {
-        let mut response = response(StatusCode::CREATED, Body::empty());
-        let headers = response.headers_mut();
-        let endpoint = Endpoint::Blob { repo: repo.clone(), digest: put.digest };
-        headers.insert(header::LOCATION, self.location(&endpoint)?);
-        headers.insert(DOCKER_CONTENT_DIGEST, digest_value(&put.digest));
-        insert_freshness(headers, put.offset, None);
-        Ok(response)
-    }
-
     /// Absolute, because some clients resolve a relative one against the host they asked first;
     /// with the state in the query, because clients send no credentials there.
     fn upload_location(&self, right: &UploadRight) -> Result<HeaderValue, ApiError> {
@@ -270,18 +237,16 @@ impl Pushes<'_> {
             actor: right.actor.clone(),
             expires: self.clock.now().plus(UPLOAD_LIFE),
             site: None,
+            behind: None,
+            authorization: None,
         };
-        let state = self.upload_states.sign(&state).map_err(|error| {
-            tracing::error!(repo = %right.repo, %error, "cannot sign an upload's state");
+        let state = self.upload_states.seal(&state).map_err(|error| {
+            tracing::error!(repo = %right.repo, %error, "cannot seal an upload's state");
             ApiError::Internal
         })?;
         let path = Endpoint::Upload { repo: right.repo.clone(), id: right.upload }.path();
         let base = self.public_url;
         header_value(format_args!("{base}{path}?{UPLOAD_STATE_PARAMETER}={state}")).ok_or(ApiError::Internal)
-    }
-
-    fn location(&self, endpoint: &Endpoint) -> Result<HeaderValue, ApiError> {
-        header_value(format_args!("{}{}", self.public_url, endpoint.path())).ok_or(ApiError::Internal)
     }
 }
 
@@ -296,6 +261,20 @@ fn announced_range<B: RequestBody>(asked: &Asked<B>) -> Result<Option<ContentRan
         Some(length) if length != range.last - range.first + 1 => Err(ApiError::Push(PushError::SizeInvalid)),
         _ => Ok(Some(range)),
     }
+}
+
+/// The manifest in a request's body.
+pub(super) async fn new_manifest<B: RequestBody>(
+    reference: &Reference,
+    tags: &[Tag],
+    asked: &mut Asked<B>,
+) -> Result<NewManifest, ApiError> {
+    let bytes = asked.read_whole(MANIFEST_BYTES_MAX).await?;
+    let content_type = match asked.headers.get(header::CONTENT_TYPE) {
+        Some(value) => media_type_of(value.to_str().map_err(|_| ApiError::Header("Content-Type"))?),
+        None => declared_media_type(&bytes),
+    };
+    Ok(NewManifest { reference: reference.clone(), tags: tags.to_vec(), content_type, bytes })
 }
 
 fn media_type_of(content_type: &str) -> String {

@@ -1,19 +1,22 @@
 //! From a request to its answer: parse, authenticate, call, account.
 
 use std::{
+    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use outport_proto::Timestamp;
 
 use super::{
     action::Action,
     addresses::{Addresses, SharedAddresses},
-    authenticate::{Announced, Proof, explain_denial, grants_all, insufficient},
+    authenticate::{Announced, Proof, Proven, explain_denial, grants_all, insufficient},
     body::Body,
     connection::Connection,
     error::ApiError,
+    gateway::{Behind, Forwards},
     headers::{API_VERSION, API_VERSION_2, response},
     list,
     metrics::HttpMetrics,
@@ -24,9 +27,14 @@ use super::{
     token,
 };
 use crate::{
-    auth::{Caller, TicketOpener, TokenService, UploadStates, Verifier},
+    auth::{
+        Caller, TicketOpener, TokenService, UploadStates, Verifier, upload_state::UPLOAD_STATE_PARAMETER,
+    },
     clock::SharedClock,
-    registry::{PullService, PushService, Want},
+    registry::{
+        PullService, PushError, PushService, Want,
+        gateway::{Shown, Writer},
+    },
 };
 
 /// What a site is to its clients.
@@ -42,7 +50,7 @@ pub enum Role {
 #[derive(Debug)]
 pub struct PrimaryRole {
     /// Takes pushes.
-    pub push: PushService,
+    pub writes: Writes,
     /// Issues tokens.
     pub tokens: Arc<TokenService>,
     /// Opens the tickets of the sites.
@@ -51,6 +59,15 @@ pub struct PrimaryRole {
     pub upload_states: UploadStates,
     /// How long after its ticket's expiry a request that a site led here is acknowledged.
     pub write_time_max: Duration,
+}
+
+/// Where a primary's pushes go.
+#[derive(Debug)]
+pub enum Writes {
+    /// Into its own store.
+    Own(PushService),
+    /// To the registry behind it.
+    Behind(Box<Behind>),
 }
 
 /// The OCI distribution API of one site.
@@ -164,42 +181,102 @@ impl Api {
         action: &Action,
         asked: &mut Asked<B>,
     ) -> Result<Response<Body>, ApiError> {
-        let addresses = self.addresses()?;
-        let pushes = Pushes {
-            service: &role.push,
-            upload_states: &role.upload_states,
-            clock: &self.clock,
-            public_url: &addresses.public_url,
-        };
-        if let Action::Upload { repo, id, step } = action {
-            let right = self.upload_right(role, &pushes, (repo, id), action, asked)?;
-            return pushes.upload(&right, *step, asked).await;
-        }
         if let Action::Token(method) = action {
             let sealed = self.sealed_authorization(role, action, asked)?;
             return token::answer(&role.tokens, *method, sealed, asked).await;
         }
+        let addresses = self.addresses()?;
+        let public_url = addresses.public_url.as_str();
+        match &role.writes {
+            Writes::Own(push) => self.push(role, push, public_url, (action, asked)).await,
+            Writes::Behind(behind) => self.forward(role, behind, public_url, (action, asked)).await,
+        }
+    }
+
+    /// A push or delete that is done here.
+    async fn push<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        push: &PushService,
+        public_url: &str,
+        (action, asked): (&Action, &mut Asked<B>),
+    ) -> Result<Response<Body>, ApiError> {
+        let pushes =
+            Pushes { service: push, upload_states: &role.upload_states, clock: &self.clock, public_url };
+        if let Action::Upload { repo, id, step } = action {
+            let right = self.upload_right(push, &pushes, (repo, id), action, asked)?;
+            return pushes.upload(&right, *step, asked).await;
+        }
+        let proven = self.sufficient(role, action, asked)?;
+        let result = match proven.announced {
+            None => pushes.change(&proven.caller, action, asked).await,
+            Some(Announced { intent, until }) => {
+                let led = push.led(intent);
+                let pushes = Pushes { service: &led, ..pushes };
+                self.in_time(until, pushes.change(&proven.caller, action, asked)).await
+            }
+        };
+        result.map_err(|error| explain_denial(error, action, proven.by))
+    }
+
+    /// A push or delete that is done at the registry behind this primary.
+    async fn forward<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        behind: &Behind,
+        public_url: &str,
+        (action, asked): (&Action, &mut Asked<B>),
+    ) -> Result<Response<Body>, ApiError> {
+        let forwards = Forwards {
+            behind,
+            upload_states: &role.upload_states,
+            clock: &self.clock,
+            public_url,
+            sent_bytes: &self.metrics.proxied_bytes,
+        };
+        if let Action::Upload { repo, id, step } = action {
+            if asked.query().get(UPLOAD_STATE_PARAMETER).is_none() {
+                self.sufficient(role, action, asked)?;
+                return Err(ApiError::Push(PushError::BlobUploadUnknown));
+            }
+            return forwards.upload((repo, id), *step, asked).await;
+        }
+        let Proven { caller, by, announced, authorization } = self.sufficient(role, action, asked)?;
+        let shown = if behind.shows_callers { Shown::Caller(authorization) } else { Shown::Gateway };
+        let (intent, until) = announced.map(|announced| (announced.intent, announced.until)).unzip();
+        let writer = Writer { actor: caller.subject.to_string(), shown, intent };
+        let change = forwards.change(&caller, writer, action, asked);
+        let result = match until {
+            None => change.await,
+            Some(until) => self.in_time(until, change).await,
+        };
+        result.map_err(|error| explain_denial(error, action, by))
+    }
+
+    /// Who asks, when they may: refused before the body is read. A mount from where the caller may not
+    /// read is no refusal with a ticket: it begins an upload.
+    fn sufficient<B: RequestBody>(
+        &self,
+        role: &PrimaryRole,
+        action: &Action,
+        asked: &Asked<B>,
+    ) -> Result<Proven, ApiError> {
         let proven = self.proven(role, action, asked)?;
-        // Refused before its body is read. A mount from where the caller may not read is no
-        // refusal with a ticket: it begins an upload.
         let sufficient = match proven.by {
             Proof::Header => grants_all(&proven.caller, &action.scopes()),
             Proof::Ticket => true,
         };
-        if !sufficient {
-            return Err(insufficient(action, proven.by));
-        }
-        let result = match proven.announced {
-            None => pushes.change(&proven.caller, action, asked).await,
-            Some(Announced { intent, until }) => {
-                let led = role.push.led(intent);
-                let pushes = Pushes { service: &led, ..pushes };
-                let left = until.since(self.clock.now());
-                let change = pushes.change(&proven.caller, action, asked);
-                tokio::time::timeout(left, change).await.unwrap_or_else(|_| Err(too_slow()))
-            }
-        };
-        result.map_err(|error| explain_denial(error, action, proven.by))
+        if sufficient { Ok(proven) } else { Err(insufficient(action, proven.by)) }
+    }
+
+    /// What a site announced must not be acknowledged once the site does not expect it any longer.
+    async fn in_time(
+        &self,
+        until: Timestamp,
+        change: impl Future<Output = Result<Response<Body>, ApiError>>,
+    ) -> Result<Response<Body>, ApiError> {
+        let left = until.since(self.clock.now());
+        tokio::time::timeout(left, change).await.unwrap_or_else(|_| Err(too_slow()))
     }
 
     /// A request that only the primary may answer, at a secondary.

@@ -68,7 +68,7 @@ impl Answerer {
         Self { journal, store, source, above: None, diffs: Arc::default() }
     }
 
-    /// Answers of a site that relays.
+    /// Answers of a site that relays, or of a primary that stands in front of a registry.
     pub fn relaying(journal: Journal, store: Store, source: Arc<dyn Source>, above: Above) -> Self {
         Self { above: Some(above), ..Self::new(journal, store, source) }
     }

@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod decide;
+pub mod gateway;
 mod intents;
 pub mod journal;
 mod lines;

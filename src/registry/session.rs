@@ -60,6 +60,17 @@ impl SessionView {
         (sender, Self { receiver })
     }
 
+    /// The view of a primary that asks the registry behind it: its own log is never behind itself.
+    pub fn of_gateway() -> Self {
+        let session = Session {
+            live: true,
+            reachable: true,
+            closed_time: Timestamp::from_micros(u64::MAX),
+            ..Session::default()
+        };
+        Self { receiver: watch::channel(session).1 }
+    }
+
     /// The newest reading.
     pub fn now(&self) -> Session {
         *self.receiver.borrow()

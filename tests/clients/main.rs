@@ -34,6 +34,36 @@ fn docker_pushes_here_and_pulls_there() {
 }
 
 #[test]
+fn docker_pushes_through_a_gateway_and_pulls_there() {
+    scenario::run_with(&docker::TOOL, gateway());
+}
+
+#[test]
+fn podman_pushes_through_a_gateway_and_pulls_there() {
+    scenario::run_with(&podman::TOOL, gateway());
+}
+
+#[test]
+fn skopeo_pushes_through_a_gateway_and_pulls_there() {
+    scenario::run_with(&skopeo::TOOL, gateway());
+}
+
+#[test]
+fn buildah_pushes_through_a_gateway_and_pulls_there() {
+    scenario::run_with(&buildah::TOOL, gateway());
+}
+
+#[test]
+fn containerd_pushes_through_a_gateway_and_pulls_there() {
+    scenario::run_with(&ctr::TOOL, gateway());
+}
+
+/// A primary that stands in front of CNCF Distribution, which lets in the gateway alone.
+fn gateway() -> support::Options {
+    support::Options { registry: Some(support::registry::Lets::Users), ..support::Options::default() }
+}
+
+#[test]
 fn podman_pushes_here_and_pulls_there() {
     scenario::run(&podman::TOOL);
 }

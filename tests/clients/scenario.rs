@@ -69,7 +69,11 @@ const UNAUTHORIZED: &[&str] = &[
 ];
 
 pub(crate) fn run(tool: &Tool) {
-    let Some(bed) = Bed::start(tool.programs, Options::default()) else { return };
+    run_with(tool, Options::default());
+}
+
+pub(crate) fn run_with(tool: &Tool, options: Options) {
+    let Some(bed) = Bed::start(tool.programs, options) else { return };
     let client = (tool.start)(&bed.sandbox);
     let story = Story { bed: &bed, client, user: As::User(&bed.cluster.password) };
     let [one, two] = ["one", "two"].map(|version| Image::make(&bed.sandbox.path("images"), version));

@@ -5,6 +5,7 @@
 #![expect(dead_code, reason = "every test binary uses another part of this")]
 
 pub mod http;
+pub mod registry;
 pub mod session;
 pub mod sites;
 
@@ -40,6 +41,12 @@ pub struct Options {
     pub primary_toml: String,
     /// More of the primary's `[auth]` section, TOML.
     pub primary_auth_toml: String,
+    /// A registry that the primary stands in front of.
+    pub registry: Option<registry::Lets>,
+    /// More of its configuration, YAML at the top level.
+    pub registry_yaml: String,
+    /// More of the primary's `[gateway]` section, TOML.
+    pub gateway_toml: String,
     /// Glob of the repositories that anybody may pull from; [`USER`] may do everything.
     pub public: &'static str,
     /// More of every site's configuration, TOML.
@@ -62,6 +69,9 @@ impl Default for Options {
             tls: false,
             primary_toml: String::new(),
             primary_auth_toml: String::new(),
+            registry: None,
+            registry_yaml: String::new(),
+            gateway_toml: String::new(),
             public: "**",
             site_toml: String::new(),
             behind: Vec::new(),
@@ -79,6 +89,8 @@ pub struct Cluster {
     pub sites: Vec<Node>,
     pub password: String,
     pub tls: bool,
+    /// What the primary stands in front of, if it does.
+    pub registry: Option<registry::Registry>,
     /// Last, so that nodes are gone and their logs are read before it goes.
     pub dir: tempfile::TempDir,
 }
@@ -122,7 +134,14 @@ impl Cluster {
             .zip(2..)
             .map(|(name, number)| node(number, name, format!("{name}.outport.example"), "secondary"))
             .collect();
-        let mut cluster = Self { dir, primary, sites, password, tls: options.tls };
+        let registry = options.registry.map(|lets| {
+            let ip = Ipv4Addr::new(network[0], network[1], network[2], 250);
+            let mut registry =
+                registry::Registry::create(&dir.path().join("registry"), ip, lets, &options.registry_yaml);
+            registry.start();
+            registry
+        });
+        let mut cluster = Self { dir, primary, sites, password, tls: options.tls, registry };
         cluster.write_files(&options);
         cluster.primary.start();
         cluster.sites.iter_mut().for_each(Node::start);
@@ -165,7 +184,7 @@ impl Cluster {
         let relays = relays.filter(|(_, behind)| !behind.is_empty());
         let relays: String = relays.map(|(relay, behind)| format!("{relay} = {behind:?}\n")).collect();
         let primary = format!(
-            "data_dir = '{data}'\n{registry}public_url = '{url}'\n\n\
+            "data_dir = '{data}'\n{registry}public_url = '{url}'\n{behind}\n\
              [auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
              [[auth.access]]\nrepository = '{public}'\npull = ['anonymous']\n\n\
              [[auth.access]]\nrepository = '**'\npull = ['{USER}']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
@@ -174,6 +193,7 @@ impl Cluster {
             data = path(&self.primary.dir),
             registry = self.registry_section(&self.primary, &pki),
             url = self.public_url(),
+            behind = self.gateway_section(options),
             users = path(&users),
             auth = options.primary_auth_toml,
             public = options.public,
@@ -209,6 +229,20 @@ impl Cluster {
             );
             fs::write(site.config(), text).unwrap();
         }
+    }
+
+    fn gateway_section(&self, options: &Options) -> String {
+        let Some(registry) = &self.registry else { return String::new() };
+        let password = self.dir.path().join("registry-password");
+        fs::write(&password, &registry.password).unwrap();
+        let credentials = match options.registry {
+            Some(registry::Lets::Users) => {
+                format!("username = '{}'\npassword_file = '{}'\n", registry::OWNER, path(&password))
+            }
+            Some(registry::Lets::Anybody) | None => String::new(),
+        };
+        let (url, more) = (registry.url(), &options.gateway_toml);
+        format!("upstream = '{url}'\n\n[gateway]\n{credentials}{more}\n")
     }
 
     fn registry_section(&self, node: &Node, pki: &Path) -> String {

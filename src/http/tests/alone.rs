@@ -24,7 +24,7 @@ async fn without_a_primary_anybody_pulls_what_is_public() {
     let api = Arc::get_mut(&mut site.api).unwrap();
     api.addresses = addresses(&format!("http://{closed}"));
     let Role::Secondary(redirects) = &mut api.role else { unreachable!() };
-    redirects.proxy = Proxy::new(client_config());
+    redirects.proxy = Proxy::new(client_config(), "the primary site");
     site.ask(ask("GET", "/v2/")).await.is(200);
     site.ask(get("public/app")).await.is(200);
     site.ask(get("public/app").by("Bearer of.yester.day")).await.is(200);

@@ -73,7 +73,7 @@ impl Primary {
         keys.keys_of(&site(), ISSUER, NOW).unwrap();
         let inner = testing::Primary::new().await;
         let role = PrimaryRole {
-            push: inner.push.clone(),
+            writes: Writes::Own(inner.push.clone()),
             tokens: Arc::new(token_service(&dir, &keys, &clock)),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
@@ -124,7 +124,7 @@ impl Primary {
             sealer: Arc::new(sealer),
             intents: inner.intents.clone(),
             session: crate::registry::SessionView::new().1,
-            proxy: Proxy::new(client_config()),
+            proxy: Proxy::new(client_config(), "the primary site"),
             own_realm: None,
         };
         let api = Arc::new(Api {

@@ -29,7 +29,7 @@ const READ_BYTES: usize = 1024 * 1024;
 
 /// The intents that were acted on of late.
 #[derive(Debug, Default)]
-pub(super) struct Fulfilled {
+pub(in crate::registry) struct Fulfilled {
     turns: Mutex<BTreeMap<IntentId, Turns>>,
     /// Whether those of before the start are known.
     recalled: OnceCell<()>,
@@ -44,14 +44,14 @@ struct Turns {
 
 /// What an intent led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Done {
+pub(in crate::registry) struct Done {
     change: Digest,
     offset: Offset,
 }
 
 /// The right to act on an intent, alone.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(in crate::registry) struct Turn {
     done: OwnedMutexGuard<Option<Done>>,
 }
 
@@ -61,7 +61,12 @@ impl Fulfilled {
     ///
     /// # Errors
     /// When the log cannot be read; [`PushError::Unavailable`] when too many are known.
-    pub(super) async fn turn(&self, intent: &IntentId, log: &Log, now: Timestamp) -> Result<Turn, PushError> {
+    pub(in crate::registry) async fn turn(
+        &self,
+        intent: &IntentId,
+        log: &Log,
+        now: Timestamp,
+    ) -> Result<Turn, PushError> {
         self.recalled.get_or_try_init(|| self.recall(log, now)).await?;
         let done = {
             let mut turns = self.lock();
@@ -109,7 +114,7 @@ impl Fulfilled {
 
 impl Turn {
     /// What the intent led to, if it was acted on before; only the same change is the same request.
-    pub(super) fn done(&self, change: &Change) -> Result<Option<Offset>, PushError> {
+    pub(in crate::registry) fn done(&self, change: &Change) -> Result<Option<Offset>, PushError> {
         match *self.done {
             None => Ok(None),
             Some(done) if done.change == digest_of(change)? => Ok(Some(done.offset)),
@@ -118,12 +123,12 @@ impl Turn {
     }
 
     /// The intent led to `change`.
-    pub(super) fn finish(mut self, change: Digest, offset: Offset) {
+    pub(in crate::registry) fn finish(mut self, change: Digest, offset: Offset) {
         *self.done = Some(Done { change, offset });
     }
 }
 
-pub(super) fn digest_of(change: &Change) -> Result<Digest, PushError> {
+pub(in crate::registry) fn digest_of(change: &Change) -> Result<Digest, PushError> {
     encode_value(change).map(|encoded| Digest::sha256(&encoded)).map_err(|error| {
         tracing::error!(%error, "cannot encode a change");
         PushError::Internal

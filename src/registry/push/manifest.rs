@@ -20,7 +20,7 @@ const TAGS_MAX: usize = 100;
 /// Longest media type in bytes: two names of 127 and a slash (RFC 6838 section 4.2).
 const MEDIA_TYPE_BYTES_MAX: usize = 255;
 /// A config is read up to this size for the platform in it; real ones are a few KiB.
-const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
+pub(in crate::registry) const CONFIG_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 impl PushService {
     /// Puts a manifest and moves tags to it (`PUT /manifests/<reference>[?tag=]`). Putting what is
@@ -115,7 +115,10 @@ impl PushService {
 }
 
 /// What the event holds but for the platform, which stands in the config returned beside it.
-fn parse(repo: &RepoName, manifest: &NewManifest) -> Result<(ManifestPut, Option<Digest>), PushError> {
+pub(in crate::registry) fn parse(
+    repo: &RepoName,
+    manifest: &NewManifest,
+) -> Result<(ManifestPut, Option<Digest>), PushError> {
     let NewManifest { reference, tags, content_type, bytes } = manifest;
     if bytes.len() > MANIFEST_BYTES_MAX {
         return Err(PushError::TooLarge { bytes_max: MANIFEST_BYTES_MAX as u64 });

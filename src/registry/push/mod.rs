@@ -18,8 +18,9 @@ pub use answer::{
     BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, UploadRight,
     UploadStatus,
 };
-use fulfilled::{Fulfilled, digest_of};
-use locks::Locks;
+pub(super) use fulfilled::{Fulfilled, Turn, digest_of};
+pub(super) use locks::Locks;
+pub(super) use manifest::{CONFIG_BYTES_MAX, parse};
 use outport_proto::{Change, Digest, IntentId, Offset, RepoName};
 pub use upload::UploadAppend;
 

@@ -1,0 +1,123 @@
+//! The gateway: a registry that is here already stays the truth of what is in it, and the log tells
+//! sites of it.
+//!
+//! What is recorded is what the registry says when it is asked: [`Gateway::observe`] asks about one tag,
+//! manifest or blob and appends the event that makes the log agree. A push that goes through here is
+//! sent to the registry, recorded, and only then acknowledged ([`Gateway::put_manifest`]). Whatever
+//! tells of a push that went around it (a notification, a walk, a site's question) is a reason to
+//! look and nothing more. An error is never an absence.
+//!
+//! - `observe`: asking and recording; `record`: from a manifest to its events;
+//! - `write`: pushes and deletes; `upstream`: what sites and pulls ask; `turns`: who may when.
+
+mod observe;
+mod record;
+mod turns;
+mod upstream;
+mod write;
+
+use std::{fmt, sync::Arc};
+
+use outport_proto::{Offset, Reference, RepoName};
+
+pub use observe::Observed;
+pub use upstream::GatewayUpstream;
+pub use write::{Refusal, Shown, Writer, Written};
+
+use self::{observe::Doubts, turns::Turns};
+use super::{Journal, JournalError, push::Fulfilled};
+use crate::{
+    clock::SharedClock,
+    fetch::{
+        UpstreamError,
+        backend::{Backend, BackendError},
+    },
+    index::{Index, IndexError},
+    shutdown::Shutdown,
+};
+
+/// Follows a registry and records what is in it. Cloning gives another handle.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    backend: Backend,
+    journal: Journal,
+    clock: SharedClock,
+    turns: Turns,
+    fulfilled: Fulfilled,
+    doubts: Doubts,
+    shutdown: Shutdown,
+}
+
+/// Why something was not looked at, or not recorded. Nothing is recorded then.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The registry gave no answer.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// It has something that no site could serve.
+    #[error("{reference} of {repo} cannot be replicated: {reason}")]
+    Unfit {
+        /// The repository.
+        repo: RepoName,
+        /// Which manifest.
+        reference: Reference,
+        /// Why not; for people.
+        reason: String,
+    },
+    /// It could not be made durable.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// What is known already cannot be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+impl From<GatewayError> for UpstreamError {
+    fn from(error: GatewayError) -> Self {
+        match error {
+            GatewayError::Backend(error) => error.into(),
+            other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+impl Gateway {
+    /// A gateway in front of `backend` that records in `journal`; its work under way ends before
+    /// `shutdown` does.
+    pub fn new(backend: Backend, journal: Journal, clock: SharedClock, shutdown: Shutdown) -> Self {
+        let shared = Shared {
+            backend,
+            journal,
+            clock,
+            turns: Turns::default(),
+            fulfilled: Fulfilled::default(),
+            doubts: Doubts::default(),
+            shutdown,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The registry.
+    pub fn backend(&self) -> &Backend {
+        &self.shared.backend
+    }
+
+    /// Newest event that everything here is answered at or behind.
+    pub fn applied(&self) -> Offset {
+        self.shared.journal.applied()
+    }
+
+    fn index(&self) -> &Index {
+        self.shared.journal.index()
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("backend", &self.shared.backend).finish_non_exhaustive()
+    }
+}

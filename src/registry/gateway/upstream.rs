@@ -1,0 +1,207 @@
+//! What a gateway is asked about its registry: by pulls here, and by sites.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName};
+
+use super::{Gateway, GatewayError, observe::Observed};
+use crate::{
+    fetch::{At, Body, BoxFuture, Upstream, UpstreamError},
+    registry::lines::Lines,
+};
+
+/// How long an answer waits for the index to show what the log has.
+const LEVEL_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Different questions of one kind under way at once before further ones are asked alone.
+const QUESTIONS_MAX: usize = 10_000;
+
+/// Answers with what the registry says, recorded first. Questions that are the same share one.
+pub struct GatewayUpstream {
+    gateway: Gateway,
+    manifests: Lines<(RepoName, Reference), Result<Observed, GatewayError>>,
+    blobs: Lines<(RepoName, Digest), Result<Observed, GatewayError>>,
+}
+
+impl GatewayUpstream {
+    /// The registry of `gateway`.
+    pub fn new(gateway: Gateway) -> Self {
+        let lines = gateway.shared.shutdown.clone();
+        let (manifests, blobs) = (Lines::new(QUESTIONS_MAX, lines.clone()), Lines::new(QUESTIONS_MAX, lines));
+        Self { gateway, manifests, blobs }
+    }
+
+    /// Where the log is, once the index shows all of it: sites are sent what is durable, and must not be
+    /// answered as of before what they were sent.
+    async fn at(&self) -> Result<Offset, UpstreamError> {
+        let journal = &self.gateway.shared.journal;
+        let head = journal.log().head();
+        if journal.applied() >= head || journal.wait_applied(head, LEVEL_WAIT_MAX).await {
+            return Ok(journal.applied());
+        }
+        Err(UpstreamError::Unavailable(format!("the index is behind the log's head {head}")))
+    }
+
+    async fn look(&self, repo: &RepoName, reference: &Reference) -> Result<(), UpstreamError> {
+        let key = (repo.clone(), reference.clone());
+        let question = {
+            let (gateway, (repo, reference)) = (self.gateway.clone(), key.clone());
+            async move { gateway.observe(&repo, &reference).await }
+        };
+        judged(self.manifests.ask(&key, question).await, || {
+            let known = self.gateway.index().manifest(repo, reference)?;
+            Ok(known.is_some())
+        })
+    }
+
+    async fn look_at_blob(&self, repo: &RepoName, digest: &Digest) -> Result<(), UpstreamError> {
+        let key = (repo.clone(), *digest);
+        let question = {
+            let (gateway, (repo, digest)) = (self.gateway.clone(), key.clone());
+            async move { gateway.observe_blob(&repo, &digest).await }
+        };
+        judged(self.blobs.ask(&key, question).await, || {
+            Ok(self.gateway.index().link(repo, digest)?.is_some())
+        })
+    }
+
+    async fn resolved(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<At<Option<ManifestPut>>, UpstreamError> {
+        self.look(repo, reference).await?;
+        let (at, index) = (self.at().await?, self.gateway.index());
+        let digest = match reference {
+            Reference::Digest(digest) => Some(*digest),
+            Reference::Tag(tag) => index.tag(repo, tag).map_err(unreadable)?.map(|entry| entry.digest),
+        };
+        let record = digest.map(|digest| index.manifest_record(repo, &digest)).transpose();
+        let Some(record) = record.map_err(unreadable)?.flatten() else { return Ok(At { value: None, at }) };
+        let bytes = match &record.bytes {
+            Some(bytes) => bytes.clone(),
+            None => self.manifest_bytes(&record).await?,
+        };
+        Ok(At { value: Some(ManifestPut { bytes: Some(bytes), tags: Vec::new(), ..record }), at })
+    }
+
+    /// A manifest that is too large for its event stays at the registry.
+    async fn manifest_bytes(&self, record: &ManifestPut) -> Result<Bytes, UpstreamError> {
+        let reference = Reference::Digest(record.digest);
+        match self.gateway.backend().manifest(&record.repo, &reference).await? {
+            Some(manifest) => Ok(manifest.bytes),
+            None => Err(UpstreamError::Unavailable(format!("the registry lost {}", record.digest))),
+        }
+    }
+
+    async fn fetched(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Option<Box<dyn Body>>, UpstreamError> {
+        let index = self.gateway.index();
+        let link = index.link(repo, digest).map_err(unreadable)?;
+        if link.is_none()
+            && let Some(record) = index.manifest_record(repo, digest).map_err(unreadable)?
+        {
+            let bytes = match &record.bytes {
+                Some(bytes) => bytes.clone(),
+                None => self.manifest_bytes(&record).await?,
+            };
+            return Ok(Some(Box::new(InMemory::from(bytes, offset))));
+        }
+        let body = self.gateway.backend().blob(repo, digest, offset).await?;
+        // The log says something else: whoever asks next gets the registry's word.
+        if body.as_ref().map(|body| body.size()) != link {
+            self.look_at_blob(repo, digest).await?;
+        }
+        Ok(body)
+    }
+}
+
+/// What is known stays known while the registry is silent: nobody can push meanwhile.
+fn judged(
+    observed: Option<Result<Observed, GatewayError>>,
+    is_known: impl FnOnce() -> Result<bool, GatewayError>,
+) -> Result<(), UpstreamError> {
+    match observed {
+        None => Err(UpstreamError::Unavailable("this site is shutting down".to_owned())),
+        Some(Ok(_)) => Ok(()),
+        Some(Err(error)) if error.is_silence() && is_known()? => {
+            tracing::info!(%error, "the registry is silent, the log answers");
+            Ok(())
+        }
+        Some(Err(error)) => Err(error.into()),
+    }
+}
+
+fn unreadable(error: crate::index::IndexError) -> UpstreamError {
+    UpstreamError::Unavailable(error.to_string())
+}
+
+impl Upstream for GatewayUpstream {
+    fn resolve<'a>(
+        &'a self,
+        repo: &'a RepoName,
+        reference: &'a Reference,
+    ) -> BoxFuture<'a, Result<At<Option<ManifestPut>>, UpstreamError>> {
+        Box::pin(self.resolved(repo, reference))
+    }
+
+    fn link<'a>(
+        &'a self,
+        repo: &'a RepoName,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<At<Option<u64>>, UpstreamError>> {
+        Box::pin(async move {
+            self.look_at_blob(repo, digest).await?;
+            let at = self.at().await?;
+            Ok(At { value: self.gateway.index().link(repo, digest).map_err(unreadable)?, at })
+        })
+    }
+
+    /// From the log, which knows more than registries that have no referrers themselves.
+    fn referrers<'a>(
+        &'a self,
+        repo: &'a RepoName,
+        subject: &'a Digest,
+    ) -> BoxFuture<'a, Result<At<Vec<ManifestPut>>, UpstreamError>> {
+        Box::pin(async move {
+            let at = self.at().await?;
+            Ok(At { value: self.gateway.index().referrers(repo, subject).map_err(unreadable)?, at })
+        })
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        repo: &'a RepoName,
+        digest: &'a Digest,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<Option<Box<dyn Body>>, UpstreamError>> {
+        Box::pin(self.fetched(repo, digest, offset))
+    }
+}
+
+/// Bytes that are here.
+struct InMemory {
+    size: u64,
+    rest: Option<Bytes>,
+}
+
+impl InMemory {
+    fn from(bytes: Bytes, offset: u64) -> Self {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        Self { size: bytes.len() as u64, rest: Some(bytes.slice(start..)).filter(|rest| !rest.is_empty()) }
+    }
+}
+
+impl Body for InMemory {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn chunk(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, UpstreamError>> {
+        Box::pin(std::future::ready(Ok(self.rest.take())))
+    }
+}

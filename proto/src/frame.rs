@@ -268,10 +268,8 @@ pub struct SiteReport {
 /// What a site needs to let callers in and to seal tickets. Travels only inside mutual TLS.
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Keys {
-    /// Public keys of the token service: JSON Web Key Set, as text.
-    pub token_jwks: String,
-    /// Issuer that tokens must name.
-    pub token_issuer: String,
+    /// How callers prove what they may do.
+    pub auth: AuthMode,
     /// Globs of the repositories that anybody may pull from: served without a token by a site that
     /// cannot send its clients for one. `*` stays within one path component, `**` crosses them.
     pub public_pull: Vec<String>,
@@ -279,6 +277,111 @@ pub struct Keys {
     pub seal: Vec<SealKey>,
     /// Counts up with every change at the primary.
     pub generation: u64,
+}
+
+/// How callers prove what they may do.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum AuthMode {
+    /// By tokens of the primary's own token service.
+    Outport {
+        /// Its public keys: JSON Web Key Set, as text.
+        jwks: String,
+        /// Issuer that tokens must name.
+        issuer: String,
+    },
+    /// By tokens of another service, which the registry behind the primary trusts.
+    Token {
+        /// Its public keys: JSON Web Key Set, as text. A key occurs once by each name that tokens may
+        /// give it.
+        jwks: String,
+        /// Issuer that tokens must name.
+        issuer: String,
+        /// Certificates (DER) that the chain in a token's `x5c` header may lead to; without any, no such
+        /// chain is believed.
+        roots: Vec<Vec<u8>>,
+    },
+    /// By whatever the registry behind the primary takes: it is asked ([`Request::Authorize`]).
+    Delegated {
+        /// What the registry demands of who comes without credentials; `None` when it demands nothing, or
+        /// was not heard of yet.
+        challenge: Option<RegistryChallenge>,
+        /// How long a yes is remembered, in seconds.
+        allow_seconds: u32,
+        /// How long a no is remembered, in seconds.
+        deny_seconds: u32,
+        /// Answers remembered at most.
+        cached_max: u32,
+        /// When all answers were last revoked: whatever was remembered under another value is void.
+        revoked: Timestamp,
+    },
+    /// Not at all: everybody may do everything.
+    Anonymous,
+}
+
+/// What a registry demands (`WWW-Authenticate`).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum RegistryChallenge {
+    /// A user and a password with every request.
+    Basic {
+        /// For people.
+        realm: String,
+    },
+    /// A token.
+    Bearer {
+        /// Absolute URL of the token endpoint.
+        realm: String,
+        /// The service to ask a token for; empty when the registry names none.
+        service: String,
+    },
+}
+
+/// What somebody wants, as far as the registry is asked whether they may.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub enum Question {
+    /// To be let in at all: `GET /v2/`.
+    Ping,
+    /// To list all repositories.
+    Catalog,
+    /// To pull from a repository.
+    Repository(RepoName),
+    /// To read one manifest, of a repository that the registry says does not exist: one without tags
+    /// looks so.
+    Manifest {
+        /// The repository.
+        repo: RepoName,
+        /// Tag or digest.
+        reference: Reference,
+    },
+    /// To read one blob, likewise.
+    Blob {
+        /// The repository.
+        repo: RepoName,
+        /// The blob.
+        digest: Digest,
+    },
+}
+
+/// What the registry says to a [`Question`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Verdict {
+    /// They may.
+    Yes,
+    /// The credentials are missing or wrong (401).
+    Unauthorized,
+    /// The credentials are good and do not reach that far (403).
+    Denied,
+    /// There is no such thing for them (404).
+    Unknown,
+}
+
+/// The value of an `Authorization` header. `Debug` shows nothing of it.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Credentials(pub String);
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(..)")
+    }
 }
 
 /// A symmetric key for tickets.
@@ -352,6 +455,20 @@ pub enum Request {
     },
     /// Where do our states differ? Asked in two steps.
     Diff(DiffStep),
+    /// May whoever has these credentials do this ([`AuthMode::Delegated`])? Answer:
+    /// [`Response::Authorized`]; Unavailable when the registry said neither yes nor no.
+    Authorize {
+        /// The caller's own `Authorization`; `None` when they sent none.
+        authorization: Option<Credentials>,
+        /// What they want.
+        question: Question,
+    },
+    /// The keys of the site that asks, once the primary has looked for the key of this name
+    /// ([`AuthMode::Token`]): a token names it, and nobody knows it yet. Answer: [`Response::SiteKeys`].
+    OwnKeys {
+        /// The name in the token's header (`kid`).
+        unknown: String,
+    },
 }
 
 /// A step on the way to what two states differ in.
@@ -443,4 +560,6 @@ pub enum Response {
         /// How many there were.
         entries: u64,
     },
+    /// What the registry behind the primary says.
+    Authorized(Verdict),
 }

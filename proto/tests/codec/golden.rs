@@ -12,8 +12,9 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, Behind, BehindLink, DiffStep, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal,
-        Request, Response, Resume, SealKey, SiteReport, Welcome,
+        Ack, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary, Heartbeat,
+        Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteReport,
+        Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -160,8 +161,10 @@ fn records() {
 
 fn keys() -> Keys {
     Keys {
-        token_jwks: "{\"keys\":[]}".to_owned(),
-        token_issuer: "https://registry.example.com".to_owned(),
+        auth: AuthMode::Outport {
+            jwks: "{\"keys\":[]}".to_owned(),
+            issuer: "https://registry.example.com".to_owned(),
+        },
         public_pull: vec!["public/**".to_owned()],
         seal: vec![SealKey { id: 5, secret: [0xa5; 32] }],
         generation: 6,
@@ -265,6 +268,23 @@ fn frames_from_the_primary() {
         }),
     );
     frame("keys", FromPrimary::Keys(keys()));
+    let of = |auth| FromPrimary::Keys(Keys { auth, ..keys() });
+    let (jwks, issuer) = ("{\"keys\":[]}".to_owned(), "gitlab-issuer".to_owned());
+    frame("keys-token", of(AuthMode::Token { jwks, issuer, roots: vec![vec![0x30, 0], vec![0x30, 1, 5]] }));
+    let delegated = |challenge| AuthMode::Delegated {
+        challenge,
+        allow_seconds: 60,
+        deny_seconds: 10,
+        cached_max: 100_000,
+        revoked: Timestamp::from_micros(13),
+    };
+    let basic = RegistryChallenge::Basic { realm: "Registry".to_owned() };
+    frame("keys-delegated-basic", of(delegated(Some(basic))));
+    let realm = "https://quay.example.com/v2/auth".to_owned();
+    let bearer = RegistryChallenge::Bearer { realm, service: "quay.example.com".to_owned() };
+    frame("keys-delegated-bearer", of(delegated(Some(bearer))));
+    frame("keys-delegated-open", of(delegated(None)));
+    frame("keys-anonymous", of(AuthMode::Anonymous));
 }
 
 #[test]
@@ -291,6 +311,18 @@ fn requests() {
     frame("request-site-keys", Request::SiteKeys { site, via });
     frame("request-diff-sums", Request::Diff(DiffStep::Sums));
     frame("request-diff-entries", Request::Diff(DiffStep::Entries(vec![7, 4095])));
+    let authorization = || Some(Credentials("Basic YW5hOnMzY3JldA==".to_owned()));
+    let repo = || "team/app".parse().unwrap();
+    for (name, authorization, question) in [
+        ("ping", None, Question::Ping),
+        ("catalog", authorization(), Question::Catalog),
+        ("repository", authorization(), Question::Repository(repo())),
+        ("manifest", authorization(), Question::Manifest { repo: repo(), reference: "1".parse().unwrap() }),
+        ("blob", authorization(), Question::Blob { repo: repo(), digest }),
+    ] {
+        frame(&format!("request-authorize-{name}"), Request::Authorize { authorization, question });
+    }
+    frame("request-own-keys", Request::OwnKeys { unknown: "2024-05".to_owned() });
 }
 
 #[test]
@@ -310,4 +342,12 @@ fn responses() {
     frame("response-diff-part", Response::DiffPart(entries()));
     let since = Offset::new(1, 4);
     frame("response-diff-bucket", Response::DiffBucket { bucket: 7, since, until: at, entries: 7 });
+    for (name, verdict) in [
+        ("yes", Verdict::Yes),
+        ("unauthorized", Verdict::Unauthorized),
+        ("denied", Verdict::Denied),
+        ("unknown", Verdict::Unknown),
+    ] {
+        frame(&format!("response-authorized-{name}"), Response::Authorized(verdict));
+    }
 }

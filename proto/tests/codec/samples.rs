@@ -7,8 +7,9 @@ use outport_proto::{
     Timestamp,
     codec::encode_event,
     frame::{
-        Ack, Behind, BehindLink, DiffStep, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, Refusal,
-        Request, Response, Resume, SealKey, SiteReport, Welcome,
+        Ack, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary, Heartbeat,
+        Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteReport,
+        Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -139,15 +140,44 @@ pub(crate) fn entry() -> impl Strategy<Value = Entry> {
 
 fn keys() -> impl Strategy<Value = Keys> {
     let seal = (any::<u32>(), any::<[u8; 32]>()).prop_map(|(id, secret)| SealKey { id, secret });
-    (".{0,20}", ".{0,20}", vec(".{0,8}", 0..3), vec(seal, 0..3), any::<u64>()).prop_map(
-        |(token_jwks, token_issuer, public_pull, seal, generation)| Keys {
-            token_jwks,
-            token_issuer,
-            public_pull,
-            seal,
-            generation,
-        },
-    )
+    (auth(), vec(".{0,8}", 0..3), vec(seal, 0..3), any::<u64>())
+        .prop_map(|(auth, public_pull, seal, generation)| Keys { auth, public_pull, seal, generation })
+}
+
+fn auth() -> impl Strategy<Value = AuthMode> {
+    let roots = vec(vec(any::<u8>(), 0..8), 0..3);
+    let challenge = prop_oneof![
+        ".{0,8}".prop_map(|realm| RegistryChallenge::Basic { realm }),
+        (".{0,8}", ".{0,8}").prop_map(|(realm, service)| RegistryChallenge::Bearer { realm, service }),
+    ];
+    prop_oneof![
+        (".{0,20}", ".{0,20}").prop_map(|(jwks, issuer)| AuthMode::Outport { jwks, issuer }),
+        (".{0,20}", ".{0,20}", roots).prop_map(|(jwks, issuer, roots)| AuthMode::Token {
+            jwks,
+            issuer,
+            roots
+        }),
+        (option::of(challenge), any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>()).prop_map(
+            |(challenge, allow_seconds, deny_seconds, cached_max, revoked)| AuthMode::Delegated {
+                challenge,
+                allow_seconds,
+                deny_seconds,
+                cached_max,
+                revoked: Timestamp::from_micros(revoked),
+            }
+        ),
+        Just(AuthMode::Anonymous),
+    ]
+}
+
+fn question() -> impl Strategy<Value = Question> {
+    prop_oneof![
+        Just(Question::Ping),
+        Just(Question::Catalog),
+        repo().prop_map(Question::Repository),
+        (repo(), reference()).prop_map(|(repo, reference)| Question::Manifest { repo, reference }),
+        (repo(), digest()).prop_map(|(repo, digest)| Question::Blob { repo, digest }),
+    ]
 }
 
 pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
@@ -285,6 +315,9 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
         (site(), vec(site(), 0..3)).prop_map(|(site, via)| Request::SiteKeys { site, via }),
         Just(Request::Diff(DiffStep::Sums)),
         vec(any::<u16>(), 0..4).prop_map(|buckets| Request::Diff(DiffStep::Entries(buckets))),
+        (option::of(".{0,12}".prop_map(Credentials)), question())
+            .prop_map(|(authorization, question)| Request::Authorize { authorization, question }),
+        ".{0,12}".prop_map(|unknown| Request::OwnKeys { unknown }),
     ]
 }
 
@@ -306,5 +339,12 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
         (any::<u16>(), offset(), offset(), any::<u64>()).prop_map(|(bucket, since, until, entries)| {
             Response::DiffBucket { bucket, since, until, entries }
         }),
+        prop_oneof![
+            Just(Verdict::Yes),
+            Just(Verdict::Unauthorized),
+            Just(Verdict::Denied),
+            Just(Verdict::Unknown)
+        ]
+        .prop_map(Response::Authorized),
     ]
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use outport_proto::{
     Change, Digest, Event, Offset, Timestamp,
     codec::{FrameReader, decode_event, encode_event, encode_frame},
-    frame::{FromPrimary, FromSecondary, Heartbeat, Keys},
+    frame::{AuthMode, FromPrimary, FromSecondary, Heartbeat, Keys},
     session::{
         LogState, Place, Progress, Publisher, PublisherConfig, PublisherNotice, Subscriber, SubscriberConfig,
         SubscriberNotice,
@@ -71,13 +71,7 @@ pub(crate) struct Pair {
 }
 
 pub(crate) fn keys(generation: u64) -> Keys {
-    Keys {
-        token_jwks: String::new(),
-        token_issuer: String::new(),
-        public_pull: Vec::new(),
-        seal: Vec::new(),
-        generation,
-    }
+    Keys { auth: AuthMode::Anonymous, public_pull: Vec::new(), seal: Vec::new(), generation }
 }
 
 /// A subscriber that has everything up to `durable`.

@@ -11,7 +11,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use outport_proto::{
     SiteName, Timestamp,
-    frame::{Keys, SealKey},
+    frame::{AuthMode, Keys, SealKey},
 };
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +116,11 @@ impl PrimaryKeys {
         &self.jwks
     }
 
+    /// What sites let callers in by that have a token of the primary's own service.
+    pub fn own_mode(&self, issuer: &str) -> AuthMode {
+        AuthMode::Outport { jwks: self.jwks.clone(), issuer: issuer.to_owned() }
+    }
+
     /// What signs and checks upload states.
     pub fn upload_states(&self) -> UploadStates {
         self.uploads.clone()
@@ -142,15 +147,14 @@ impl PrimaryKeys {
     }
 
     /// What `site` is sent, but for the rules it needs. Its first seal key is made here, and one too old is replaced.
-    pub fn keys_of(&self, site: &SiteName, token_issuer: &str, now: Timestamp) -> Result<Keys, KeysError> {
+    pub fn keys_of(&self, site: &SiteName, auth: AuthMode, now: Timestamp) -> Result<Keys, KeysError> {
         let mut seals = self.seals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = seals.clone();
         changed.sites.entry(site.clone()).or_default();
         self.renew(&mut seals, changed, now)?;
         let stored = seals.sites.get(site).map(Vec::as_slice).unwrap_or_default();
         Ok(Keys {
-            token_jwks: self.jwks.clone(),
-            token_issuer: token_issuer.to_owned(),
+            auth,
             public_pull: Vec::new(),
             seal: stored.iter().map(|seal| self.decode(seal)).collect::<Result<_, _>>()?,
             generation: seals.generation,
@@ -289,12 +293,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys");
         let first = PrimaryKeys::open(&path).unwrap();
-        let sent = first.keys_of(&mumbai(), "issuer", at(0)).unwrap();
+        let sent = first.keys_of(&mumbai(), first.own_mode("issuer"), at(0)).unwrap();
         let second = PrimaryKeys::open(&path).unwrap();
         assert_eq!(second.jwks(), first.jwks());
         assert_eq!(second.derived_key("x"), first.derived_key("x"));
         assert_ne!(first.derived_key("y"), first.derived_key("x"));
-        assert!(second.keys_of(&mumbai(), "issuer", at(60)).unwrap() == sent);
+        assert!(second.keys_of(&mumbai(), second.own_mode("issuer"), at(60)).unwrap() == sent);
         for entry in std::fs::read_dir(&path).unwrap() {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
@@ -314,8 +318,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let keys = PrimaryKeys::open(directory.path()).unwrap();
         assert!(!keys.rotate(at(0)).unwrap(), "no site, no key");
-        let first = keys.keys_of(&mumbai(), "issuer", at(0)).unwrap();
-        let frankfurt = keys.keys_of(&"frankfurt".parse().unwrap(), "issuer", at(0)).unwrap();
+        let first = keys.keys_of(&mumbai(), keys.own_mode("issuer"), at(0)).unwrap();
+        let frankfurt = keys.keys_of(&"frankfurt".parse().unwrap(), keys.own_mode("issuer"), at(0)).unwrap();
         assert_ne!(first.seal[0].id, frankfurt.seal[0].id);
         let sealer = TicketSealer::new(mumbai());
         sealer.set_keys(&first.seal).unwrap();
@@ -331,13 +335,13 @@ mod tests {
             assert_eq!(keys.generation(), generation + 1);
             assert!(opens(day), "day {day}");
         }
-        let newest = keys.keys_of(&mumbai(), "issuer", at(6 * DAY)).unwrap();
+        let newest = keys.keys_of(&mumbai(), keys.own_mode("issuer"), at(6 * DAY)).unwrap();
         assert_eq!(newest.seal.len(), 7);
         assert!(newest.seal[0].id > newest.seal[6].id);
         assert!(keys.rotate(at(7 * DAY)).unwrap());
         assert!(!opens(7));
         assert!(PrimaryKeys::open(directory.path()).unwrap().generation() == keys.generation());
-        let newest = keys.keys_of(&mumbai(), "issuer", at(7 * DAY)).unwrap();
+        let newest = keys.keys_of(&mumbai(), keys.own_mode("issuer"), at(7 * DAY)).unwrap();
         sealer.set_keys(&newest.seal).unwrap();
         keys.keep_sites(&[mumbai()]).unwrap();
         assert!(opens(7));

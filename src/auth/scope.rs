@@ -270,7 +270,7 @@ pub(super) struct AccessClaim {
     #[serde(rename = "type")]
     kind: String,
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::token::or_default")]
     actions: Vec<String>,
 }
 

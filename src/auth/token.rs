@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use jsonwebtoken::{Algorithm, Header};
 use outport_proto::{Offset, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Access, Secret, SigningKey, random, scope::AccessClaim};
 
@@ -24,7 +24,8 @@ pub struct Caller {
     pub subject: Arc<str>,
     /// What the token grants.
     pub access: Arc<Access>,
-    /// When the token was issued, by its issuer's clock in whole seconds; `None` without a token.
+    /// When the token was issued, by its issuer's clock in whole seconds, or when it was first seen if it
+    /// does not say; `None` without a token.
     pub issued_at: Option<Timestamp>,
     /// The log head when the token was issued; `None` when the issuer is not Outport.
     pub offset: Option<Offset>,
@@ -93,8 +94,8 @@ impl TokenIssuer {
             sub: grant.subject.to_owned(),
             aud: Audience::One(self.audience.clone()),
             exp: issued + grant.life.as_secs(),
-            nbf: issued,
-            iat: issued,
+            nbf: Some(issued),
+            iat: Some(issued),
             jti: Some(random::text::<16>().map_err(|_| TokenError::Sign)?),
             access: Some(grant.access.to_claim()),
             outport_offset: grant.offset.map(|offset| offset.to_string()),
@@ -112,22 +113,34 @@ impl TokenIssuer {
     }
 }
 
-/// The claims set. Times are whole seconds since the Unix epoch, as JSON integers and nothing else.
+/// The claims set. Times are whole seconds since the Unix epoch, as JSON integers and nothing else. What
+/// others than Outport may leave out is optional here.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Claims {
     pub(super) iss: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) sub: String,
     pub(super) aud: Audience,
     pub(super) exp: u64,
-    pub(super) nbf: u64,
-    pub(super) iat: u64,
+    #[serde(default)]
+    pub(super) nbf: Option<u64>,
+    #[serde(default)]
+    pub(super) iat: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     jti: Option<String>,
     #[serde(default)]
     access: Option<Vec<AccessClaim>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    outport_offset: Option<String>,
+    pub(super) outport_offset: Option<String>,
+}
+
+/// `null` where others leave a member out.
+pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 impl Claims {
@@ -137,7 +150,7 @@ impl Claims {
         Ok(Caller {
             subject: self.sub.as_str().into(),
             access: Arc::new(Access::from_claim(self.access.as_deref().unwrap_or_default())),
-            issued_at: Some(Timestamp::from_secs(self.iat)),
+            issued_at: self.iat.map(Timestamp::from_secs),
             offset: offset.map_err(|_| TokenError::Claims)?,
             anonymous: self.sub.is_empty(),
         })

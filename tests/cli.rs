@@ -62,13 +62,44 @@ fn the_rules_of_the_example_are_valid_and_one_that_never_decides_is_pointed_out(
     assert!(warning.contains("rule 5"), "{said}");
 }
 
+/// With the keys and tables that stand in comments.
+fn uncommented(text: &str) -> String {
+    let is_written = |line: &&str| line.starts_with('[') || line.split(' ').nth(1) == Some("=");
+    let line = |line: &str| match line.strip_prefix("# ").filter(is_written) {
+        Some(written) => format!("{written}\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn the_ways_in_of_the_example_are_valid() {
+    let home = Home::new();
+    for (mode, from, to) in [
+        ("token", "# [auth.token]", "# With mode = \"delegated\""),
+        ("delegated", "# [auth.delegated]", "# With mode = \"anonymous\""),
+        ("anonymous", "# With mode = \"anonymous\"", "[replication]\n"),
+    ] {
+        let config = home.config("deploy/examples/primary.toml", |text| {
+            let text = text.replace("# upstream = ", "upstream = ");
+            let (before, rest) = text.split_once("[auth]").unwrap();
+            let keys = uncommented(&rest[rest.find(from).unwrap()..rest.find(to).unwrap()]);
+            let keys = keys.lines().filter(|line| !line.contains(".crt\"")).map(|line| format!("{line}\n"));
+            let rest = &rest[rest.find("[replication]\n").unwrap()..];
+            format!("{before}[auth]\nmode = \"{mode}\"\n{}{rest}", keys.collect::<String>())
+        });
+        let output = run(&["config", "check", &config]);
+        assert!(output.status.success(), "{mode}: {}", stderr(&output));
+    }
+}
+
 #[test]
 fn a_broken_configuration_is_one_line_that_says_where() {
     let home = Home::new();
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 23] = [
+    let broken: [(&str, &str, &str, Break); 27] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -88,6 +119,24 @@ fn a_broken_configuration_is_one_line_that_says_where() {
         }),
         (primary, "auth.access.pul", "unknown field", |text| {
             text.replace("pull = [\"anonymous\"]", "pul = [\"anonymous\"]")
+        }),
+        (primary, "auth", "only with mode = \"outport\"", |text| {
+            text.replace("# mode = \"outport\"", "mode = \"anonymous\"")
+        }),
+        (primary, "auth.mode", "registry.upstream", |text| {
+            let (before, rest) = text.split_once("[auth]").unwrap();
+            format!(
+                "{before}[auth]\nmode = \"anonymous\"\n{}",
+                &rest[rest.find("[replication]\n").unwrap()..]
+            )
+        }),
+        (primary, "auth", "users_file is needed", |text| text.replace("users_file =", "# users_file =")),
+        (primary, "auth.token.certificates", "No such file", |text| {
+            let text = text.replace("# upstream = ", "upstream = ");
+            let (before, rest) = text.split_once("[auth]").unwrap();
+            let token = &rest[rest.find("# [auth.token]").unwrap()..rest.find("# jwks =").unwrap()];
+            let rest = &rest[rest.find("[replication]\n").unwrap()..];
+            format!("{before}[auth]\nmode = \"token\"\n{}{rest}", uncommented(token))
         }),
         (primary, "replication.sites", "", |text| text.replace("\"mumbai\"", "\"Not A Name\"")),
         (primary, "replication.listen", "", |text| text.replace("0.0.0.0:5443", "0.0.0.0:99999")),

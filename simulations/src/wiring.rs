@@ -40,7 +40,7 @@ use outport::{
 };
 use outport_proto::{
     SiteName,
-    frame::{ALPN, Keys},
+    frame::{ALPN, AuthMode, Keys},
 };
 
 use crate::{
@@ -96,8 +96,7 @@ impl World {
             clock,
             keys_of: Arc::new(|_| {
                 Ok(Keys {
-                    token_jwks: String::new(),
-                    token_issuer: String::new(),
+                    auth: AuthMode::Anonymous,
                     public_pull: Vec::new(),
                     seal: Vec::new(),
                     generation: 1,
@@ -105,6 +104,7 @@ impl World {
             }),
             keys_changed,
             relays: relays.clone(),
+            authenticator: None,
         });
         let fleet = Fleet::new(self.followers(machine.number)?, relays);
         let publisher = LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet };

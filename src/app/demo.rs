@@ -273,11 +273,11 @@ fn primary_config(
         data_dir: dir.join("primary"),
         gateway: None,
         registry: config::PrimaryRegistry::plain(parse_address(&node.registry)?, public_url),
-        auth: config::Auth {
+        auth: config::Auth::Outport(config::OutportAuth {
             access: vec![rule],
             catalog: Some(vec!["anonymous".to_owned()]),
-            ..config::Auth::new("localhost", users.to_owned())
-        },
+            ..config::OutportAuth::new("localhost", users.to_owned())
+        }),
         log: config::Log::default(),
         store: config::PrimaryStore::default(),
         replication: config::PrimaryReplication {

@@ -38,6 +38,8 @@ pub(super) struct Upstream {
     tls: Arc<rustls::ClientConfig>,
     /// Most bytes of its blobs that are kept here.
     pub(super) cache_bytes: u64,
+    /// Whether it knows its callers itself.
+    shows_callers: bool,
 }
 
 impl Upstream {
@@ -46,7 +48,8 @@ impl Upstream {
         let options = gateway.backend(url);
         let options = options.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
         let tls = Arc::new(client(&gateway)?);
-        Ok(Self { options, tls, cache_bytes: gateway.cache.0 })
+        let shows_callers = !matches!(config.auth, config::Auth::Outport(_));
+        Ok(Self { options, tls, cache_bytes: gateway.cache.0, shows_callers })
     }
 
     pub(super) fn parts(
@@ -79,7 +82,7 @@ impl Upstream {
         let pull = PullService::secondary(site, edge);
         let above = Above { upstream, flights, exclusion: Arc::new(exclusion) };
         let proxy = Proxy::new(self.tls, "the registry behind this site");
-        let behind = Behind { gateway, proxy, shows_callers: false };
+        let behind = Behind { gateway, proxy, shows_callers: self.shows_callers };
         Ok(Parts { pull, push: None, writes: Writes::Behind(Box::new(behind)), above: Some(above) })
     }
 }

@@ -1,14 +1,17 @@
 //! The composition root: the only place that knows all parts and wires them together.
 
+mod callers;
 mod data_dir;
 pub mod demo;
 mod gateway;
+mod issuer;
 mod listen;
 pub mod primary;
 pub mod relay;
 mod replication;
 mod sample;
 pub mod secondary;
+mod trust;
 
 use std::{
     fmt,

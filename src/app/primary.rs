@@ -1,14 +1,14 @@
 //! Wires a primary: journal, store, push and pull, token service, publisher, listeners.
 
-use crate::watch;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use outport_proto::{Offset, frame::Keys};
+use outport_proto::Offset;
 use tokio::sync::Semaphore;
 
 use super::{
     StartError,
+    callers::{Callers, Told},
     data_dir::DataDir,
     gateway::{Parts, Upstream},
     listen::{admin_token, bind, https, serve_admin, serve_registry},
@@ -18,21 +18,17 @@ use super::{
 };
 use crate::{
     admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
-    auth::{
-        AccessRules, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier, random_text,
-        ticket::WRITE_TIME_MAX,
-    },
+    auth::{PrimaryKeys, random_text, ticket::WRITE_TIME_MAX},
     blocking,
     clock::{SharedClock, SystemClock},
     config,
-    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, TOKEN_PATH, Writes},
-    log::Log,
+    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, Writes},
     primary::{
         fleet::{Fleet, Head},
         log_stream::LogPublisher,
         publisher::Publisher,
         requests::Answerer,
-        source::{KeysOf, OwnSource, PrimaryIdentity, Relays, Source},
+        source::{OwnSource, PrimaryIdentity, Relays, Source},
         whereabouts::FleetWhereabouts,
     },
     registry::{
@@ -115,8 +111,6 @@ pub async fn start(
         .local_addr()
         .map_err(|error| StartError::new("listen (replication.listen)", error))?;
 
-    let rules = config.auth.rules().map_err(|error| StartError::new("read auth.access", error))?;
-    let public_pull = rules.public_pull();
     let keys = Arc::new(
         PrimaryKeys::open(&data_dir.join("keys"))
             .map_err(|error| StartError::new("open the primary's keys", error))?,
@@ -153,23 +147,18 @@ pub async fn start(
     let is_gateway = above.is_some();
 
     let public_url = config.registry.public_url.as_str();
-    let token_realm = format!("{public_url}{TOKEN_PATH}");
-    let service = config.auth.service.as_str();
-    let verifier = Arc::new(Verifier::new(Arc::clone(&clock), Leeway::default()));
-    verifier
-        .set_keys(keys.jwks(), &config.auth.issuer, service)
-        .map_err(|error| StartError::new("use the token signing key", error))?;
-    let addresses = Addresses::new(public_url, &token_realm, service)
+    let callers = Callers::new(config, &keys, &clock, journal.log(), &shutdown).await?;
+    let addresses = Addresses::new(public_url, &callers.realm, &callers.service)
         .map_err(|error| StartError::new("use registry.public_url", error))?;
     let api = Api {
         pull,
-        verifier,
+        authenticator: Arc::clone(&callers.authenticator),
         addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),
         clock: Arc::clone(&clock),
         metrics: metrics.register(HttpMetrics::new),
         role: Role::Primary(Box::new(PrimaryRole {
             writes,
-            tokens: Arc::new(token_service(&config.auth, &keys, rules.clone(), &clock, journal.log())?),
+            tokens: callers.tokens,
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
             write_time_max: WRITE_TIME_MAX,
@@ -177,20 +166,20 @@ pub async fn start(
     };
 
     let fleet = Fleet::new(config.replication.sites.iter().cloned(), relays.clone());
-    let (rotated, keys_changed) = watch::channel(keys.generation());
     let source: Arc<dyn Source> = Arc::new(OwnSource {
         identity: PrimaryIdentity {
             cluster: cluster.clone(),
-            token_realm,
-            token_service: service.to_owned(),
+            token_realm: callers.realm,
+            token_service: callers.service,
             public_url: public_url.to_owned(),
             path: Vec::new(),
         },
         journal: journal.clone(),
         clock: Arc::clone(&clock),
-        keys_of: keys_of(&keys, &config.auth.issuer, public_pull, &clock),
-        keys_changed,
+        keys_of: callers.told.keys_of(),
+        keys_changed: callers.told.changed(),
         relays,
+        authenticator: Some(Arc::clone(&callers.authenticator)),
     });
     let publisher =
         LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
@@ -201,13 +190,17 @@ pub async fn start(
     let admit = admit(config.replication.sites.clone(), "replication.sites");
     let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
     shutdown.spawn(publisher.serve(listener, shutdown.clone()));
-    shutdown.spawn(rotate_keys(keys, rotated, Arc::clone(&clock), shutdown.clone()));
+    shutdown.spawn(rotate_keys(keys, callers.told, Arc::clone(&clock), shutdown.clone()));
     let upload_age_max = Duration::from_secs(u64::from(config.registry.upload_age_max_hours) * 3600);
     shutdown.spawn(sweep_uploads(store.clone(), upload_age_max, Arc::clone(&clock), shutdown.clone()));
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
-    let whereabouts =
-        FleetWhereabouts { journal: journal.clone(), fleet: fleet.clone(), rules, clock: Arc::clone(&clock) };
+    let whereabouts = FleetWhereabouts {
+        journal: journal.clone(),
+        fleet: fleet.clone(),
+        rules: callers.rules,
+        clock: Arc::clone(&clock),
+    };
     let status = status(cluster, &journal, &store, fleet, &clock);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
@@ -254,51 +247,11 @@ fn push_service(
     PushService::new(journal.clone(), store.clone(), Arc::clone(clock), limits, shutdown.clone())
 }
 
-fn token_service(
-    config: &config::Auth,
-    keys: &PrimaryKeys,
-    rules: AccessRules,
-    clock: &SharedClock,
-    log: &Log,
-) -> Result<TokenService, StartError> {
-    let users = Users::open(&config.users_file, Arc::clone(clock))
-        .map_err(|error| StartError::new("read auth.users_file", error))?;
-    let lives = TokenLives {
-        access: Duration::from_secs(config.token_lifetime_seconds.into()),
-        ..TokenLives::default()
-    };
-    let log = log.clone();
-    TokenService::new(
-        keys,
-        &config.issuer,
-        &config.service,
-        lives,
-        rules,
-        Some(Arc::new(users)),
-        Arc::clone(clock),
-        Arc::new(move || log.head()),
-    )
-    .map_err(|error| StartError::new("start the token service", error))
-}
-
-fn keys_of(keys: &Arc<PrimaryKeys>, issuer: &str, public_pull: Vec<String>, clock: &SharedClock) -> KeysOf {
-    let (keys, issuer, clock) = (Arc::clone(keys), issuer.to_owned(), Arc::clone(clock));
-    Arc::new(move |site| {
-        let keys = keys.keys_of(site, &issuer, clock.now()).map_err(|error| error.to_string())?;
-        Ok(Keys { public_pull: public_pull.clone(), ..keys })
-    })
-}
-
-async fn rotate_keys(
-    keys: Arc<PrimaryKeys>,
-    rotated: watch::Sender<u64>,
-    clock: SharedClock,
-    shutdown: Shutdown,
-) {
+async fn rotate_keys(keys: Arc<PrimaryKeys>, told: Told, clock: SharedClock, shutdown: Shutdown) {
     while super::pause(&shutdown, KEY_ROTATION_INTERVAL).await {
         let (of, now) = (Arc::clone(&keys), clock.now());
         match blocking::spawn(move || of.rotate(now)).await {
-            Ok(Ok(true)) => drop(rotated.send_replace(keys.generation())),
+            Ok(Ok(true)) => told.moved(),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::error!(%error, "ticket keys cannot be rotated"),
             Err(error) => tracing::error!(%error, "rotating ticket keys crashed"),

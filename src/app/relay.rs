@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outport_proto::{
     SiteName,
-    frame::{Heartbeat, Keys},
+    frame::{Credentials, Heartbeat, Keys, Question, Verdict},
     session::LogState,
 };
 
@@ -144,6 +144,25 @@ impl Source for Relayed {
                 Err(reason) => Err(KeysDenied::Unavailable(reason)),
             }
         })
+    }
+
+    fn keys_knowing<'a>(
+        &'a self,
+        site: &'a SiteName,
+        unknown: &'a str,
+    ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
+        Box::pin(async move {
+            self.0.learn_key(unknown).await;
+            self.keys(site, &[]).await
+        })
+    }
+
+    fn verdict<'a>(
+        &'a self,
+        authorization: Option<Credentials>,
+        question: Question,
+    ) -> BoxFuture<'a, Result<Verdict, String>> {
+        Box::pin(self.0.verdict(authorization, question))
     }
 
     fn keys_changed(&self) -> watch::Receiver<u64> {

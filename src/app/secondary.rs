@@ -3,10 +3,7 @@
 use crate::watch;
 use std::{sync::Arc, time::Duration};
 
-use outport_proto::{
-    Digest, Offset,
-    frame::{ALPN, Welcome},
-};
+use outport_proto::{Digest, Offset, frame::ALPN};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
@@ -16,10 +13,11 @@ use super::{
     open_store,
     relay::{Followers, Relay},
     store_status,
+    trust::Trust,
 };
 use crate::{
     admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
-    auth::{AccessRules, Identity, Leeway, TicketSealer, Verifier, authority::load_certificates, tls},
+    auth::{Identity, authority::load_certificates, tls},
     blocking,
     clock::{SharedClock, SystemClock},
     config,
@@ -28,7 +26,7 @@ use crate::{
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::TransportOptions,
     },
-    http::{Addresses, Api, HttpMetrics, Proxy, PushMode, Redirects, Role, SharedAddresses, TOKEN_PATH},
+    http::{Api, HttpMetrics, Proxy, PushMode, Redirects, Role, TOKEN_PATH},
     index::{Index, boot_id},
     log::disk::OsDisk,
     policy::{Bandwidth, Policy},
@@ -153,11 +151,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     };
     let pull = PullService::secondary(site, edge);
 
-    let trust = Trust {
-        verifier: Arc::new(Verifier::new(Arc::clone(&clock), Leeway::default())),
-        sealer: Arc::new(TicketSealer::new(config.site.clone())),
-        addresses: Arc::default(),
-    };
+    let trust = Trust::new(&config.site, &clock);
+    trust.ask_for_keys(quic_upstream.clone());
     let ranks = ranks(Arc::clone(&policy), journal.index().clone());
     store.let_go_by(Arc::clone(&ranks));
     refill(&store, journal.index(), &flights, &shutdown);
@@ -233,7 +228,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
 
     let api = Api {
         pull,
-        verifier: trust.verifier,
+        authenticator: trust.authenticator,
         addresses: trust.addresses,
         clock: Arc::clone(&clock),
         metrics: metrics.register(HttpMetrics::new),
@@ -280,38 +275,6 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
     );
     Ok(Running { journal, shutdown, journal_shutdown, _data_dir: data_dir })
-}
-
-/// What the primary tells a site about itself, and who has to know.
-#[derive(Clone)]
-struct Trust {
-    verifier: Arc<Verifier>,
-    sealer: Arc<TicketSealer>,
-    addresses: SharedAddresses,
-}
-
-impl Trust {
-    fn learn(&self, welcome: &Welcome) {
-        let keys = &welcome.keys;
-        if let Err(error) =
-            self.verifier.set_keys(&keys.token_jwks, &keys.token_issuer, &welcome.token_service)
-        {
-            tracing::error!(%error, "the primary's token keys cannot be used; the old ones stay");
-        }
-        match AccessRules::only_public_pull(&keys.public_pull) {
-            Ok(rules) => self.verifier.set_public(rules),
-            Err(error) => tracing::error!(%error, "the primary's public repositories cannot be used"),
-        }
-        if let Err(error) = self.sealer.set_keys(&keys.seal) {
-            tracing::error!(%error, "the primary's ticket keys cannot be used; the old ones stay");
-        }
-        match Addresses::new(&welcome.public_url, &welcome.token_realm, &welcome.token_service) {
-            Ok(addresses) => self.addresses.store(Some(Arc::new(addresses))),
-            Err(error) => {
-                tracing::error!(%error, "the primary's addresses cannot be used; the old ones stay")
-            }
-        }
-    }
 }
 
 async fn open_intents(

@@ -16,12 +16,25 @@ pub const AUTHORIZATION_BYTES_MAX: usize = super::token::TOKEN_BYTES_MAX + 16;
 pub struct Challenge<'a> {
     /// Absolute URL of the token endpoint.
     pub realm: &'a str,
-    /// The audience to ask a token for.
+    /// The audience to ask a token for; nothing is said of it when it is empty.
     pub service: &'a str,
     /// What the refused request needed.
     pub scopes: &'a [Scope],
     /// Why a token that was sent is not enough; `None` when none was sent.
     pub error: Option<ChallengeError>,
+}
+
+/// That a password is wanted with every request (RFC 7617); `Display` is the value of `WWW-Authenticate`.
+#[derive(Clone, Copy, Debug)]
+pub struct BasicChallenge<'a> {
+    /// For people.
+    pub realm: &'a str,
+}
+
+impl fmt::Display for BasicChallenge<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Basic realm=\"{}\"", Quoted(self.realm))
+    }
 }
 
 /// RFC 6750's words for a refused token.
@@ -44,7 +57,10 @@ impl ChallengeError {
 
 impl fmt::Display for Challenge<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bearer realm=\"{}\",service=\"{}\"", Quoted(self.realm), Quoted(self.service))?;
+        write!(f, "Bearer realm=\"{}\"", Quoted(self.realm))?;
+        if !self.service.is_empty() {
+            write!(f, ",service=\"{}\"", Quoted(self.service))?;
+        }
         for (index, scope) in self.scopes.iter().enumerate() {
             f.write_str(if index == 0 { ",scope=\"" } else { " " })?;
             scope.fmt(f)?;

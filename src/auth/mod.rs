@@ -1,17 +1,25 @@
 //! Who may do what: tokens, scopes, challenges, tickets, passwords, certificates.
 //!
 //! - [`scope`]: what a token asks for and grants. [`challenge`] asks for a token, [`token_service`]
-//!   decides and [`token`] issues it with a key of [`signing`], [`verifier`] believes it.
+//!   decides and [`token`] issues it with a key of [`signing`], [`verifier`] believes it, or one of
+//!   somebody else with [`issuer_keys`].
+//! - [`authenticator`] lets callers in: by a token, or by what the registry behind the primary says about
+//!   them ([`delegated`]), or everybody.
 //! - [`rules`], [`password`], [`users`]: who may do what, and how they prove who they are.
 //! - [`ticket`], [`upload_state`]: authority that survives a redirect to another host.
 //! - [`keys`]: the primary's secrets on disk. [`authority`], [`tls`]: certificates and their use.
 //! - [`secret`]: text that never shows in logs.
 
+pub mod authenticator;
 pub mod authority;
+mod certificate_chain;
 pub mod challenge;
+pub mod delegated;
 mod files;
+pub mod issuer_keys;
 pub mod keys;
 pub mod password;
+mod public_key;
 mod random;
 pub mod rules;
 pub mod scope;
@@ -26,9 +34,12 @@ pub mod upload_state;
 pub mod users;
 pub mod verifier;
 
+pub use authenticator::{Authenticator, Demand, FindKey, Refused, Wanted};
 pub use authority::{Authority, AuthorityError, Identity, NodeIdentity, site_of};
-pub use challenge::{Authorization, Challenge, ChallengeError};
+pub use challenge::{Authorization, BasicChallenge, Challenge, ChallengeError};
+pub use delegated::{Judge, JudgeError, Judged, Remembering, Verdicts};
 pub use files::FileError;
+pub use issuer_keys::{IssuerKeys, IssuerKeysError};
 pub use keys::{KeysError, PrimaryKeys};
 pub use password::PasswordError;
 pub use random::{NoRandomness, random_number, random_text};

@@ -4,8 +4,11 @@ use std::{net::SocketAddr, path::Path};
 
 use outport_proto::frame::HOPS_MAX;
 
-use super::{Admin, ConfigError, Log, Primary, PrimaryReplication, PushMode, Secondary, Tls};
+use super::{
+    Admin, Auth, ConfigError, JwksPlace, Log, Primary, PrimaryReplication, PushMode, Secondary, Tls,
+};
 use crate::{
+    auth::AccessRules,
     policy::{RuleError, rule::STALENESS_BOUND_MS_MIN},
     primary::source::Relays,
 };
@@ -22,10 +25,9 @@ impl Primary {
         check_log(path, &self.log)?;
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
-        check_files(path, "auth.users_file", &[&self.auth.users_file])?;
         check_relays(path, &self.replication)?;
         self.check_gateway(path)?;
-        self.auth.rules().map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
+        check_auth(path, &self.auth)?;
         Ok(())
     }
 }
@@ -33,6 +35,11 @@ impl Primary {
 impl Primary {
     fn check_gateway(&self, path: &Path) -> Result<(), ConfigError> {
         let Some(upstream) = &self.registry.upstream else {
+            if !matches!(self.auth, Auth::Outport(_)) {
+                let reason =
+                    "is for what a registry behind this primary goes by: name it with registry.upstream";
+                return Err(ConfigError::of_key(path, "auth.mode", reason));
+            }
             if self.gateway.is_some() {
                 let reason = "says how registry.upstream is asked, and there is none";
                 return Err(ConfigError::of_key(path, "gateway", reason));
@@ -151,6 +158,51 @@ fn check_admin(path: &Path, admin: &Admin) -> Result<(), ConfigError> {
             "an admin listener that is not on loopback needs admin.token_file",
         )),
     }
+}
+
+fn check_auth(path: &Path, auth: &Auth) -> Result<(), ConfigError> {
+    let public_pull = |key: &str, globs: &[String]| {
+        let rules = AccessRules::only_public_pull(globs);
+        rules.map(drop).map_err(|error| ConfigError::of_key(path, key, error))
+    };
+    match auth {
+        Auth::Outport(own) => {
+            check_files(path, "auth.users_file", &[&own.users_file])?;
+            own.rules().map_err(|error| ConfigError::of_key(path, "auth.access", error))?;
+            return Ok(());
+        }
+        Auth::Token(token) => {
+            let of_key = |key: &str, reason: String| ConfigError::of_key(path, key, reason);
+            if let Some(file) = &token.certificates {
+                check_files(path, "auth.token.certificates", &[file])?;
+            }
+            match &token.jwks {
+                Some(JwksPlace::File(file)) => check_files(path, "auth.token.jwks", &[file])?,
+                Some(JwksPlace::Url(url)) if !is_http(url) => {
+                    return Err(of_key(
+                        "auth.token.jwks",
+                        "expected a file or an http or https URL".to_owned(),
+                    ));
+                }
+                Some(JwksPlace::Url(_)) | None => {}
+            }
+            if let Some(file) = &token.https_authorities {
+                check_files(path, "auth.token.https_authorities", &[file])?;
+            }
+            if token.jwks_refresh_seconds == 0 {
+                return Err(of_key("auth.token.jwks_refresh_seconds", "must be at least 1".to_owned()));
+            }
+            public_pull("auth.token.public_pull", &token.public_pull)?;
+        }
+        Auth::Delegated(delegated) => public_pull("auth.delegated.public_pull", &delegated.public_pull)?,
+        Auth::Anonymous => {}
+    }
+    Ok(())
+}
+
+fn is_http(url: &str) -> bool {
+    url.parse::<http::Uri>()
+        .is_ok_and(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some())
 }
 
 /// A site that relays connects itself, and no way down comes back.

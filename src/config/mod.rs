@@ -4,6 +4,7 @@
 //! An environment variable overrides the file: `OUTPORT_REGISTRY__LISTEN` is `registry.listen`,
 //! with `__` for each dot. Lists and tables are given as TOML.
 
+mod auth;
 mod check;
 mod gateway;
 mod load;
@@ -14,12 +15,12 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use outport_proto::SiteName;
 use serde::Deserialize;
 
+pub use auth::{Auth, DelegatedAuth, JwksPlace, OutportAuth, TokenAuth};
 pub use gateway::Gateway;
 pub use load::{ConfigError, load, load_with_environment};
-pub use value::{ByteSize, HostPort, PublicUrl};
+pub use value::{ByteSize, HostPort, HttpUrl, PublicUrl};
 
 use crate::{
-    auth::{AccessRule, AccessRules, RuleError},
     fetch::quic::Congestion,
     log::Retention,
     policy::{self, Bandwidth, BandwidthWindow, Policy, PolicyRule},
@@ -152,28 +153,6 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// The private key.
     pub key: PathBuf,
-}
-
-/// Who may do what at the primary.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Auth {
-    /// The `service` of challenges and the audience of tokens; by convention the hostname that clients use.
-    pub service: String,
-    /// The issuer that tokens name.
-    #[serde(default = "issuer")]
-    pub issuer: String,
-    /// Users and their password hashes; kept by `outport user`.
-    pub users_file: PathBuf,
-    /// Life of a token in seconds.
-    #[serde(default = "token_lifetime_seconds")]
-    pub token_lifetime_seconds: u32,
-    /// Rules by repository; without any, users may do everything and anonymous callers nothing.
-    #[serde(default)]
-    pub access: Vec<AccessRule>,
-    /// Who may list all repositories: user names, `authenticated`, `anonymous`. Whoever may sees the
-    /// names of those they may not pull from as well; so with rules it is nobody by default.
-    pub catalog: Option<Vec<String>>,
 }
 
 /// The QUIC listener of a primary.
@@ -365,34 +344,6 @@ impl SecondaryRegistry {
     }
 }
 
-impl Auth {
-    /// Users of a file and no rules, everything else by default.
-    pub fn new(service: &str, users_file: PathBuf) -> Self {
-        Self {
-            service: service.to_owned(),
-            issuer: issuer(),
-            users_file,
-            token_lifetime_seconds: token_lifetime_seconds(),
-            access: Vec::new(),
-            catalog: None,
-        }
-    }
-}
-
-impl Auth {
-    /// The rules, ready to be asked.
-    ///
-    /// # Errors
-    /// Names the glob that is malformed.
-    pub fn rules(&self) -> Result<AccessRules, RuleError> {
-        match (&*self.access, &self.catalog) {
-            ([], None) => Ok(AccessRules::authenticated_only()),
-            ([], Some(catalog)) => Ok(AccessRules::authenticated_only().with_catalog(catalog)),
-            (rules, catalog) => AccessRules::new(rules, catalog.as_deref().unwrap_or_default()),
-        }
-    }
-}
-
 impl Secondary {
     /// The rules, ready to be asked.
     ///
@@ -472,32 +423,4 @@ const fn connections_max() -> usize {
 
 const fn upload_age_max_hours() -> u32 {
     24
-}
-
-const fn token_lifetime_seconds() -> u32 {
-    300
-}
-
-fn issuer() -> String {
-    "outport".to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::Scope;
-
-    #[test]
-    fn who_may_list_all_repositories() {
-        let everybody = || AccessRule { repository: "**".to_owned(), ..AccessRule::default() };
-        let may_list = |access: Vec<AccessRule>, catalog: Option<&str>, user| {
-            let catalog = catalog.map(|who| vec![who.to_owned()]);
-            let auth = Auth { access, catalog, ..Auth::new("service", PathBuf::new()) };
-            auth.rules().unwrap().grant(user, &[Scope::Catalog]).allows_catalog()
-        };
-        assert!(may_list(vec![], None, Some("ana")) && !may_list(vec![], None, None));
-        assert!(!may_list(vec![], Some("bob"), Some("ana")) && may_list(vec![], Some("bob"), Some("bob")));
-        assert!(!may_list(vec![everybody()], None, Some("ana")), "others' repositories would show");
-        assert!(may_list(vec![everybody()], Some("authenticated"), Some("ana")));
-    }
 }

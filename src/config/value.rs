@@ -43,6 +43,30 @@ impl FromStr for PublicUrl {
     }
 }
 
+/// An absolute `http` or `https` URL with a host, and without user, query or fragment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpUrl(String);
+
+impl HttpUrl {
+    /// The URL, as in `https://gitlab.example.com/jwt/auth`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let uri: http::Uri = text.parse().map_err(|_| InvalidValue::HttpUrl)?;
+        let is_http = matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
+        if !is_http || uri.query().is_some() || text.contains(['@', '#']) {
+            return Err(InvalidValue::HttpUrl);
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// A host name or address and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort(String);
@@ -118,6 +142,7 @@ macro_rules! deserialize_from_text {
     };
 }
 deserialize_from_text!(PublicUrl);
+deserialize_from_text!(HttpUrl);
 deserialize_from_text!(HostPort);
 
 /// Why a text is not such a value.
@@ -128,6 +153,11 @@ pub enum InvalidValue {
         "expected an http or https URL with a host and without a path, as in https://registry.example.com"
     )]
     Url,
+    /// Not an absolute URL.
+    #[error(
+        "expected an absolute http or https URL without user and query, as in https://auth.example.com/token"
+    )]
+    HttpUrl,
     /// Not a host and a port.
     #[error("expected a host and a port, as in primary.example.com:5443")]
     HostPort,

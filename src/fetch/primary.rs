@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Reference, RepoName, SiteName,
-    frame::{Keys, Request, Response},
+    frame::{Credentials, Keys, Question, Request, Response, Verdict},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -175,6 +175,32 @@ impl QuicUpstream {
         }
     }
 
+    /// The keys of this site, once the primary has looked for the key that a token calls `unknown`.
+    ///
+    /// # Errors
+    /// When there was no answer.
+    pub async fn own_keys(&self, unknown: String) -> Result<Keys, UpstreamError> {
+        match self.answer(Request::OwnKeys { unknown }).await? {
+            Response::SiteKeys(keys) => Ok(keys),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What the registry behind the primary says to `question` by whoever sends this `Authorization`.
+    ///
+    /// # Errors
+    /// When it said nothing, or could not be asked.
+    pub async fn authorize(
+        &self,
+        authorization: Option<Credentials>,
+        question: Question,
+    ) -> Result<Verdict, UpstreamError> {
+        match self.answer(Request::Authorize { authorization, question }).await? {
+            Response::Authorized(verdict) => Ok(verdict),
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn body(&self, request: Request) -> Result<Option<Box<dyn Body>>, UpstreamError> {
         let permit = permit(&self.bodies).await?;
         let connections = self.connections().await?;
@@ -327,6 +353,7 @@ const fn name(response: &Response) -> &'static str {
         }
         Response::Unavailable { .. } => "unavailable",
         Response::SiteKeys(_) => "keys",
+        Response::Authorized(_) => "verdict",
         Response::DiffSums { .. } | Response::DiffPart(_) | Response::DiffBucket { .. } => "diff",
     }
 }

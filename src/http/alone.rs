@@ -49,7 +49,7 @@ impl Api {
         if scopes.is_empty() || redirects.session.now().live {
             return None;
         }
-        self.verifier.anybody(&scopes).filter(|caller| grants_all(caller, &scopes))
+        self.authenticator.anybody(&scopes).filter(|caller| grants_all(caller, &scopes))
     }
 
     /// The answer where a client was to be sent for a token, if there is none to be had. Without a

@@ -1,7 +1,7 @@
 //! Who asks: by token, by ticket, by an upload's state.
 
-use http::{HeaderMap, HeaderValue, header};
-use outport_proto::{IntentId, RepoName, Timestamp, route::UploadId};
+use http::{HeaderMap, HeaderValue, Method, header};
+use outport_proto::{IntentId, Reference, RepoName, Timestamp, frame::Question, route::UploadId};
 
 use super::{
     action::Action,
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     auth::{
-        Authorization, Caller, ChallengeError, Scope, Secret, TicketContents, TicketUse, TokenError,
+        Caller, ChallengeError, Refused, Scope, Secret, TicketContents, TicketUse, Wanted,
         ticket::TICKET_PARAMETER, upload_state::UPLOAD_STATE_PARAMETER,
     },
     registry::{PullError, PushError, PushService, UploadRight},
@@ -45,63 +45,62 @@ pub(super) enum Proof {
 }
 
 impl Api {
-    /// Who asks, by the `Authorization` header; at a site on its own, anybody.
-    pub(super) fn caller(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
-        self.by_header(headers, action).or_else(|refusal| match refusal {
-            ApiError::Unauthorized { .. } => self.anybody(action).ok_or(refusal),
+    /// Who reads, by the `Authorization` header; at a site on its own, anybody.
+    pub(super) async fn caller(
+        &self,
+        headers: &HeaderMap,
+        method: &Method,
+        action: &Action,
+    ) -> Result<Caller, ApiError> {
+        let authorization = authorization_of(headers, action)?;
+        let wanted = || wanted(action, *method == Method::HEAD);
+        let by_header = self.authenticator.caller(authorization, wanted).await;
+        by_header.map_err(|refused| explain(refused, action)).or_else(|refusal| match refusal {
+            ApiError::Unauthorized { .. } | ApiError::Unavailable(_) => self.anybody(action).ok_or(refusal),
             other => Err(other),
         })
     }
 
-    fn by_header(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
-        let unauthorized =
-            |error: Option<ChallengeError>| ApiError::Unauthorized { scopes: action.scopes(), error };
-        let value = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized(None))?;
-        let value = value.to_str().map_err(|_| unauthorized(Some(ChallengeError::InvalidToken)))?;
-        self.verify(value, unauthorized)
-    }
-
-    fn verify(
-        &self,
-        authorization: &str,
-        unauthorized: impl Fn(Option<ChallengeError>) -> ApiError,
-    ) -> Result<Caller, ApiError> {
-        match Authorization::parse(authorization) {
-            Ok(Authorization::Bearer(token)) => self.verifier.verify(token).map_err(|error| match error {
-                TokenError::NoKeys => {
-                    ApiError::Unavailable("this site has not received the keys of tokens yet".into())
-                }
-                error => {
-                    tracing::debug!(%error, "token refused");
-                    unauthorized(Some(ChallengeError::InvalidToken))
-                }
-            }),
-            // Passwords go to the token endpoint.
-            Ok(Authorization::Basic { .. }) => Err(unauthorized(None)),
-            Err(_) => Err(unauthorized(Some(ChallengeError::InvalidToken))),
+    /// Who writes through this site, by the `Authorization` header. It holds all that the request needs,
+    /// or the registry will say that it does not.
+    pub(super) async fn writer(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
+        let authorization = authorization_of(headers, action)?;
+        let question = || wanted(action, false).question;
+        let caller = self.authenticator.writer(authorization, question).await;
+        let caller = caller.map_err(|refused| explain(refused, action))?;
+        if !grants_all(&caller, &action.scopes()) {
+            return Err(insufficient(action, Proof::Header));
         }
+        Ok(caller)
     }
 
-    /// Who asks, by a ticket if there is one, else by the header. A bad ticket is never answered
-    /// with a challenge: several clients would quietly go on as nobody.
-    pub(super) fn proven<B: RequestBody>(
+    /// Who writes at the primary, by a ticket if there is one, else by the header. A bad ticket is never
+    /// answered with a challenge: several clients would quietly go on as nobody.
+    pub(super) async fn proven<B: RequestBody>(
         &self,
         role: &PrimaryRole,
         action: &Action,
-        asked: &Asked<B>,
+        asked: &mut Asked<B>,
     ) -> Result<Proven, ApiError> {
         let Some(opened) = self.opened_ticket(role, action, asked)? else {
-            let caller = self.caller(&asked.headers, action)?;
             let announced = self.announced(role, action, asked)?;
+            let authorization = authorization_of(&asked.headers, action)?;
+            let caller = self.authenticator.writer_at_registry(authorization).await;
+            let caller = caller.map_err(|refused| explain(refused, action))?;
             let authorization = asked.headers.get(header::AUTHORIZATION).cloned();
             return Ok(Proven { caller, by: Proof::Header, announced, authorization });
         };
-        let refused = |_| ApiError::Denied("the credentials in the ticket are not valid");
         let announced = Announced::of(&opened, role);
-        let authorization =
-            opened.authorization.ok_or(ApiError::Denied("the ticket holds no credentials"))?;
-        let caller = self.verify(authorization.expose(), refused)?;
-        let authorization = HeaderValue::try_from(authorization.expose()).ok();
+        let authorization = opened.authorization.as_ref().map(Secret::expose);
+        if authorization.is_none() && !self.authenticator.leaves_writes_to_registry() {
+            return Err(ApiError::Denied("the ticket holds no credentials"));
+        }
+        let caller = self.authenticator.writer_at_registry(authorization).await;
+        let caller = caller.map_err(|refused| match refused {
+            Refused::Unavailable(reason) => ApiError::Unavailable(reason),
+            _ => ApiError::Denied("the credentials in the ticket are not valid"),
+        })?;
+        let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok());
         Ok(Proven { caller, by: Proof::Ticket, announced, authorization })
     }
 
@@ -155,13 +154,13 @@ impl Api {
     }
 
     /// The right to act on an upload: by its state in the query, else by a token that may push.
-    pub(super) fn upload_right<B: RequestBody>(
+    pub(super) async fn upload_right<B: RequestBody>(
         &self,
         push: &PushService,
         pushes: &Pushes<'_>,
         (repo, id): (&RepoName, &UploadId),
         action: &Action,
-        asked: &Asked<B>,
+        asked: &mut Asked<B>,
     ) -> Result<UploadRight, ApiError> {
         let by_state =
             asked.query().get(UPLOAD_STATE_PARAMETER).map(|state| pushes.right_by_state(&state, repo, id));
@@ -169,7 +168,7 @@ impl Api {
             Some(Ok(right)) => Ok(right),
             Some(Err(refusal)) if !asked.headers.contains_key(header::AUTHORIZATION) => Err(refusal),
             Some(Err(_)) | None => {
-                let caller = self.caller(&asked.headers, action)?;
+                let caller = self.caller(&asked.headers, &asked.method, action).await?;
                 push.upload_right(&caller, repo, *id)
                     .map_err(|error| explain_denial(ApiError::Push(error), action, Proof::Header))
             }
@@ -181,6 +180,56 @@ impl Announced {
     fn of(opened: &TicketContents, role: &PrimaryRole) -> Option<Self> {
         let intent = IntentId { site: opened.site.clone(), number: opened.intent? };
         Some(Self { intent, until: opened.expires.plus(role.write_time_max) })
+    }
+}
+
+fn authorization_of<'a>(headers: &'a HeaderMap, action: &Action) -> Result<Option<&'a str>, ApiError> {
+    let value = headers.get(header::AUTHORIZATION).map(|value| value.to_str()).transpose();
+    value.map_err(|_| ApiError::Unauthorized {
+        scopes: action.scopes(),
+        error: Some(ChallengeError::InvalidToken),
+    })
+}
+
+/// What a registry is asked when it says who may. A repository in which nothing has a tag looks to some
+/// as if it did not exist: then it is asked for the very thing.
+fn wanted(action: &Action, is_head: bool) -> Wanted {
+    let repository = |repo: &RepoName| Question::Repository(repo.clone());
+    let (question, instead) = match action {
+        Action::Ping | Action::Token(_) => (Question::Ping, None),
+        Action::Catalog(_) => (Question::Catalog, None),
+        Action::GetManifest { repo, reference } => {
+            let manifest = Question::Manifest { repo: repo.clone(), reference: reference.clone() };
+            (repository(repo), Some(manifest))
+        }
+        Action::GetBlob { repo, digest } => {
+            (repository(repo), Some(Question::Blob { repo: repo.clone(), digest: *digest }))
+        }
+        Action::Referrers { repo, digest, .. } => {
+            let reference = Reference::Digest(*digest);
+            (repository(repo), Some(Question::Manifest { repo: repo.clone(), reference }))
+        }
+        Action::Tags { repo, .. }
+        | Action::PutManifest { repo, .. }
+        | Action::DeleteManifest { repo, .. }
+        | Action::DeleteBlob { repo, .. }
+        | Action::StartUpload { repo, .. }
+        | Action::Upload { repo, .. } => (repository(repo), None),
+    };
+    // Clients look with HEAD whether there is anything left to push, and who pulls gets away with it.
+    Wanted { question, instead, perhaps_push: is_head }
+}
+
+fn explain(refused: Refused, action: &Action) -> ApiError {
+    match refused {
+        Refused::Unauthorized(error) => ApiError::Unauthorized { scopes: action.scopes(), error },
+        Refused::Denied => ApiError::Denied("the registry denies this to these credentials"),
+        Refused::Unknown => ApiError::Pull(match action {
+            Action::GetManifest { .. } => PullError::ManifestUnknown,
+            Action::GetBlob { .. } => PullError::BlobUnknown,
+            _ => PullError::NameUnknown,
+        }),
+        Refused::Unavailable(reason) => ApiError::Unavailable(reason),
     }
 }
 

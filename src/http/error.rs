@@ -6,12 +6,12 @@
 use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderValue, Response, StatusCode, header};
-use outport_proto::route::RouteError;
+use outport_proto::{frame::RegistryChallenge, route::RouteError};
 use serde_json::json;
 
 use super::{action::ActionError, body::Body};
 use crate::{
-    auth::{Challenge, ChallengeError, CheckError, Scope, TokenError, TokenServiceError},
+    auth::{BasicChallenge, Challenge, ChallengeError, CheckError, Scope, TokenError, TokenServiceError},
     registry::{PullError, PushError},
 };
 
@@ -107,10 +107,10 @@ impl Reply {
 }
 
 impl ApiError {
-    /// The answer to the client; `realm` and `service` go into a challenge.
-    pub(super) fn into_response(self, realm: &str, service: &str) -> Response<Body> {
+    /// The answer to the client; `demand` goes into a challenge.
+    pub(super) fn into_response(self, demand: Option<&RegistryChallenge>) -> Response<Body> {
         let message = self.to_string();
-        let reply = self.reply(realm, service);
+        let reply = self.reply(demand);
         let body = json!({ "errors": [{ "code": reply.code, "message": message, "detail": null }] });
         let mut response = Response::new(Body::full(body.to_string()));
         *response.status_mut() = reply.status;
@@ -120,12 +120,18 @@ impl ApiError {
         response
     }
 
-    fn reply(&self, realm: &str, service: &str) -> Reply {
+    fn reply(&self, demand: Option<&RegistryChallenge>) -> Reply {
         match self {
             Self::Action(error) => action_reply(*error),
             Self::Header(_) => Reply::new(StatusCode::BAD_REQUEST, "UNSUPPORTED"),
             Self::Unauthorized { scopes, error } => {
-                let challenge = Challenge { realm, service, scopes, error: *error }.to_string();
+                let challenge = match demand {
+                    Some(RegistryChallenge::Bearer { realm, service }) => {
+                        Challenge { realm, service, scopes, error: *error }.to_string()
+                    }
+                    Some(RegistryChallenge::Basic { realm }) => BasicChallenge { realm }.to_string(),
+                    None => String::new(),
+                };
                 Reply::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED").with(header::WWW_AUTHENTICATE, challenge)
             }
             Self::Denied(_) => Reply::new(StatusCode::FORBIDDEN, "DENIED"),

@@ -93,6 +93,11 @@ impl Redirects {
         Ok(response)
     }
 
+    /// Whether everything goes through this site.
+    pub(super) fn streams_all(&self) -> bool {
+        self.mode == PushMode::Proxy
+    }
+
     /// Leads a token request to the primary. In a redirect the password, if any, travels in the ticket.
     pub(super) async fn lead_token_request<B: RequestBody>(
         &self,

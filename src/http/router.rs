@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use outport_proto::Timestamp;
+use outport_proto::{Timestamp, frame::RegistryChallenge, route::RouteError};
 
 use super::{
     action::Action,
@@ -28,7 +28,8 @@ use super::{
 };
 use crate::{
     auth::{
-        Caller, TicketOpener, TokenService, UploadStates, Verifier, upload_state::UPLOAD_STATE_PARAMETER,
+        Authenticator, Caller, Demand, TicketOpener, TokenService, UploadStates,
+        upload_state::UPLOAD_STATE_PARAMETER,
     },
     clock::SharedClock,
     registry::{
@@ -51,8 +52,8 @@ pub enum Role {
 pub struct PrimaryRole {
     /// Takes pushes.
     pub writes: Writes,
-    /// Issues tokens.
-    pub tokens: Arc<TokenService>,
+    /// Issues tokens, if that is done here.
+    pub tokens: Option<Arc<TokenService>>,
     /// Opens the tickets of the sites.
     pub tickets: Arc<TicketOpener>,
     /// Signs uploads' states.
@@ -74,8 +75,8 @@ pub enum Writes {
 pub struct Api {
     /// Answers reads.
     pub pull: PullService,
-    /// Believes tokens.
-    pub verifier: Arc<Verifier>,
+    /// Lets callers in.
+    pub authenticator: Arc<Authenticator>,
     /// Where the primary is.
     pub addresses: SharedAddresses,
     /// The wall clock.
@@ -129,7 +130,7 @@ impl Api {
     ) -> Result<Response<Body>, ApiError> {
         match action {
             Action::Ping => {
-                self.caller(&asked.headers, action)?;
+                self.caller(&asked.headers, &asked.method, action).await?;
                 Ok(ping())
             }
             Action::GetManifest { .. }
@@ -137,7 +138,7 @@ impl Api {
             | Action::Tags { .. }
             | Action::Catalog(_)
             | Action::Referrers { .. } => {
-                let caller = self.caller(&asked.headers, action)?;
+                let caller = self.caller(&asked.headers, &asked.method, action).await?;
                 let want = if asked.is_head() { Want::Headers } else { Want::Content };
                 self.read(action, &caller, &asked.headers, want)
                     .await
@@ -182,8 +183,9 @@ impl Api {
         asked: &mut Asked<B>,
     ) -> Result<Response<Body>, ApiError> {
         if let Action::Token(method) = action {
+            let tokens = role.tokens.as_ref().ok_or_else(no_tokens_here)?;
             let sealed = self.sealed_authorization(role, action, asked)?;
-            return token::answer(&role.tokens, *method, sealed, asked).await;
+            return token::answer(tokens, *method, sealed, asked).await;
         }
         let addresses = self.addresses()?;
         let public_url = addresses.public_url.as_str();
@@ -204,10 +206,10 @@ impl Api {
         let pushes =
             Pushes { service: push, upload_states: &role.upload_states, clock: &self.clock, public_url };
         if let Action::Upload { repo, id, step } = action {
-            let right = self.upload_right(push, &pushes, (repo, id), action, asked)?;
+            let right = self.upload_right(push, &pushes, (repo, id), action, asked).await?;
             return pushes.upload(&right, *step, asked).await;
         }
-        let proven = self.sufficient(role, action, asked)?;
+        let proven = self.sufficient(role, action, asked).await?;
         let result = match proven.announced {
             None => pushes.change(&proven.caller, action, asked).await,
             Some(Announced { intent, until }) => {
@@ -236,12 +238,12 @@ impl Api {
         };
         if let Action::Upload { repo, id, step } = action {
             if asked.query().get(UPLOAD_STATE_PARAMETER).is_none() {
-                self.sufficient(role, action, asked)?;
+                self.sufficient(role, action, asked).await?;
                 return Err(ApiError::Push(PushError::BlobUploadUnknown));
             }
             return forwards.upload((repo, id), *step, asked).await;
         }
-        let Proven { caller, by, announced, authorization } = self.sufficient(role, action, asked)?;
+        let Proven { caller, by, announced, authorization } = self.sufficient(role, action, asked).await?;
         let shown = if behind.shows_callers { Shown::Caller(authorization) } else { Shown::Gateway };
         let (intent, until) = announced.map(|announced| (announced.intent, announced.until)).unzip();
         let writer = Writer { actor: caller.subject.to_string(), shown, intent };
@@ -250,18 +252,24 @@ impl Api {
             None => change.await,
             Some(until) => self.in_time(until, change).await,
         };
-        result.map_err(|error| explain_denial(error, action, by))
+        match result {
+            // A challenge of the registry's: nobody can answer it here.
+            Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED && by == Proof::Ticket => {
+                Err(ApiError::Denied("the registry does not take the credentials in the ticket"))
+            }
+            result => result.map_err(|error| explain_denial(error, action, by)),
+        }
     }
 
     /// Who asks, when they may: refused before the body is read. A mount from where the caller may not
     /// read is no refusal with a ticket: it begins an upload.
-    fn sufficient<B: RequestBody>(
+    async fn sufficient<B: RequestBody>(
         &self,
         role: &PrimaryRole,
         action: &Action,
-        asked: &Asked<B>,
+        asked: &mut Asked<B>,
     ) -> Result<Proven, ApiError> {
-        let proven = self.proven(role, action, asked)?;
+        let proven = self.proven(role, action, asked).await?;
         let sufficient = match proven.by {
             Proof::Header => grants_all(&proven.caller, &action.scopes()),
             Proof::Ticket => true,
@@ -289,15 +297,13 @@ impl Api {
         let addresses = self.addresses()?;
         let shared = (&self.clock, &self.metrics);
         match action {
+            Action::Token(_) if self.authenticator.is_issued_elsewhere() && !redirects.streams_all() => {
+                return Err(no_tokens_here());
+            }
             Action::Token(_) => return redirects.lead_token_request(asked, &addresses, shared).await,
             // Its state in the query authorises it, and only the primary can tell.
             Action::Upload { .. } => {}
-            _ => {
-                let caller = self.caller(&asked.headers, action)?;
-                if !grants_all(&caller, &action.scopes()) {
-                    return Err(insufficient(action, Proof::Header));
-                }
-            }
+            _ => drop(self.writer(&asked.headers, action).await?),
         }
         redirects.lead(action, asked, &addresses, shared).await
     }
@@ -309,14 +315,27 @@ impl Api {
     }
 
     fn refusal(&self, error: ApiError) -> Response<Body> {
-        let addresses = self.addresses.load();
-        match (error, addresses.as_deref()) {
-            (ApiError::Unauthorized { .. }, None) => {
-                ApiError::Unavailable("this site does not know yet where tokens are issued".into())
-                    .into_response("", "")
+        if !matches!(error, ApiError::Unauthorized { .. }) {
+            return error.into_response(None);
+        }
+        match self.demand() {
+            None => ApiError::Unavailable("this site does not know yet where tokens are issued".into())
+                .into_response(None),
+            demand => error.into_response(demand.as_ref()),
+        }
+    }
+
+    /// What clients are to come with, if it is known.
+    fn demand(&self) -> Option<RegistryChallenge> {
+        match self.authenticator.demand() {
+            Demand::Token => {
+                let addresses = self.addresses.load();
+                let addresses = addresses.as_deref()?;
+                let (realm, service) = (self.realm(addresses).to_owned(), addresses.service.clone());
+                Some(RegistryChallenge::Bearer { realm, service })
             }
-            (error, None) => error.into_response("", ""),
-            (error, Some(addresses)) => error.into_response(self.realm(addresses), &addresses.service),
+            Demand::Registry(challenge) => Some(challenge),
+            Demand::Unknown => None,
         }
     }
 
@@ -327,6 +346,12 @@ impl Api {
             Role::Primary(_) => &addresses.token_realm,
         }
     }
+}
+
+/// Clients are sent there by the challenge. A redirect would not do: most would leave their password
+/// behind on the way and go on as nobody, without a word.
+fn no_tokens_here() -> ApiError {
+    ApiError::Action(RouteError::NotFound.into())
 }
 
 /// It may have happened all the same; what is not acknowledged nobody has to see.

@@ -34,6 +34,9 @@ use crate::{
 /// A request must arrive whole within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest name of a key that is worth a line in a log, in bytes.
+const KEY_NAME_BYTES_MAX: usize = 128;
+
 /// How long a question waits for the index to show what the log has. A site waits longer than that.
 const LEVEL_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -114,6 +117,20 @@ impl Answerer {
     async fn answered(&self, asker: &SiteName, request: Request) -> Result<Answer, AnswerError> {
         if let Request::SiteKeys { site, via } = &request {
             return self.site_keys(asker, site, via).await;
+        }
+        if let Request::OwnKeys { unknown } = &request {
+            let unknown = unknown.get(..KEY_NAME_BYTES_MAX).unwrap_or(unknown);
+            let keys = self.source.keys_knowing(asker, unknown).await;
+            return keys.map(|keys| Answer::Frame(Response::SiteKeys(keys))).map_err(|denied| match denied {
+                KeysDenied::Unavailable(reason) => AnswerError::Keys(reason),
+                denied @ KeysDenied::NotBehind { .. } => AnswerError::Keys(denied.to_string()),
+            });
+        }
+        if let Request::Authorize { authorization, question } = request {
+            let verdict = self.source.verdict(authorization, question).await;
+            return verdict
+                .map(|verdict| Answer::Frame(Response::Authorized(verdict)))
+                .map_err(AnswerError::Verdict);
         }
         if matches!(request, Request::Snapshot { .. } | Request::Diff(_)) {
             self.source.sound().map_err(AnswerError::Unsound)?;
@@ -217,7 +234,9 @@ impl Answerer {
             }
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
             Request::Snapshot { resume } => Answer::Snapshot(resume.clone()),
-            Request::SiteKeys { .. } => return Err(AnswerError::NotHere),
+            Request::SiteKeys { .. } | Request::OwnKeys { .. } | Request::Authorize { .. } => {
+                return Err(AnswerError::NotHere);
+            }
             Request::Diff(step) => self.difference(step)?,
         })
     }
@@ -419,6 +438,8 @@ pub(super) enum AnswerError {
     Fill(FillError),
     #[error("keys: {0}")]
     Keys(String),
+    #[error("{0}")]
+    Verdict(String),
     #[error("keys are answered elsewhere")]
     NotHere,
     #[error("{0}")]

@@ -5,11 +5,17 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use outport_proto::{
     SiteName,
-    frame::{HOPS_MAX, Heartbeat, Keys},
+    frame::{Credentials, HOPS_MAX, Heartbeat, Keys, Question, Verdict},
     session::{LogState, begun},
 };
 
-use crate::{blocking, clock::SharedClock, fetch::BoxFuture, registry::journal::Journal};
+use crate::{
+    auth::{Authenticator, Secret},
+    blocking,
+    clock::SharedClock,
+    fetch::BoxFuture,
+    registry::journal::Journal,
+};
 
 /// What every site is told about the primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +55,24 @@ pub trait Source: Send + Sync + 'static {
     /// behind it, and `site` follows the first. Without `via`, for `site` itself, which follows this one.
     fn keys<'a>(&'a self, site: &'a SiteName, via: &'a [SiteName])
     -> BoxFuture<'a, Result<Keys, KeysDenied>>;
+
+    /// The keys of `site`, which follows this one, once it was looked for the key that a token calls
+    /// `unknown`.
+    fn keys_knowing<'a>(
+        &'a self,
+        site: &'a SiteName,
+        unknown: &'a str,
+    ) -> BoxFuture<'a, Result<Keys, KeysDenied>>;
+
+    /// What the registry behind the primary says to `question` by whoever sends this `Authorization`.
+    ///
+    /// # Errors
+    /// When it says neither yes nor no; for people.
+    fn verdict<'a>(
+        &'a self,
+        authorization: Option<Credentials>,
+        question: Question,
+    ) -> BoxFuture<'a, Result<Verdict, String>>;
 
     /// Moves when sites must be sent their keys again.
     fn keys_changed(&self) -> watch::Receiver<u64>;
@@ -132,6 +156,8 @@ pub struct OwnSource {
     pub keys_changed: watch::Receiver<u64>,
     /// Who may have the keys of whom.
     pub relays: Relays,
+    /// Looks for keys of tokens that are not known, and asks the registry who may, if there is one.
+    pub authenticator: Option<Arc<Authenticator>>,
 }
 
 impl Source for OwnSource {
@@ -173,6 +199,33 @@ impl Source for OwnSource {
             let (keys_of, of) = (Arc::clone(&self.keys_of), site.clone());
             let made = blocking::spawn(move || keys_of(&of)).await.map_err(|error| error.to_string());
             made.flatten().map_err(KeysDenied::Unavailable)
+        })
+    }
+
+    fn keys_knowing<'a>(
+        &'a self,
+        site: &'a SiteName,
+        unknown: &'a str,
+    ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
+        Box::pin(async move {
+            if let Some(authenticator) = &self.authenticator {
+                authenticator.find_key(unknown).await;
+            }
+            self.keys(site, &[]).await
+        })
+    }
+
+    fn verdict<'a>(
+        &'a self,
+        authorization: Option<Credentials>,
+        question: Question,
+    ) -> BoxFuture<'a, Result<Verdict, String>> {
+        Box::pin(async move {
+            let authenticator = self.authenticator.as_ref();
+            let authenticator = authenticator.ok_or("there is no registry behind this primary")?;
+            let authorization = authorization.map(|Credentials(text)| Secret::from(text));
+            let said = authenticator.said_now(authorization.as_ref(), &question).await;
+            said.map_err(|error| error.to_string())
         })
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::{Behind, Heartbeat, Keys, Welcome},
+    frame::{Behind, Credentials, Heartbeat, Keys, Question, Verdict, Welcome},
     session::{LIVE_MAX, LogState, begun},
 };
 use tokio::time::Instant;
@@ -71,10 +71,16 @@ impl Heard {
 impl Downstream {
     /// The primary, or the site in between, said who it is, or sent newer keys.
     pub(super) fn welcomed(&self, welcome: &Welcome) {
-        self.0.word.send_modify(|word| word.welcome = Some(Arc::new(welcome.clone())));
+        let mut is_other = true;
+        self.0.word.send_modify(|word| {
+            is_other = word.welcome.as_ref().is_none_or(|last| last.keys != welcome.keys);
+            word.welcome = Some(Arc::new(welcome.clone()));
+        });
         self.0.news.send_modify(|news| *news += 1);
-        let generation = welcome.keys.generation;
-        self.0.keys.send_if_modified(|last| std::mem::replace(last, generation) != generation);
+        // Not by generation: a primary that was started again with other rules counts from where it was.
+        if is_other {
+            self.0.keys.send_modify(|keys| *keys += 1);
+        }
     }
 
     /// A heartbeat came, and the primary's clock is so far ahead of the steady one here: that one
@@ -201,6 +207,26 @@ impl PassedOn {
             },
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// Makes whoever gives out keys look for the one that a token calls `unknown`.
+    pub async fn learn_key(&self, unknown: &str) {
+        if let Err(error) = self.upstream.own_keys(unknown.to_owned()).await {
+            tracing::info!(%error, "a key of tokens that is not known cannot be looked for");
+        }
+    }
+
+    /// What the registry behind the primary says to `question` by whoever sends this `Authorization`.
+    ///
+    /// # Errors
+    /// When it says neither yes nor no; for people.
+    pub async fn verdict(
+        &self,
+        authorization: Option<Credentials>,
+        question: Question,
+    ) -> Result<Verdict, String> {
+        let said = self.upstream.authorize(authorization, question).await;
+        said.map_err(|error| error.to_string())
     }
 
     /// Moves when what is passed on changed.

@@ -73,6 +73,8 @@ fn read(path: &Path) -> Option<Keys> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use outport_proto::frame::AuthMode;
+
     use super::*;
 
     #[tokio::test]
@@ -80,8 +82,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let site: SiteName = "pune".parse().unwrap();
         let keys = |generation| Keys {
-            token_jwks: "{}".to_owned(),
-            token_issuer: "issuer".to_owned(),
+            auth: AuthMode::Outport { jwks: "{}".to_owned(), issuer: "issuer".to_owned() },
             public_pull: Vec::new(),
             seal: Vec::new(),
             generation,

@@ -138,15 +138,14 @@ mod tests {
 
     use outport_proto::{
         Offset,
-        frame::{Resume, SealKey},
+        frame::{AuthMode, Resume, SealKey},
     };
 
     use super::*;
 
     fn keys(generation: u64) -> Keys {
         Keys {
-            token_jwks: "{}".to_owned(),
-            token_issuer: "issuer".to_owned(),
+            auth: AuthMode::Outport { jwks: "{}".to_owned(), issuer: "issuer".to_owned() },
             public_pull: vec!["public/**".to_owned()],
             seal: vec![SealKey { id: 7, secret: [9; 32] }],
             generation,

@@ -11,7 +11,7 @@ use outport_proto::{Change, Digest, Offset};
 
 use crate::{
     stretch::Stretch,
-    world::{Primary, Site, World, committed, repo, tagged},
+    world::{Primary, Site, World, committed, jwks_of, repo, tagged},
 };
 
 #[tokio::test]
@@ -34,7 +34,7 @@ async fn what_is_pushed_at_the_primary_shows_at_the_site_and_its_blobs_follow() 
     assert!(session.reachable);
     let welcome = site.identity.borrow().clone().unwrap();
     assert_eq!((welcome.cluster.as_str(), welcome.public_url.as_str()), ("c1", "https://hub.test"));
-    assert_eq!(welcome.keys.token_jwks, "keys of mumbai");
+    assert_eq!(jwks_of(&welcome.keys), "keys of mumbai");
     let own = site.view.status(Default::default());
     assert_eq!((own.state, own.applied_seq, own.lag_seconds.applied), (SiteState::Streaming, 2, Some(0.0)));
 

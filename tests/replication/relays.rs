@@ -15,7 +15,7 @@ use crate::{
     incident::tamper,
     logs::{logged, read_along},
     snapshots::forget_the_past,
-    world::{Disk, LIMIT, Primary, Site, SiteConfig, World, committed, repo, site, tagged, until},
+    world::{Disk, LIMIT, Primary, Site, SiteConfig, World, committed, jwks_of, repo, site, tagged, until},
 };
 
 fn anywhere() -> SocketAddr {
@@ -129,10 +129,7 @@ async fn a_push_reaches_the_third_site_and_every_blob_crosses_every_hop_once() {
     assert!(session.reachable);
     let told = goa.identity.borrow().clone().unwrap();
     assert_eq!(told.path, [site("mumbai"), site("pune")]);
-    assert_eq!(
-        (told.public_url.as_str(), told.keys.token_jwks.as_str()),
-        ("https://hub.test", "keys of goa")
-    );
+    assert_eq!((told.public_url.as_str(), jwks_of(&told.keys)), ("https://hub.test", "keys of goa"));
 
     let row = row(&primary, "goa", "showing goa", |row| {
         row.state == SiteState::Streaming && row.complete_seq == head.seq && row.store.blobs == 1
@@ -156,7 +153,7 @@ async fn a_push_reaches_the_third_site_and_every_blob_crosses_every_hop_once() {
         told.as_ref().is_some_and(|told| told.keys.generation == 2)
     };
     let renewed = until("renewing keys", &mut goa.identity.clone(), renewed).await.unwrap();
-    assert_eq!(renewed.keys.token_jwks, "keys of goa");
+    assert_eq!(jwks_of(&renewed.keys), "keys of goa");
     for site in sites {
         site.stop().await;
     }
@@ -391,7 +388,7 @@ async fn keys_are_for_the_site_they_are_of_and_for_those_above_it() {
 
     let keys = async |asker: &Site, of: &str, via: &[&str]| {
         let via = via.iter().map(|name| site(name)).collect();
-        asker.upstream.site_keys(site(of), via).await.unwrap().map(|keys| keys.token_jwks)
+        asker.upstream.site_keys(site(of), via).await.unwrap().map(|keys| jwks_of(&keys).to_owned())
     };
     assert_eq!(keys(pune, "goa", &["pune"]).await.as_deref(), Some("keys of goa"));
     assert_eq!(keys(mumbai, "goa", &["pune", "mumbai"]).await.as_deref(), Some("keys of goa"));

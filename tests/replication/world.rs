@@ -44,7 +44,7 @@ use outport::{
 };
 use outport_proto::{
     Change, Digest, ManifestPut, Offset, RepoName, SiteName, Timestamp,
-    frame::{ALPN, Keys, Welcome},
+    frame::{ALPN, AuthMode, Keys, Welcome},
     oci::{ChildKind, Descriptor},
 };
 use tempfile::TempDir;
@@ -153,8 +153,10 @@ impl Primary {
             clock: Arc::new(SystemClock),
             keys_of: Arc::new(move |site| {
                 Ok(Keys {
-                    token_jwks: format!("keys of {site}"),
-                    token_issuer: "hub.test".to_owned(),
+                    auth: AuthMode::Outport {
+                        jwks: format!("keys of {site}"),
+                        issuer: "hub.test".to_owned(),
+                    },
                     public_pull: Vec::new(),
                     seal: Vec::new(),
                     generation: *generation.borrow(),
@@ -162,6 +164,7 @@ impl Primary {
             }),
             keys_changed,
             relays,
+            authenticator: None,
         });
         let publisher =
             LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
@@ -500,4 +503,12 @@ pub(crate) fn tagged(repo_name: &str, tag: &str, manifest: &'static [u8], blobs:
         annotations: Vec::new(),
         children: blobs.iter().map(child).collect(),
     }))
+}
+
+/// The public keys of tokens that a site was told.
+pub(crate) fn jwks_of(keys: &Keys) -> &str {
+    match &keys.auth {
+        AuthMode::Outport { jwks, .. } | AuthMode::Token { jwks, .. } => jwks,
+        AuthMode::Delegated { .. } | AuthMode::Anonymous => "",
+    }
 }

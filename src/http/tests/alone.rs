@@ -14,7 +14,7 @@ async fn without_a_primary_anybody_pulls_what_is_public() {
     let mut site = primary.secondary(PushMode::Redirect);
     let get = |name: &str| ask("GET", format!("/v2/{name}/manifests/1"));
 
-    site.api.verifier.set_public(public(&["public/**"]));
+    site.api.authenticator.set_public(public(&["public/**"]));
     // A primary that still issues tokens: clients with passwords need the challenge.
     site.ask(ask("GET", "/v2/")).await.is(401);
     site.ask(get("team/app")).await.is(401);
@@ -45,7 +45,7 @@ async fn without_a_primary_anybody_pulls_what_is_public() {
 #[tokio::test]
 async fn a_primary_challenges_whatever_is_public() {
     let primary = Primary::start().await;
-    primary.api.verifier.set_public(public(&["**"]));
+    primary.api.authenticator.set_public(public(&["**"]));
     primary.ask(ask("GET", "/v2/")).await.is(401);
     primary.ask(ask("GET", "/v2/public/app/manifests/1")).await.is(401);
 }

@@ -22,8 +22,8 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::{
     auth::{
-        Access, AccessRules, Actions, Grant, Leeway, PrimaryKeys, Scope, TicketSealer, TokenIssuer,
-        TokenLives, TokenService, Users, Verifier,
+        Access, AccessRules, Actions, Authenticator, Grant, Leeway, PrimaryKeys, Scope, TicketSealer,
+        TokenIssuer, TokenLives, TokenService, Users, Verifier,
     },
     clock::{Clock as _, ManualClock},
     registry::testing::{self, NOW},
@@ -34,6 +34,7 @@ mod alone;
 mod hostile;
 mod intents;
 mod leading;
+mod modes;
 mod pulling;
 mod pushing;
 mod tokens;
@@ -70,18 +71,18 @@ impl Primary {
         let dir = tempfile::tempdir().unwrap();
         let clock = ManualClock::at(NOW);
         let keys = PrimaryKeys::open(&dir.path().join("keys")).unwrap();
-        keys.keys_of(&site(), ISSUER, NOW).unwrap();
+        keys.keys_of(&site(), keys.own_mode(ISSUER), NOW).unwrap();
         let inner = testing::Primary::new().await;
         let role = PrimaryRole {
             writes: Writes::Own(inner.push.clone()),
-            tokens: Arc::new(token_service(&dir, &keys, &clock)),
+            tokens: Some(Arc::new(token_service(&dir, &keys, &clock))),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
             write_time_max: std::time::Duration::ZERO,
         };
         let api = Arc::new(Api {
             pull: inner.pull.clone(),
-            verifier: verifier(&keys, &clock),
+            authenticator: authenticator(&keys, &clock),
             addresses: addresses(&url),
             clock: clock.clone(),
             metrics: HttpMetrics::new(&mut Registry::default()),
@@ -118,7 +119,7 @@ impl Primary {
         let inner = testing::Secondary::of(&self.inner);
         inner.catch_up(&self.inner);
         let sealer = TicketSealer::new(site());
-        sealer.set_keys(&self.keys.keys_of(&site(), ISSUER, NOW).unwrap().seal).unwrap();
+        sealer.set_keys(&self.keys.keys_of(&site(), self.keys.own_mode(ISSUER), NOW).unwrap().seal).unwrap();
         let redirects = Redirects {
             mode,
             sealer: Arc::new(sealer),
@@ -129,7 +130,7 @@ impl Primary {
         };
         let api = Arc::new(Api {
             pull: inner.pull.clone(),
-            verifier: verifier(&self.keys, &self.clock),
+            authenticator: authenticator(&self.keys, &self.clock),
             addresses: addresses(&self.url),
             clock: self.clock.clone(),
             metrics: HttpMetrics::new(&mut Registry::default()),
@@ -163,10 +164,15 @@ fn addresses(url: &str) -> SharedAddresses {
     Arc::new(ArcSwapOption::from_pointee(addresses))
 }
 
-fn verifier(keys: &PrimaryKeys, clock: &Arc<ManualClock>) -> Arc<Verifier> {
-    let verifier = Verifier::new(clock.clone(), Leeway::default());
-    verifier.set_keys(keys.jwks(), ISSUER, SERVICE).unwrap();
-    Arc::new(verifier)
+fn authenticator(keys: &PrimaryKeys, clock: &Arc<ManualClock>) -> Arc<Authenticator> {
+    let authenticator = ignorant(clock);
+    authenticator.learn(&keys.own_mode(ISSUER), SERVICE).unwrap();
+    Arc::new(authenticator)
+}
+
+/// Knows no keys.
+fn ignorant(clock: &Arc<ManualClock>) -> Authenticator {
+    Authenticator::new(Verifier::new(clock.clone(), Leeway::default()), None)
 }
 
 fn token_service(dir: &TempDir, keys: &PrimaryKeys, clock: &Arc<ManualClock>) -> TokenService {

@@ -31,7 +31,7 @@ async fn a_site_that_knows_nothing_yet_says_so() {
     ask("GET", "/v2/").of(&site.api).await.refused(503, "UNAVAILABLE");
     ask("POST", "/v2/team/app/blobs/uploads/").by(&token).of(&site.api).await.refused(503, "UNAVAILABLE");
     let api = Arc::get_mut(&mut site.api).unwrap();
-    api.verifier = Arc::new(Verifier::new(primary.clock.clone(), Leeway::default()));
+    api.authenticator = Arc::new(ignorant(&primary.clock));
     let answer = ask("GET", "/v2/").by(&token).of(&site.api).await;
     answer.refused(503, "UNAVAILABLE");
     assert_eq!(answer.header("retry-after"), "2");

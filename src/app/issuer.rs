@@ -1,0 +1,220 @@
+//! Looks after the keys of another issuer: reads its files again when they change, and fetches its key
+//! set again on a timer and when a token names a key that nobody knows.
+
+use std::{
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use outport_proto::frame::AuthMode;
+use tokio::{sync::Mutex, time::Instant};
+
+use super::{StartError, callers::Told};
+use crate::{
+    auth::{
+        Authenticator, FindKey, IssuerKeys, authority::load_certificates, issuer_keys::ISSUER_KEYS_BYTES_MAX,
+        tls,
+    },
+    blocking,
+    config::{JwksPlace, TokenAuth},
+    fetch::document::Documents,
+    shutdown::Shutdown,
+};
+
+/// How often files are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The keys of another issuer, where they come from.
+pub(super) struct IssuerSource {
+    issuer: String,
+    service: String,
+    certificates: Option<PathBuf>,
+    jwks: Option<Jwks>,
+    read: Mutex<Read>,
+}
+
+enum Jwks {
+    File(PathBuf),
+    Url { url: String, documents: Box<Documents>, refresh: Duration },
+}
+
+/// What was there when it was last looked.
+#[derive(Default)]
+struct Read {
+    bundle: Option<String>,
+    jwks: Option<String>,
+    /// When the key set was last asked for at its URL.
+    fetched: Option<Instant>,
+    /// What is wrong since then, so that it is said once.
+    wrong: Option<String>,
+}
+
+impl IssuerSource {
+    /// The source, and what it holds now. A URL that does not answer holds nothing yet.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds something else.
+    pub(super) async fn open(config: &TokenAuth) -> Result<(Self, AuthMode), StartError> {
+        let jwks = match &config.jwks {
+            None => None,
+            Some(JwksPlace::File(path)) => Some(Jwks::File(path.clone())),
+            Some(JwksPlace::Url(url)) => Some(Jwks::Url {
+                url: url.clone(),
+                documents: Box::new(documents(config)?),
+                refresh: Duration::from_secs(config.jwks_refresh_seconds.into()),
+            }),
+        };
+        let source = Self {
+            issuer: config.issuer.clone(),
+            service: config.service.clone(),
+            certificates: config.certificates.clone(),
+            jwks,
+            read: Mutex::default(),
+        };
+        let mut read = source.read.lock().await;
+        read.bundle =
+            source.bundle().await.map_err(|error| StartError::new("read auth.token.certificates", error))?;
+        match source.key_set(&mut read, true).await {
+            Ok(jwks) => read.jwks = jwks,
+            Err(error) if matches!(source.jwks, Some(Jwks::Url { .. })) => {
+                tracing::error!(%error, "the key set of auth.token.jwks cannot be had yet; it is tried again");
+            }
+            Err(error) => return Err(StartError::new("read auth.token.jwks", error)),
+        }
+        let mode =
+            source.mode_of(&read).map_err(|error| StartError::new("read the keys of auth.token", error))?;
+        drop(read);
+        Ok((source, mode))
+    }
+
+    /// Looks again and again until shutdown, and whenever `authenticator` meets a key it does not know.
+    pub(super) fn watch(self, authenticator: &Arc<Authenticator>, told: &Told, shutdown: &Shutdown) {
+        let watched = Arc::new(Watched {
+            source: self,
+            authenticator: Arc::downgrade(authenticator),
+            told: told.clone(),
+        });
+        authenticator.find_keys_by(Arc::clone(&watched) as Arc<dyn FindKey>);
+        let stop = shutdown.clone();
+        shutdown.spawn(async move {
+            while super::pause(&stop, LOOK_INTERVAL).await {
+                watched.look(false).await;
+            }
+        });
+    }
+
+    async fn bundle(&self) -> Result<Option<String>, String> {
+        match &self.certificates {
+            Some(path) => read_file(path).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The key set as it is now; `read` has it as it was. A URL is asked when it is time, or `at_once`.
+    async fn key_set(&self, read: &mut Read, at_once: bool) -> Result<Option<String>, String> {
+        match &self.jwks {
+            None => Ok(None),
+            Some(Jwks::File(path)) => read_file(path).await.map(Some),
+            Some(Jwks::Url { url, documents, refresh }) => {
+                // Without any keys nobody gets in: that is not left for long.
+                let refresh = if read.jwks.is_some() { *refresh } else { LOOK_INTERVAL.min(*refresh) };
+                let is_due = at_once || read.fetched.is_none_or(|fetched| fetched.elapsed() >= refresh);
+                if !is_due {
+                    return Ok(read.jwks.clone());
+                }
+                read.fetched = Some(Instant::now());
+                documents
+                    .get(url, ISSUER_KEYS_BYTES_MAX)
+                    .await
+                    .map(Some)
+                    .map_err(|error| format!("{url}: {error}"))
+            }
+        }
+    }
+
+    fn mode_of(&self, read: &Read) -> Result<AuthMode, String> {
+        let keys = IssuerKeys::read(read.bundle.as_deref(), read.jwks.as_deref());
+        let IssuerKeys { jwks, roots } = keys.map_err(|error| error.to_string())?;
+        Ok(AuthMode::Token { jwks, issuer: self.issuer.clone(), roots })
+    }
+}
+
+/// A source, and those who must know of what changes there.
+struct Watched {
+    source: IssuerSource,
+    authenticator: Weak<Authenticator>,
+    told: Told,
+}
+
+impl Watched {
+    async fn look(&self, at_once: bool) {
+        let mut read = self.source.read.lock().await;
+        match self.changed(&mut read, at_once).await {
+            Ok(None) => {}
+            Ok(Some(mode)) => {
+                let Some(authenticator) = self.authenticator.upgrade() else { return };
+                if let Err(error) = authenticator.learn(&mode, &self.source.service) {
+                    tracing::error!(%error, "new keys of tokens cannot be used; the old ones stay");
+                    return;
+                }
+                tracing::info!("the keys of tokens changed");
+                self.told.tell(mode);
+            }
+            Err(error) if read.wrong.as_ref() == Some(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "the keys of tokens cannot be read again; the old ones stay");
+                read.wrong = Some(error);
+            }
+        }
+    }
+
+    /// What is to be told, if it is not what was.
+    async fn changed(&self, read: &mut Read, at_once: bool) -> Result<Option<AuthMode>, String> {
+        let bundle = self.source.bundle().await?;
+        let jwks = self.source.key_set(read, at_once).await?;
+        if (&bundle, &jwks) == (&read.bundle, &read.jwks) {
+            read.wrong = None;
+            return Ok(None);
+        }
+        let now = Read { bundle, jwks, fetched: read.fetched, wrong: None };
+        let mode = self.source.mode_of(&now)?;
+        *read = now;
+        Ok(Some(mode))
+    }
+}
+
+impl FindKey for Watched {
+    fn find<'a>(&'a self, unknown: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async move {
+            tracing::info!(kid = unknown, "a token names a key that is not known: looking for it");
+            self.look(true).await;
+        })
+    }
+}
+
+async fn read_file(path: &Path) -> Result<String, String> {
+    let of = path.to_owned();
+    let read = blocking::spawn(move || {
+        let bytes = std::fs::metadata(&of)?.len();
+        if bytes > ISSUER_KEYS_BYTES_MAX as u64 {
+            return Err(std::io::Error::other(format!("larger than {ISSUER_KEYS_BYTES_MAX} bytes")));
+        }
+        std::fs::read_to_string(&of)
+    });
+    let read = read.await.map_err(|error| error.to_string())?;
+    read.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn documents(config: &TokenAuth) -> Result<Documents, StartError> {
+    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StartError::new("load auth.token.https_authorities", error)
+    };
+    let mut authorities = super::system_authorities();
+    if let Some(file) = &config.https_authorities {
+        authorities.extend(load_certificates(file).map_err(|error| failed(error.into()))?);
+    }
+    let tls = tls::https_client(&authorities).map_err(|error| failed(error.into()))?;
+    Ok(Documents::new(&Arc::new(tls)))
+}

@@ -1,0 +1,69 @@
+//! Small documents from elsewhere by HTTP, such as key sets.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_rustls::HttpsConnector;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tokio_rustls::rustls::ClientConfig;
+
+/// How long a document may take in all.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Gets documents. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub struct Documents(Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+
+impl Documents {
+    /// Believes certificates as `tls` says; for `http` URLs it has no say.
+    pub fn new(tls: &Arc<ClientConfig>) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(TIMEOUT));
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(ClientConfig::clone(tls))
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector))
+    }
+
+    /// The text at `url`, of `bytes_max` at most. Redirects are not followed: whoever configured the URL
+    /// meant that host.
+    ///
+    /// # Errors
+    /// When it cannot be had; for people.
+    pub async fn get(&self, url: &str, bytes_max: usize) -> Result<String, String> {
+        let uri: Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
+        let request = Request::get(uri).header(header::ACCEPT, "application/json").body(Empty::new());
+        let request = request.map_err(|error| error.to_string())?;
+        let got = async {
+            let response = self.0.request(request).await.map_err(|error| because(&error))?;
+            if response.status() != StatusCode::OK {
+                return Err(format!("the answer is {}", response.status()));
+            }
+            let body = Limited::new(response.into_body(), bytes_max).collect().await;
+            let bytes = body.map_err(|error| because(&*error))?.to_bytes();
+            String::from_utf8(bytes.into()).map_err(|_| "the answer is no text".to_owned())
+        };
+        tokio::time::timeout(TIMEOUT, got)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")))
+    }
+}
+
+/// An error and what is behind it: hyper's own text says little.
+fn because(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

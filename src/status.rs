@@ -21,7 +21,7 @@ pub struct PrimaryStatus {
     pub cluster: String,
     /// Program version.
     pub version: String,
-    /// Epoch of the log.
+    /// Epoch of the log: 1, or the Unix time in seconds at which `--restored` began a later one.
     pub epoch: u64,
     /// Newest durable event.
     pub head_seq: u64,

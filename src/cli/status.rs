@@ -5,6 +5,7 @@ use std::{io::Write as _, time::Duration};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use comfy_table::{Table, presets};
+use time::format_description::well_known::Rfc3339;
 
 use super::{admin::AdminAddress, bytes, say};
 use crate::status::{SiteStatus, Status as NodeStatus};
@@ -12,6 +13,8 @@ use crate::status::{SiteStatus, Status as NodeStatus};
 /// An admin listener that does not answer within this is treated as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// No clock that is set has shown an earlier time since there is this program, in Unix seconds.
+const EPOCHS_FROM: i64 = 1_600_000_000;
 /// Clears the screen and puts the cursor home.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -78,7 +81,7 @@ fn render(page: &str) -> anyhow::Result<String> {
             format!(
                 "primary   cluster {}   epoch {}   head {}   floor {}   store {} in {} blobs",
                 primary.cluster,
-                primary.epoch,
+                epoch(primary.epoch),
                 primary.head_seq,
                 primary.floor_seq,
                 bytes(primary.store.bytes),
@@ -88,7 +91,12 @@ fn render(page: &str) -> anyhow::Result<String> {
             primary.sites.iter().collect::<Vec<_>>(),
         ),
         NodeStatus::Secondary(site) => (
-            format!("secondary   cluster {}   epoch {}   head {}", site.cluster, site.epoch, site.head_seq),
+            format!(
+                "secondary   cluster {}   epoch {}   head {}",
+                site.cluster,
+                epoch(site.epoch),
+                site.head_seq
+            ),
             String::new(),
             std::iter::once(site.as_ref()).chain(&site.sites).collect(),
         ),
@@ -142,6 +150,14 @@ fn row(site: &SiteStatus) -> anyhow::Result<[String; 12]> {
     ])
 }
 
+/// An epoch after the first has the time in seconds for its number at which it began.
+fn epoch(number: u64) -> String {
+    let begun = i64::try_from(number).ok().filter(|seconds| *seconds >= EPOCHS_FROM);
+    let begun = begun.and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let begun = begun.and_then(|begun| begun.format(&Rfc3339).ok());
+    begun.map_or(number.to_string(), |begun| format!("{number} (begun {begun})"))
+}
+
 fn seconds(value: Option<f64>) -> String {
     match value {
         None => "unknown".to_owned(),
@@ -176,5 +192,11 @@ mod tests {
         let primary =
             serde_json::to_string(&NodeStatus::Primary(crate::status::PrimaryStatus::default())).unwrap();
         assert!(render(&primary).unwrap().contains("no site has ever connected"));
+    }
+
+    #[test]
+    fn a_later_epoch_says_when_it_began() {
+        assert_eq!(epoch(1), "1");
+        assert_eq!(epoch(1_764_131_608), "1764131608 (begun 2025-11-26T04:33:28Z)");
     }
 }

@@ -197,8 +197,8 @@ impl Log {
     }
 
     /// Begins a new epoch at the head, because the log's history may have gone on elsewhere;
-    /// resolves once its first event is durable, with that event's offset. A crash before leaves
-    /// the epoch that was.
+    /// resolves once its first event is durable, with that event's offset. Its number is the Unix time
+    /// in seconds, or one above the epoch before if that is more. A crash before leaves the epoch that was.
     ///
     /// # Errors
     /// Those of [`Log::append`].

@@ -213,7 +213,7 @@ impl Writer {
                 }
                 Request::BeginEpoch { cause, done } => {
                     let fork = group.tip.head;
-                    let first = Offset::new(fork.epoch.max(1) + 1, fork.seq + 1);
+                    let first = Offset::new(self.next_epoch(fork.epoch), fork.seq + 1);
                     let staged = self.stage_own(&mut group, &cause, first, vec![Change::EpochBegan { fork }]);
                     self.await_group(&mut group, staged, done);
                 }
@@ -231,6 +231,12 @@ impl Writer {
             }
         }
         let _ = self.flush(&mut group);
+    }
+
+    /// Copies of one log that do not know of each other must not begin epochs of one number: what is
+    /// at one offset would differ. So it says when it began, where the clock allows that.
+    fn next_epoch(&self, before: u64) -> u64 {
+        self.clock.now().as_secs().max(before.max(1) + 1)
     }
 
     fn await_group(&self, group: &mut Group, staged: Result<(), LogError>, done: Done) {

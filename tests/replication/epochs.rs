@@ -1,8 +1,9 @@
 //! A primary that comes back from a backup, and two primaries of one cluster.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use outport::{
+    clock::ManualClock,
     registry::journal::History,
     status::{SiteState, SiteStatus},
 };
@@ -10,7 +11,7 @@ use outport_proto::{Change, Digest, Offset};
 
 use crate::{
     logs::{logged, read_along},
-    world::{Disk, LIMIT, Primary, Site, World, committed, repo, tagged},
+    world::{Disk, LIMIT, Site, World, committed, now, repo, tagged},
 };
 
 fn has(site: &Site, tag: &str) -> bool {
@@ -48,10 +49,12 @@ async fn a_restored_primary_begins_an_epoch_and_the_dead_branch_goes_from_the_si
     let world = World::new();
     let (backup, address) = pushed_after_the_backup(&world).await;
 
+    let restored_at = now().as_secs();
     let primary = world.primary_on(&backup, History::Restored, address).await;
-    assert_eq!(primary.journal.log().head(), Offset::new(2, 2), "the first event of the new epoch");
+    let begun = primary.journal.log().head();
+    assert!(begun.epoch >= restored_at && begun.seq == 2, "{begun} is the first event of the new epoch");
     let site = world.site_at(address).await;
-    site.applied(Offset::new(2, 2)).await;
+    site.applied(begun).await;
     logged(&["WARN", "the primary's history forked", "fork=1.1", "have=1.3"]).await;
     assert!(has(&site, "1") && !has(&site, "2"));
     let layer = Digest::sha256(b"layer");
@@ -68,13 +71,13 @@ async fn a_restored_primary_begins_an_epoch_and_the_dead_branch_goes_from_the_si
     let session = site.session("going live", |session| session.live && session.head == head).await;
     assert!(session.reachable);
     let own = status(&site, "catching up", |status| status.state == SiteState::Streaming).await;
-    assert_eq!((own.epoch, own.alarm, own.forks_refused), (2, None, 0));
+    assert_eq!((own.epoch, own.alarm, own.forks_refused), (begun.epoch, None, 0));
     site.stop().await;
 
     let again = world.site_at(address).await;
     let head = primary.commit(vec![tagged("team/app", "3", b"{}", &[])]).await;
     again.applied(head).await;
-    assert_eq!(again.journal.log().floor(), Offset::new(2, 2), "one snapshot was enough");
+    assert_eq!(again.journal.log().floor(), begun, "one snapshot was enough");
     again.stop().await;
     primary.stop().await;
 }
@@ -100,7 +103,7 @@ async fn a_site_at_the_fork_or_before_it_and_a_new_one_follow_into_the_new_epoch
         site.applied(head).await;
         assert!(has(&site, "2") && has(&site, "3"));
         assert_eq!(site.journal.log().floor(), Offset::ZERO, "no snapshot was taken");
-        assert!(site.journal.log().contains(fork) && !site.journal.log().contains(Offset::new(2, 2)));
+        assert!(site.journal.log().contains(fork));
         site.stop().await;
     }
     let disk = Disk::new();
@@ -184,12 +187,37 @@ async fn of_two_live_primaries_the_site_follows_the_newer_epoch_alone() {
 }
 
 #[tokio::test]
-async fn two_primaries_that_both_began_the_same_epoch_are_told_apart() {
+async fn two_copies_restored_without_knowing_of_each_other_are_followed_in_turn() {
     let world = World::new();
     let (backup, address) = pushed_after_the_backup(&world).await;
-    let anywhere = "127.0.0.1:0".parse().unwrap();
-    let one: Primary = world.primary_on(&backup, History::Restored, address).await;
-    let two = world.primary_on(&world.primary_disk, History::Restored, anywhere).await;
+    let (older, later) = (ManualClock::at(now()), ManualClock::at(now().plus(Duration::from_secs(10))));
+    let one = world.primary_by(older, &backup, History::Restored, address).await;
+    let head = one.commit(vec![tagged("team/app", "one", b"[]", &[])]).await;
+    let site = world.site_at(address).await;
+    site.applied(head).await;
+    site.stop().await;
+    one.stop().await;
+
+    let two = world.primary_by(later, &world.primary_disk, History::Restored, address).await;
+    let site = world.site_at(address).await;
+    site.applied(two.journal.log().head()).await;
+    assert!(has(&site, "1") && has(&site, "2") && !has(&site, "one"), "what the second copy has");
+    assert_eq!(site.journal.index().state_hash(), two.journal.index().state_hash());
+    let own = status(&site, "following it", |status| status.state == SiteState::Streaming).await;
+    assert_eq!((own.alarm, own.forks_refused), (None, 0));
+    site.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn two_primaries_that_began_an_epoch_in_the_same_second_are_told_apart() {
+    let world = World::new();
+    let (backup, address) = pushed_after_the_backup(&world).await;
+    let (anywhere, same) = ("127.0.0.1:0".parse().unwrap(), now());
+    let one = world.primary_by(ManualClock::at(same), &backup, History::Restored, address).await;
+    let disk = &world.primary_disk;
+    let two = world.primary_by(ManualClock::at(same), disk, History::Restored, anywhere).await;
+    assert_eq!(one.journal.log().head().epoch, two.journal.log().head().epoch);
     let site = world.site_at(one.address).await;
     site.applied(one.journal.log().head()).await;
     site.stop().await;

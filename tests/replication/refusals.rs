@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use outport::{
     auth::authority::{Authority, Identity, NodeIdentity},
+    clock::SystemClock,
     registry::journal::JournalOptions,
 };
 use outport_proto::Timestamp;
@@ -78,6 +79,7 @@ async fn a_primary_of_another_cluster_is_not_followed() {
         relays: Default::default(),
         address,
         journal: JournalOptions::default(),
+        clock: Arc::new(SystemClock),
     };
     let other = Primary::start(&disk, &config).await;
     let after = world.site(&other).await;

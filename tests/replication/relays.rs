@@ -8,7 +8,7 @@ use outport::{
     registry::journal::History,
     status::{SiteState, SiteStatus},
 };
-use outport_proto::{Change, Digest, Offset, Reference};
+use outport_proto::{Change, Digest, Reference};
 
 use crate::{
     divergence::repaired,
@@ -311,9 +311,10 @@ async fn a_new_epoch_and_the_end_of_a_dead_branch_reach_the_third_site() {
     primary.stop().await;
 
     let primary = chain.world.primary_on(&backup, History::Restored, address).await;
-    assert_eq!(primary.journal.log().head(), Offset::new(2, 2));
+    let begun = primary.journal.log().head();
+    assert!(begun.epoch > head.epoch && begun.seq == 2, "{begun}");
     for site in [&mumbai, &pune, &goa] {
-        site.applied(Offset::new(2, 2)).await;
+        site.applied(begun).await;
         let gone = || (tag(site, "2").is_none() && tag(site, "1").is_some()).then_some(());
         eventually("dropping the dead branch", gone).await;
     }
@@ -330,7 +331,7 @@ async fn a_new_epoch_and_the_end_of_a_dead_branch_reach_the_third_site() {
         chain.world.primary_on(&backup, History::Restored, address).await
     };
     let head = primary_again.commit(vec![tagged("team/app", "4", b"{}", &[])]).await;
-    assert_eq!(head.epoch, 3);
+    assert!(head.epoch > begun.epoch, "{head}");
     goa.applied(head).await;
     for site in [mumbai, pune, goa] {
         site.stop().await;

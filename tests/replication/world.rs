@@ -9,7 +9,7 @@ use outport::{
         authority::{Authority, Identity, NodeIdentity, site_of},
         tls,
     },
-    clock::{Clock as _, SystemClock},
+    clock::{Clock as _, SharedClock, SystemClock},
     fetch::{
         FlightMetrics, FlightOptions, Flights,
         primary::{QuicUpstream, QuicUpstreamOptions},
@@ -93,8 +93,13 @@ impl Disk {
         copy
     }
 
-    async fn open(&self, options: JournalOptions, shutdown: &Shutdown) -> (Journal, Store) {
-        let journal = Journal::open(self.path(), options, Arc::new(SystemClock), shutdown).await.unwrap();
+    async fn open(
+        &self,
+        options: JournalOptions,
+        clock: SharedClock,
+        shutdown: &Shutdown,
+    ) -> (Journal, Store) {
+        let journal = Journal::open(self.path(), options, clock, shutdown).await.unwrap();
         let (store, _) = Store::open(&self.path().join("store")).unwrap();
         (journal, store)
     }
@@ -131,12 +136,13 @@ pub(crate) struct PrimaryConfig<'a> {
     pub(crate) relays: Relays,
     pub(crate) address: SocketAddr,
     pub(crate) journal: JournalOptions,
+    pub(crate) clock: SharedClock,
 }
 
 impl Primary {
     pub(crate) async fn start(disk: &Disk, config: &PrimaryConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
-        let (journal, store) = disk.open(config.journal.clone(), &shutdown).await;
+        let (journal, store) = disk.open(config.journal.clone(), Arc::clone(&config.clock), &shutdown).await;
         let relays = config.relays.clone();
         let fleet = Fleet::new(config.sites.iter().map(|name| site(name)), relays.clone());
         let (keys, keys_changed) = watch::channel(1);
@@ -150,7 +156,7 @@ impl Primary {
                 path: Vec::new(),
             },
             journal: journal.clone(),
-            clock: Arc::new(SystemClock),
+            clock: Arc::clone(&config.clock),
             keys_of: Arc::new(move |site| {
                 Ok(Keys {
                     auth: AuthMode::Outport {
@@ -245,7 +251,7 @@ pub(crate) struct SiteConfig<'a> {
 impl Site {
     pub(crate) async fn start(disk: &Disk, config: SiteConfig<'_>) -> Self {
         let shutdown = Shutdown::new();
-        let (journal, store) = disk.open(config.journal.clone(), &shutdown).await;
+        let (journal, store) = disk.open(config.journal.clone(), Arc::new(SystemClock), &shutdown).await;
         Self::start_on(disk, journal, store, config, shutdown)
     }
 
@@ -412,11 +418,33 @@ impl World {
         self.primary_with(disk, JournalOptions { history, ..JournalOptions::default() }, address).await
     }
 
+    /// The same, by another clock than the machine's.
+    pub(crate) async fn primary_by(
+        &self,
+        clock: SharedClock,
+        disk: &Disk,
+        history: History,
+        address: SocketAddr,
+    ) -> Primary {
+        let journal = JournalOptions { history, ..JournalOptions::default() };
+        self.start_primary(disk, journal, address, clock).await
+    }
+
     pub(crate) async fn primary_with(
         &self,
         disk: &Disk,
         journal: JournalOptions,
         address: SocketAddr,
+    ) -> Primary {
+        self.start_primary(disk, journal, address, Arc::new(SystemClock)).await
+    }
+
+    async fn start_primary(
+        &self,
+        disk: &Disk,
+        journal: JournalOptions,
+        address: SocketAddr,
+        clock: SharedClock,
     ) -> Primary {
         let config = PrimaryConfig {
             identity: &self.primary_identity,
@@ -426,6 +454,7 @@ impl World {
             relays: self.relays.clone(),
             address,
             journal,
+            clock,
         };
         Primary::start(disk, &config).await
     }

@@ -10,6 +10,7 @@ use std::{
 
 use outport::{
     fetch::HOLD_BACK_BYTES,
+    log::faulty::FaultyDisk,
     registry::{Want, journal::History},
 };
 use outport_proto::Digest;
@@ -22,6 +23,11 @@ use crate::{
     random::Random,
     world::World,
 };
+
+/// A restore loses no more than this: collected garbage, which the copy may name, is older.
+const LOST_MAX_MICROS: u64 = 2_900_000;
+/// How long a restored primary is waited for.
+const START_MAX: Duration = Duration::from_secs(20);
 
 impl World {
     /// Lets things go wrong until nothing may any more.
@@ -237,21 +243,34 @@ impl World {
             // What the copy names may be gone, and nobody brings it back.
             return self.crash(random, 0).await;
         }
-        if self.machines[0].running().is_none() {
-            // A copy that knows nothing of an epoch that begins meanwhile would begin one of the same
-            // number: sites tell them apart and wait for the operator, who does not live here.
-            return;
-        }
         let copy = {
             let state = self.machines[0].state();
             (state.log.copy(), state.snapshots.copy())
         };
         // How much is lost.
-        tokio::time::sleep(random.millis(1, 4000)).await;
+        tokio::time::sleep(random.micros(1000, LOST_MAX_MICROS)).await;
         if self.is_calm() {
             return;
         }
         self.count_fault("primary restored");
+        self.come_back_with(random, (copy.0.copy(), copy.1.copy()));
+        // The second time the copy knows nothing of the epoch that began meanwhile.
+        if random.percent(40) {
+            let up = async {
+                while self.machines[0].running().is_none() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let _ = tokio::time::timeout(START_MAX, up).await;
+            tokio::time::sleep(random.micros(1000, LOST_MAX_MICROS)).await;
+            if !self.is_calm() {
+                self.count_fault("primary restored again");
+                self.come_back_with(random, copy);
+            }
+        }
+    }
+
+    fn come_back_with(self: &Arc<Self>, random: &Random, copy: (FaultyDisk, FaultyDisk)) {
         self.kill(0, false);
         {
             let mut state = self.machines[0].state();

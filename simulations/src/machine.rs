@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use outport::{
-    clock::SharedClock,
+    clock::{Clock as _, SharedClock},
     index::{Index, IndexOptions, Opened},
     log::{Log, LogOptions, Retention, Stepper, faulty::FaultyDisk},
     process::{self, Simulated},
@@ -204,6 +204,9 @@ impl World {
             let history = state.history;
             (state.log.clone(), state.snapshots.clone(), Arc::clone(&state.blobs), state.durable, history)
         };
+        if history == History::Restored {
+            self.pass_the_newest_epoch(machine).await;
+        }
         let shutdown = Shutdown::new();
         let options = JournalOptions {
             log: LogOptions { segment_bytes_max: 16 * 1024, recent_bytes_max: 8 * 1024 },
@@ -229,7 +232,7 @@ impl World {
             oracle.check_log(&log, &machine.name(), needed)?;
             if machine.is_primary() {
                 if history == History::Restored {
-                    oracle.rewind(Instant::now(), log.head().seq);
+                    oracle.rewind(Instant::now(), &log);
                 }
                 oracle.observe(&log)?;
             }
@@ -261,6 +264,14 @@ impl World {
             self.follow(machine, life, site, &journal, &shutdown)?
         };
         Ok(Running { life, process: process.clone(), dead, journal, pull, role, store, collector, shutdown })
+    }
+
+    /// Two copies that are restored in one second begin epochs of one number: sites tell them apart and
+    /// wait for the operator, who does not live here.
+    async fn pass_the_newest_epoch(&self, machine: &Machine) {
+        while machine.clock.now().as_secs() <= self.oracle().newest_epoch() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// The log's writer, with a disk that takes its time.

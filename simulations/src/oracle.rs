@@ -100,17 +100,27 @@ impl Oracle {
         Ok(())
     }
 
-    /// The primary begins anew with a copy whose newest event is `fork`.
-    pub(crate) fn rewind(&mut self, now: Instant, fork: u64) {
+    /// The primary begins anew with a copy that holds `log`, of whichever history.
+    pub(crate) fn rewind(&mut self, now: Instant, log: &Log) {
+        let known = self.dead.iter().chain([&self.now]).map(|branch| branch.known_of(log));
+        let copied = known.max_by_key(|records| records.len()).unwrap_or_default().to_vec();
+        let both = copied.iter().zip(&self.now.records);
+        let fork = both.take_while(|((copied, _), (now, _))| copied.offset == now.offset).count() as u64;
         let mut branch = Branch { fork, ..Branch::default() };
-        for (event, encoded) in self.now.records.iter().take(fork as usize) {
-            branch.take_in(&Record { event: Arc::clone(event), encoded: encoded.clone() });
+        for (event, encoded) in copied {
+            branch.take_in(&Record { event, encoded });
         }
         branch.acknowledged = self.now.acknowledged.iter().map(|(at, seq)| (*at, (*seq).min(fork))).collect();
         let through = self.now.through.iter().filter(|(_, seq)| **seq <= fork);
         branch.through = through.map(|(key, seq)| (key.clone(), *seq)).collect();
         self.now.ended = Some(now);
         self.dead.push(std::mem::replace(&mut self.now, branch));
+    }
+
+    /// The newest epoch that any history came to.
+    pub(crate) fn newest_epoch(&self) -> u64 {
+        let last = self.dead.iter().chain([&self.now]).filter_map(|branch| branch.records.last());
+        last.map(|(event, _)| event.offset.epoch).max().unwrap_or_default()
     }
 
     /// The history that `offset` is a place of; the present one first.
@@ -206,6 +216,13 @@ impl Oracle {
 impl Branch {
     fn head(&self) -> u64 {
         self.records.len() as u64
+    }
+
+    /// What of `log` this history has as well.
+    fn known_of(&self, log: &Log) -> &[(Arc<Event>, Bytes)] {
+        let longest = &self.records[..self.records.len().min(log.head().seq as usize)];
+        let newest = longest.iter().rposition(|(event, _)| log.contains(event.offset));
+        &longest[..newest.map_or(0, |newest| newest + 1)]
     }
 
     fn take_in(&mut self, record: &Record) {

@@ -103,7 +103,8 @@ async fn stop(
 }
 
 /// Ends the process when a node can no longer do its work and a new start can: whoever watches over
-/// it starts it again. As long as the disk refuses, that would take away pulls as well.
+/// it starts it again. As long as the disk refuses, or does not have what a start reads, that would take
+/// away pulls as well.
 async fn end_on_failure(journal: Journal, shutdown: Shutdown, process: Shutdown) {
     let error = tokio::select! {
         biased;
@@ -111,7 +112,7 @@ async fn end_on_failure(journal: Journal, shutdown: Shutdown, process: Shutdown)
         error = journal.failure() => error,
     };
     if matches!(error, JournalError::Log(_)) {
-        tracing::error!(%error, "nothing more is taken in, pulls go on; the process ends, to be started again, once the disk makes data durable");
+        tracing::error!(%error, "nothing more is taken in, pulls go on; the process ends, to be started again, once the disk makes the log durable");
         loop {
             if !pause(&shutdown, PROBE_INTERVAL).await {
                 return;
@@ -119,7 +120,7 @@ async fn end_on_failure(journal: Journal, shutdown: Shutdown, process: Shutdown)
             let log = journal.log().clone();
             match blocking::spawn(move || log.probe()).await {
                 Ok(Ok(())) => break,
-                Ok(Err(reason)) => tracing::warn!(%reason, "the disk does not make data durable"),
+                Ok(Err(reason)) => tracing::warn!(%reason, "the disk does not make the log durable"),
                 Err(reason) => tracing::error!(%reason, "asking the disk crashed"),
             }
         }

@@ -35,8 +35,11 @@ pub trait File: fmt::Debug + Send + 'static {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Reads at `position` until `buffer` is full or the file ends; returns the bytes read.
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize>;
-    /// Makes content and length durable. After an error nothing is known of what is.
+    /// Makes content and length durable. After an error nothing is known of what is, and what was
+    /// written before may count as durable from then on although it is not.
     fn sync(&mut self) -> io::Result<()>;
+    /// Lets what is read next come from the disk, but for what is still to be made durable.
+    fn forget_cached(&self) -> io::Result<()>;
     /// Cuts the file off at `length`.
     fn truncate(&mut self, length: u64) -> io::Result<()>;
     /// Length in bytes.
@@ -174,6 +177,10 @@ impl File for OsFile {
 
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    ops::Range,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
@@ -31,6 +32,8 @@ struct World {
     held: bool,
     cut_at: Option<u64>,
     fail_sync_at: Option<u64>,
+    /// Files with this in their names are not made durable.
+    refused: Option<String>,
     fail_append_at: Option<u64>,
     capacity: Option<u64>,
 }
@@ -39,6 +42,9 @@ struct World {
 struct Contents {
     seen: Vec<u8>,
     durable: Vec<u8>,
+    /// Where `seen` was written since the last sync. As Linux does it, a sync that fails takes nothing
+    /// back and counts nothing as unwritten: the next one does not write it again.
+    unsynced: Vec<Range<usize>>,
 }
 
 /// Operations so far.
@@ -73,6 +79,11 @@ impl FaultyDisk {
     pub fn fail_sync(&self, sync: u64) {
         let mut world = self.world();
         world.fail_sync_at = Some(world.counts.syncs + sync);
+    }
+
+    /// Lets every sync of a file fail that has `part` in its name, until that is `None`.
+    pub fn refuse_syncs(&self, part: Option<&str>) {
+        self.world().refused = part.map(str::to_owned);
     }
 
     /// Lets the `append`-th append from now on (0 is the next) fail half way with an I/O error.
@@ -129,7 +140,7 @@ impl FaultyDisk {
             let content = old.files[file].after_power_cut(&mut random);
             survived.names.insert(name.clone(), survived.files.len());
             survived.durable_names.insert(name, survived.files.len());
-            survived.files.push(Contents { seen: content.clone(), durable: content });
+            survived.files.push(Contents::synced(content));
         }
         Self { world: Arc::new(Mutex::new(survived)), ..Self::default() }
     }
@@ -158,7 +169,7 @@ impl FaultyDisk {
             let content = old.files[*file].seen.clone();
             copied.names.insert(name.clone(), copied.files.len());
             copied.durable_names.insert(name.clone(), copied.files.len());
-            copied.files.push(Contents { seen: content.clone(), durable: content });
+            copied.files.push(Contents::synced(content));
         }
         Self { world: Arc::new(Mutex::new(copied)), ..Self::default() }
     }
@@ -173,9 +184,19 @@ impl FaultyDisk {
     pub fn set_content(&self, name: &str, bytes: Vec<u8>) {
         let mut world = self.world();
         let file = world.files.len();
-        world.files.push(Contents { seen: bytes.clone(), durable: bytes });
+        world.files.push(Contents::synced(bytes));
         world.names.insert(name.to_owned(), file);
         world.durable_names.insert(name.to_owned(), file);
+    }
+
+    /// A byte changes on the disk itself, and not in what programs see while that is cached.
+    pub fn rot(&self, name: &str, at: usize) {
+        let mut world = self.world();
+        if let Some(file) = world.names.get(name).copied()
+            && let Some(byte) = world.files[file].durable.get_mut(at)
+        {
+            *byte ^= 0xff;
+        }
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -184,6 +205,38 @@ impl FaultyDisk {
 }
 
 impl Contents {
+    fn synced(content: Vec<u8>) -> Self {
+        Self { seen: content.clone(), durable: content, unsynced: Vec::new() }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let begin = self.seen.len();
+        self.seen.extend_from_slice(bytes);
+        self.unsynced.push(begin..self.seen.len());
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.seen.truncate(length);
+        self.unsynced.iter_mut().for_each(|written| written.end = written.end.min(length));
+        self.unsynced.retain(|written| written.start < written.end);
+    }
+
+    fn sync(&mut self) {
+        self.durable.resize(self.seen.len(), 0);
+        for written in self.unsynced.drain(..) {
+            self.durable[written.clone()].copy_from_slice(&self.seen[written]);
+        }
+    }
+
+    fn forget_cached(&mut self) {
+        let mut read = self.durable.clone();
+        read.resize(self.seen.len(), 0);
+        for written in &self.unsynced {
+            read[written.clone()].copy_from_slice(&self.seen[written.clone()]);
+        }
+        self.seen = read;
+    }
+
     /// What was durable, then some of what came since, in pages that reached the disk in any order.
     fn after_power_cut(&self, random: &mut Random) -> Vec<u8> {
         if self.seen == self.durable {
@@ -211,6 +264,11 @@ impl Contents {
 impl World {
     fn used(&self) -> u64 {
         self.names.values().map(|file| self.files[*file].seen.len() as u64).sum()
+    }
+
+    fn refuses(&self, file: usize) -> bool {
+        let Some(part) = &self.refused else { return false };
+        self.names.iter().any(|(name, named)| *named == file && name.contains(part.as_str()))
     }
 
     fn alive(&self) -> io::Result<()> {
@@ -300,7 +358,7 @@ impl File for FaultyFile {
         let room = world.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(world.used()));
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         let fits = if cut || failing { bytes.len() / 2 } else { bytes.len().min(room) };
-        world.files[self.file].seen.extend_from_slice(&bytes[..fits]);
+        world.files[self.file].append(&bytes[..fits]);
         world.alive()?;
         if failing {
             return Err(io::Error::other("injected write error"));
@@ -324,13 +382,20 @@ impl File for FaultyFile {
             world = self.disk.released.wait(world).unwrap_or_else(PoisonError::into_inner);
         }
         world.change_whole()?;
-        let failing = world.fail_sync_at == Some(world.counts.syncs);
+        let failing = world.fail_sync_at == Some(world.counts.syncs) || world.refuses(self.file);
         world.counts.syncs += 1;
         if failing {
+            world.files[self.file].unsynced.clear();
             return Err(io::Error::other("injected fsync error"));
         }
-        let content = &mut world.files[self.file];
-        content.durable.clone_from(&content.seen);
+        world.files[self.file].sync();
+        Ok(())
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        let mut world = self.disk.world();
+        world.alive()?;
+        world.files[self.file].forget_cached();
         Ok(())
     }
 
@@ -338,7 +403,7 @@ impl File for FaultyFile {
         let mut world = self.disk.world();
         world.change_whole()?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        world.files[self.file].seen.truncate(length);
+        world.files[self.file].truncate(length);
         Ok(())
     }
 

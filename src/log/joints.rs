@@ -11,16 +11,33 @@ use super::{
     segment::Segment,
 };
 
+/// Makes durable what a killed process left of the newest segment in memory, and lets the rest be read
+/// from the disk.
+pub(super) fn settle_newest(disk: &SharedDisk) -> Result<(), LogError> {
+    let names = segment_names(disk)?;
+    names.last().map_or(Ok(()), |newest| settle(disk, newest))
+}
+
+/// The same for one segment. Also what is in memory and taken for durable may not be, after an fsync
+/// that failed: what is shown from here on is what the disk has.
+pub(super) fn settle(disk: &SharedDisk, name: &str) -> Result<(), LogError> {
+    let mut file = disk.open(name).map_err(LogError::io("open segment"))?;
+    file.sync().map_err(LogError::io("sync segment"))?;
+    file.forget_cached().map_err(LogError::io("drop what is cached of a segment"))
+}
+
+fn segment_names(disk: &SharedDisk) -> Result<Vec<String>, LogError> {
+    let names = disk.list().map_err(LogError::io("list log directory"))?;
+    let mut names: Vec<_> =
+        names.into_iter().filter(|name| format::parse_file_name(name).is_some()).collect();
+    names.sort();
+    Ok(names)
+}
+
 /// All segments in order, each beginning where the one before ends. A newest segment that a
 /// crash left without a header is removed.
 pub(super) fn open_segments(disk: &SharedDisk) -> Result<(Vec<Arc<Segment>>, Option<TornTail>), LogError> {
-    let mut names: Vec<String> = disk
-        .list()
-        .map_err(LogError::io("list log directory"))?
-        .into_iter()
-        .filter(|name| format::parse_file_name(name).is_some())
-        .collect();
-    names.sort();
+    let names = segment_names(disk)?;
     let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(names.len());
     let mut torn = None;
     for (index, name) in names.iter().enumerate() {

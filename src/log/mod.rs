@@ -17,6 +17,7 @@ pub mod disk;
 pub mod faulty;
 mod format;
 mod joints;
+mod probe;
 mod recent;
 mod reset;
 mod segment;
@@ -42,10 +43,6 @@ use crate::clock::SharedClock;
 
 /// Appends that wait for the writer at most; more wait for room.
 const REQUESTS_MAX: usize = 256;
-/// The file that [`Log::probe`] writes.
-const PROBE: &str = "probe";
-/// A page of the kernel's.
-const PROBE_BYTES: usize = 4096;
 
 /// The log. Cloning gives another handle to the same log; when the last one goes, the writer
 /// finishes what it was given and the directory is free.
@@ -334,19 +331,13 @@ impl Log {
         }
     }
 
-    /// Whether the disk makes durable what is written: a stopped log asks before a new start is
-    /// worth trying.
+    /// Whether the disk has what this log acknowledged and makes durable what is written behind it: a log
+    /// that stopped asks before a new start is worth trying. Only such a log may: its writer is at rest.
     ///
     /// # Errors
-    /// Those of the disk.
-    pub fn probe(&self) -> io::Result<()> {
-        let disk = &self.handle.shared.disk;
-        disk.remove(PROBE)?;
-        let mut file = disk.create(PROBE)?;
-        let probed = file.append(&[0; PROBE_BYTES]).and_then(|()| file.sync());
-        disk.remove(PROBE)?;
-        probed?;
-        disk.sync_dir()
+    /// Those of the disk, and those of [`Log::open`]: what a start would end with.
+    pub fn probe(&self) -> Result<(), LogError> {
+        probe::probe(&self.handle.shared)
     }
 
     /// `records` in parts that are kept in memory together with as much that came before.

@@ -64,20 +64,25 @@ pub(super) fn carry_out(
     Ok(begun)
 }
 
+/// Whether a reset was begun and not ended.
+pub(super) fn is_decided(disk: &SharedDisk) -> Result<bool, LogError> {
+    let names = disk.list().map_err(LogError::io("list log directory"))?;
+    Ok(names.iter().any(|name| name == MARKER))
+}
+
 /// Finishes what a crash interrupted.
 pub(super) fn finish(disk: &SharedDisk, clock: &SharedClock) -> Result<(), LogError> {
-    let names = disk.list().map_err(LogError::io("list log directory"))?;
-    if !names.iter().any(|name| name == MARKER) {
+    if !is_decided(disk)? {
         return Ok(());
     }
+    // A killed process may have left it in memory alone: it must not vanish half way.
+    disk.open(MARKER)
+        .and_then(|mut marker| marker.sync().and_then(|()| marker.forget_cached()))
+        .and_then(|()| disk.sync_dir())
+        .map_err(LogError::io("sync reset marker"))?;
     let bytes = disk::read_all(&**disk, MARKER, 4096).map_err(LogError::io("read reset marker"))?;
     match decode(&bytes) {
         Some((to, log_bytes)) => {
-            // A killed process may have left it in the page cache alone: it must not vanish half way.
-            disk.open(MARKER)
-                .and_then(|mut marker| marker.sync())
-                .and_then(|()| disk.sync_dir())
-                .map_err(LogError::io("sync reset marker"))?;
             carry_out(disk, clock, to, log_bytes).map_err(LogError::io("finish log reset"))?;
         }
         None => {

@@ -21,6 +21,7 @@ use crate::clock::ManualClock;
 
 mod epochs;
 mod power;
+mod probe;
 mod retention;
 
 fn runtime() -> Runtime {

@@ -139,11 +139,13 @@ impl Writer {
         clock: SharedClock,
     ) -> Result<(Self, Option<TornTail>), LogError> {
         reset::finish(&disk, &clock)?;
+        joints::settle_newest(&disk)?;
         let (mut segments, mut torn) = joints::open_segments(&disk)?;
         let floor = segments.first().map_or(Offset::ZERO, |segment| segment.header.before);
         let mut tip = Tip::beginning_after(Offset::ZERO, 0);
         let mut active = None;
         while let Some(newest) = segments.last() {
+            joints::settle(&disk, &newest.name)?;
             let whole = newest.recover(&*disk)?;
             if is_unbegun(newest) {
                 remove_segment(&disk, newest).map_err(LogError::io("remove segment without events"))?;
@@ -155,9 +157,8 @@ impl Writer {
             let mut file = disk.open(&newest.name).map_err(LogError::io("open segment"))?;
             if whole.torn_bytes > 0 {
                 file.truncate(whole.end).map_err(LogError::io("cut torn record"))?;
+                file.sync().map_err(LogError::io("sync segment"))?;
             }
-            // What a killed process left in the page cache is shown from here on: it must be durable.
-            file.sync().map_err(LogError::io("sync segment"))?;
             disk.sync_dir().map_err(LogError::io("sync log directory"))?;
             tip = Tip { head: whole.head, chain: whole.chain, log_bytes: whole.log_bytes, time: whole.time };
             let bytes = whole.torn_bytes + torn.map_or(0, |torn| torn.bytes);
@@ -180,6 +181,11 @@ impl Writer {
             clock: Arc::clone(&clock),
         });
         Ok((Self { shared, options, clock, tip, active }, torn))
+    }
+
+    /// The newest event.
+    pub(super) fn head(&self) -> Offset {
+        self.tip.head
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {
@@ -386,10 +392,9 @@ impl Writer {
             Err(error) => Err(Failure::Final("write segment", error)),
         };
         if matches!(written, Err(Failure::Final(..))) {
-            // Nobody was told of what is in doubt. The next start would find it whole where the kernel
-            // kept it in memory, also if the disk never got it, and go on behind it.
+            // Nobody was told of what is in doubt, so the next start is not to find it.
             if let Err(error) = active.file.truncate(end) {
-                tracing::error!(%error, "what is in doubt stays in the log: the next start may find it whole");
+                tracing::error!(%error, "what is in doubt stays in the log: the next start may find it on the disk");
             }
         }
         let segment = Arc::clone(&active.segment);

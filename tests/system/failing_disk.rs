@@ -18,8 +18,8 @@ use crate::{
 
 const REPO: &str = "team/app";
 
-/// Stands before the C library: as long as a file of the name in `FAILING_DISK` is there, no log is
-/// made durable.
+/// Stands before the C library: as long as a file of the name in `FAILING_DISK` is there, no file is
+/// made durable that has in its path what that file says.
 const SHIM: &str = r#"
 #include <errno.h>
 #include <stdio.h>
@@ -31,11 +31,15 @@ const SHIM: &str = r#"
 static int refused(int file) {
     char link[64], path[4096];
     const char *failing = getenv("FAILING_DISK");
+    char refused[64] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     ssize_t length = readlink(link, path, sizeof path - 1);
-    if (failing == NULL || length < 0) return 0;
+    FILE *said = failing == NULL ? NULL : fopen(failing, "r");
+    if (said == NULL || length < 0) return 0;
     path[length] = 0;
-    return strstr(path, "/log/") != NULL && access(failing, F_OK) == 0;
+    size_t read = fread(refused, 1, sizeof refused - 1, said);
+    fclose(said);
+    return read > 0 && strstr(path, refused) != NULL;
 }
 
 static int sync_as(long call, int file) {
@@ -61,8 +65,17 @@ impl Disk {
         Self { failing }
     }
 
+    /// Nothing of the log is durable any more.
     fn fail(&self) {
-        fs::write(&self.failing, "").unwrap();
+        self.refuse("/log/");
+    }
+
+    /// No file is made durable that has `part` in its path.
+    fn refuse(&self, part: &str) {
+        // In one step: the node looks at it all the time.
+        let new = self.failing.with_extension("new");
+        fs::write(&new, part).unwrap();
+        fs::rename(new, &self.failing).unwrap();
     }
 
     fn mend(&self) {
@@ -161,6 +174,35 @@ fn a_site_whose_log_is_not_durable_asks_its_primary_until_a_new_start_helps() {
     cluster.sites[0].wait_until(|status| status["state"] == "streaming" && status["alarm"].is_null());
     cluster.wait_complete();
     assert_eq!(puller.get(&tag).body, moved.manifest);
+}
+
+#[test]
+fn a_segment_that_alone_is_not_durable_starts_nothing_again_and_again() {
+    let mut cluster = Cluster::start(Options { sites: vec![], ..Options::default() });
+    let dir = tempfile::tempdir().unwrap();
+    cluster.primary.stop();
+    let disk = Disk::below(&mut cluster.primary, dir.path());
+    cluster.primary.start();
+    let pusher = Session::user(&cluster, &cluster.primary, &[REPO]);
+    let pushed = pusher.push_image(REPO, "1", &[&bytes(1000, 4)]);
+    let (pid, tag) = (cluster.primary.pid(), format!("/v2/{REPO}/manifests/1"));
+
+    // Any other file is as durable as ever.
+    disk.refuse(".log");
+    assert_eq!(pusher.put_manifest(REPO, "2", &pushed.manifest).status, 503);
+    wait_for("the disk to be asked", || {
+        cluster.primary.log().contains("the disk does not make the log durable").then_some(())
+    });
+    let puller = Session::anyone(&cluster, &cluster.primary, &[REPO]);
+    assert_eq!(puller.get(&tag).body, pushed.manifest, "pulls go on");
+    assert_eq!(cluster.primary.pid(), pid);
+    assert_eq!(page(&cluster.primary, "/readyz").0, 503);
+
+    disk.mend();
+    assert_eq!(cluster.primary.ended().code(), Some(1));
+    cluster.primary.start();
+    assert_eq!(pusher.put_manifest(REPO, "2", &pushed.manifest).status, 201);
+    assert_eq!(puller.get(&tag).body, pushed.manifest);
 }
 
 fn page(node: &Node, target: &str) -> (u16, String) {

@@ -204,7 +204,7 @@ impl Client {
         });
         let takes_tags = matches!(names, [What::Manifest(Reference::Digest(_))]);
         let intent = Intent { number, repo: repo.clone(), names: references.collect(), takes_tags };
-        intents.open(intent, machine.clock.ahead_of_steady(0));
+        intents.open(intent, machine.clock.steady_time());
         Some((site, number))
     }
 

@@ -1,8 +1,11 @@
 //! What the clocks of the world's machines show: each is off, and drifts.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
-use outport::clock::Clock;
+use outport::clock::{Clock, Forward};
 use outport_proto::Timestamp;
 use tokio::time::Instant;
 
@@ -13,14 +16,15 @@ const BEGINNING: Timestamp = Timestamp::from_secs(1_000_000_000);
 #[derive(Debug)]
 pub(crate) struct MachineClock {
     begun: Instant,
-    ahead_micros: i64,
+    ahead_micros: AtomicI64,
+    forward: Forward,
     /// How much it gains, in parts of a million.
     drift: i64,
 }
 
 impl MachineClock {
     pub(crate) fn new(begun: Instant, ahead_micros: i64, drift: i64) -> Self {
-        Self { begun, ahead_micros, drift }
+        Self { begun, ahead_micros: AtomicI64::new(ahead_micros), forward: Forward::new(), drift }
     }
 }
 
@@ -34,11 +38,16 @@ impl MachineClock {
 
 impl Clock for MachineClock {
     fn now(&self) -> Timestamp {
-        let ahead = self.passed_micros() + self.ahead_micros;
+        let ahead = self.passed_micros() + self.ahead_micros.load(Ordering::Relaxed);
         Timestamp::from_micros(BEGINNING.as_micros().saturating_add_signed(ahead))
     }
 
     fn steady(&self) -> Duration {
         Duration::from_micros(u64::try_from(self.passed_micros()).unwrap_or_default())
+    }
+
+    fn latest(&self) -> Duration {
+        let steady = self.steady();
+        steady + self.forward.by(self.now(), steady)
     }
 }

@@ -167,7 +167,7 @@ impl World {
             (state.intents.clone(), state.boots.to_string())
         };
         let owner = (name.clone(), 1000);
-        let intents = Intents::open_on(Arc::new(disk), Some(&boot), past, owner, clock.ahead_of_steady(0));
+        let intents = Intents::open_on(Arc::new(disk), Some(&boot), past, owner, clock.steady_time());
         let edge = Edge {
             upstream: Arc::clone(&upstream),
             flights: flights.clone(),

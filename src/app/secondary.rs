@@ -283,7 +283,7 @@ async fn open_intents(
     past: Past,
     clock: &SharedClock,
 ) -> Result<Intents, StartError> {
-    let (dir, site, now) = (data_dir.join("intents"), config.site.clone(), clock.ahead_of_steady(0));
+    let (dir, site, now) = (data_dir.join("intents"), config.site.clone(), clock.steady_time());
     let opening = blocking::spawn(move || {
         let disk = OsDisk::open(&dir)?;
         Ok(Intents::open_on(disk, boot_id().as_deref(), past, (site, INTENTS_MAX), now))

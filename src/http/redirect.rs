@@ -187,7 +187,7 @@ impl Redirects {
     /// Opens the intent before the request goes anywhere.
     async fn open(&self, intent: Option<Intent>, clock: &SharedClock) -> Result<(), ApiError> {
         let Some(intent) = intent else { return Ok(()) };
-        let (intents, now) = (self.intents.clone(), clock.ahead_of_steady(0));
+        let (intents, now) = (self.intents.clone(), clock.steady_time());
         blocking::spawn(move || intents.open(intent, now)).await.map_err(|error| {
             tracing::error!(%error, "noting a write intent broke off");
             ApiError::Internal

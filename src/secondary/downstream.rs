@@ -57,7 +57,7 @@ struct Word {
 struct Heard {
     heartbeat: Heartbeat,
     at: Instant,
-    /// How far the primary's clock is ahead of the steady one here, by this and the heartbeats before.
+    /// How far the primary's clock is ahead of the latest reading here, by this and the heartbeats before.
     ahead_micros: i64,
 }
 
@@ -83,7 +83,7 @@ impl Downstream {
         }
     }
 
-    /// A heartbeat came, and the primary's clock is so far ahead of the steady one here: that one
+    /// A heartbeat came, and the primary's clock is so far ahead of the latest reading here: that one
     /// heartbeat was slow must not make those who follow believe in a younger one.
     pub(super) fn heard(&self, heartbeat: Heartbeat, ahead_micros: i64) {
         let heard = Heard { heartbeat, at: Instant::now(), ahead_micros };
@@ -170,7 +170,7 @@ impl PassedOn {
         let (durable, log_bytes) = (begun(log.head()), log.bytes());
         let heartbeat = match heard {
             Some(heard) => {
-                Heartbeat { now: self.clock.ahead_of_steady(heard.ahead_micros), ..heard.heartbeat }
+                Heartbeat { now: self.clock.ahead_of_latest(heard.ahead_micros), ..heard.heartbeat }
             }
             None => Heartbeat {
                 head: durable,

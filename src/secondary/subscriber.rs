@@ -104,7 +104,8 @@ pub struct Subscription {
     intake: Intake,
     primary_clock: PrimaryClock,
     view: SiteView,
-    begun: Instant,
+    /// By the clock's latest reading: the session's time counts from here.
+    begun: Duration,
     /// Whether this session came to a heartbeat.
     heard: bool,
     /// What was said on this stream of the sites behind this one.
@@ -140,12 +141,13 @@ impl Subscription {
             log_bytes: parts.journal.log().bytes(),
         };
         let intake = Intake::new(parts.journal.clone());
+        let begun = parts.clock.latest();
         let this = Self {
             subscriber: Subscriber::new(config, progress),
             intake,
             primary_clock: PrimaryClock::default(),
-            view: SiteView::new(SiteStatus::default()),
-            begun: Instant::now(),
+            view: SiteView::new(SiteStatus::default(), Arc::clone(&parts.clock)),
+            begun,
             heard: false,
             reported: BTreeMap::new(),
             reported_at: None,
@@ -158,6 +160,11 @@ impl Subscription {
         this.show(None);
         let view = this.view.clone();
         (this, view)
+    }
+
+    /// The session's time: what was heard before the machine was held or slept is as old as that.
+    fn now(&self) -> Duration {
+        self.parts.clock.latest().saturating_sub(self.begun)
     }
 
     /// Follows until shutdown.
@@ -256,7 +263,7 @@ impl Subscription {
         let mut stream = Stream { sink: FrameSink::new(send, STALL_TIMEOUT), is_open: false };
         let mut frames = FrameStream::<FromPrimary>::new(receive);
         self.subscriber.handle_have(self.have_digest().await?);
-        self.subscriber.handle_connected(self.begun.elapsed());
+        self.subscriber.handle_connected(self.now());
         self.reported.clear();
         self.reported_at = None;
         let mut heard_at = Instant::now();
@@ -264,15 +271,15 @@ impl Subscription {
         let mut applied = self.parts.journal.watch_applied();
         let mut taking = Taking::default();
         loop {
-            while let Some(frame) = self.subscriber.poll_transmit(self.begun.elapsed()) {
+            while let Some(frame) = self.subscriber.poll_transmit(self.now()) {
                 stream.send(&frame).await?;
             }
             while let Some(notice) = self.subscriber.poll_notice() {
                 self.act_on(notice, connections, &mut taking).await?;
             }
             self.show(Some(connections));
-            let now = self.begun.elapsed();
-            let wake_at = self.subscriber.poll_timeout(now).map(|at| self.begun + at);
+            let now = self.now();
+            let wake_at = self.subscriber.poll_timeout(now).map(|at| Instant::now() + at.saturating_sub(now));
             let silent_at = heard_at + SILENCE_MAX;
             tokio::select! {
                 biased;
@@ -291,7 +298,7 @@ impl Subscription {
                 ended = self.divergence.round_ended() => self.divergence.handle_round(&ended),
                 incoming = frames.incoming() => {
                     heard_at = Instant::now();
-                    let now = self.begun.elapsed();
+                    let now = self.now();
                     match incoming? {
                         Incoming::Frame(frame) => self.subscriber.handle_frame(now, frame),
                         Incoming::Bytes => self.subscriber.handle_activity(now),
@@ -302,7 +309,7 @@ impl Subscription {
                     if Instant::now() >= silent_at {
                         return Err(End::Silent);
                     }
-                    self.subscriber.handle_timeout(self.begun.elapsed());
+                    self.subscriber.handle_timeout(self.now());
                 }
             }
             self.handle_applied(*applied.borrow_and_update());
@@ -376,7 +383,7 @@ impl Subscription {
                 let rtt = connections.log.rtt();
                 // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {
-                    let ahead = self.primary_clock.heard(heartbeat.now, self.parts.clock.steady(), rtt);
+                    let ahead = self.primary_clock.heard(heartbeat.now, self.parts.clock.latest(), rtt);
                     self.parts.downstream.heard(heartbeat, ahead);
                     self.divergence.handle_heartbeat(&heartbeat);
                 }
@@ -501,7 +508,7 @@ impl Subscription {
 
     /// Tells readers and the status page where the site stands.
     fn show(&self, connections: Option<&Connections>) {
-        let now = self.begun.elapsed();
+        let now = self.now();
         let is_following = self.subscriber.state() == SubscriberState::Streaming;
         let is_open = is_following || self.subscriber.state() == SubscriberState::Snapshot;
         let rtt = connections.map(|connections| connections.log.rtt());

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use crate::{
     status::Halted,
     support::{
         Cluster, Options,
-        http::Client,
+        http::{Client, Response},
         listens,
         session::{Session, absolute, bytes, finish},
         signal, wait_for,
@@ -183,49 +184,78 @@ fn a_site_that_is_cut_off_for_too_long_answers_no_tags() {
 /// Stands before the C library: as long as a file of the name in `CLOCK_SET_BACK` is there, the wall
 /// clock is an hour behind.
 const CLOCK: &str = r#"
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
-    const char *set_back = getenv("CLOCK_SET_BACK");
+    const char *ahead = getenv("CLOCK_AHEAD");
     int failed = (int)syscall(SYS_clock_gettime, clock, now);
-    if (clock == CLOCK_REALTIME && set_back != NULL && access(set_back, F_OK) == 0) now->tv_sec -= 3600;
+    FILE *said = clock != CLOCK_REALTIME || ahead == NULL ? NULL : fopen(ahead, "r");
+    if (said == NULL) return failed;
+    long seconds = 0;
+    if (fscanf(said, "%ld", &seconds) == 1) now->tv_sec += seconds;
+    fclose(said);
     return failed;
 }
 "#;
 
-#[test]
-fn an_answer_grows_old_whoever_sets_the_clock() {
-    let site_toml = "[read]\nstale_max_seconds = 4\n".to_owned();
+/// A site with tag 1 that is cut off from its primary, and the file that says how far ahead its wall clock is.
+fn cut_off(site_toml: &str) -> (Cluster, tempfile::TempDir, PathBuf) {
+    let site_toml = site_toml.to_owned();
     let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], site_toml, ..Options::default() });
     let dir = tempfile::tempdir().unwrap();
-    let set_back = dir.path().join("set-back");
+    let ahead = dir.path().join("ahead");
     let site = &mut cluster.sites[0];
     site.stop();
-    site.environment =
-        vec![("LD_PRELOAD", shim::built(dir.path(), CLOCK)), ("CLOCK_SET_BACK", set_back.clone())];
+    site.environment = vec![("LD_PRELOAD", shim::built(dir.path(), CLOCK)), ("CLOCK_AHEAD", ahead.clone())];
     site.start();
     site.wait_until(|status| status["state"] == "streaming");
     Session::user(&cluster, &cluster.primary, &[REPO]).push_image(REPO, "1", &[&bytes(1000, 80)]);
     cluster.wait_complete();
     cluster.primary.kill();
-    let site = &cluster.sites[0];
-    site.wait_until(|status| status["state"] == "disconnected");
-    fs::write(set_back, "").unwrap();
-    // To such a clock every token is of the future; anybody may pull this.
-    let pull = || Client::plain().get(&site.registry(), &format!("/v2/{REPO}/manifests/1"), &[]);
-    let mut age = 0;
+    cluster.sites[0].wait_until(|status| status["state"] == "disconnected");
+    (cluster, dir, ahead)
+}
+
+/// To clocks that are set tokens are of another time; anybody may pull this.
+fn pull(cluster: &Cluster) -> Response {
+    Client::plain().get(&cluster.sites[0].registry(), &format!("/v2/{REPO}/manifests/1"), &[])
+}
+
+fn age(answer: &Response) -> u64 {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.header("age").expect("it is stale").parse().unwrap()
+}
+
+#[test]
+fn an_answer_is_as_old_as_a_machine_that_was_held_learns_from_its_wall_clock() {
+    let (cluster, _dir, ahead) = cut_off("");
+    assert!(age(&pull(&cluster)) < 300);
+    fs::write(&ahead, "600").unwrap();
+    assert!(age(&pull(&cluster)) >= 600);
+    let heard = cluster.sites[0].status()["heartbeat_age_seconds"].as_f64();
+    assert!(heard.is_some_and(|seconds| seconds >= 600.0), "{heard:?}");
+    fs::write(&ahead, "-3600").unwrap();
+    assert!(age(&pull(&cluster)) >= 600, "what is set back says nothing");
+}
+
+#[test]
+fn an_answer_grows_old_whoever_sets_the_clock() {
+    let (cluster, _dir, ahead) = cut_off("[read]\nstale_max_seconds = 4\n");
+    fs::write(ahead, "-3600").unwrap();
+    let pull = || pull(&cluster);
+    let mut oldest = 0;
     wait_for("the tag to be too old", || {
         let got = pull();
         if got.status == 503 {
             return Some(());
         }
-        assert_eq!(got.status, 200, "{}", got.text());
-        let grown = got.header("age").expect("it is stale").parse().unwrap();
-        assert!(grown >= age, "{grown} s after {age} s");
-        age = grown;
+        let grown = age(&got);
+        assert!(grown >= oldest, "{grown} s after {oldest} s");
+        oldest = grown;
         None
     });
 }

@@ -113,7 +113,7 @@ impl Ruling {
 impl Shared {
     /// How far this site is now. Write intents on what the pull `concerns` concern it.
     pub(super) fn view(&self, repo: &RepoName, concerns: Concerns<'_>) -> View {
-        let now = self.site.clock.ahead_of_steady(0);
+        let now = self.site.clock.steady_time();
         let session = self.remote.as_ref().map(|remote| remote.session.now()).unwrap_or_default();
         let intent_open = self.remote.as_ref().is_some_and(|remote| match concerns {
             Concerns::Reference(reference) => remote.intents.is_open(repo, reference, now),
@@ -134,7 +134,7 @@ impl Shared {
     pub(super) fn remembers(&self, repo: &RepoName, asked: &Asked) -> bool {
         let Some(remote) = &self.remote else { return false };
         remote.remembered.get(repo, asked).is_some()
-            && !remote.intents.is_open_in(repo, self.site.clock.ahead_of_steady(0))
+            && !remote.intents.is_open_in(repo, self.site.clock.steady_time())
     }
 
     /// Applies the rules.

@@ -153,7 +153,7 @@ impl Answerer {
     }
 
     /// Waits until the index shows all that the log has: sites are sent what is durable, and must not
-    /// be answered as of before what they were sent.
+    /// be answered as of before what they were sent. While nothing is applied that is said at once.
     async fn level(&self, request: &Request) -> Result<(), AnswerError> {
         let is_of_now = matches!(
             request,
@@ -163,10 +163,15 @@ impl Answerer {
                 | Request::Fetch { .. }
         );
         let head = self.journal.log().head();
-        let is_level = !is_of_now
-            || self.journal.applied() >= head
-            || self.journal.wait_applied(head, LEVEL_WAIT_MAX).await;
-        if is_level { Ok(()) } else { Err(AnswerError::Behind { head }) }
+        if !is_of_now || self.journal.applied() >= head {
+            return Ok(());
+        }
+        let level = tokio::time::timeout(LEVEL_WAIT_MAX, self.journal.applied_or_stuck(head)).await;
+        let behind = |reason: String| AnswerError::Behind { head, reason };
+        match level {
+            Ok(level) => level.map_err(|error| behind(error.to_string())),
+            Err(_) => Err(behind(format!("for {LEVEL_WAIT_MAX:?}"))),
+        }
     }
 
     /// What is looked up here, away from the runtime's threads.
@@ -454,8 +459,8 @@ pub(super) enum AnswerError {
     Read(std::io::Error),
     #[error("{0} is in the index and not in the store")]
     Missing(Digest),
-    #[error("the index is behind the log's head {head}")]
-    Behind { head: Offset },
+    #[error("the index is behind the log's head {head}: {reason}")]
+    Behind { head: Offset, reason: String },
     #[error("an answer crashed: {0}")]
     Crashed(String),
 }

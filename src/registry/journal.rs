@@ -425,7 +425,11 @@ impl Journal {
         Installation::forget(Arc::clone(&self.shared)).await
     }
 
-    async fn applied_or_stuck(&self, offset: Offset) -> Result<(), JournalError> {
+    /// Waits until `offset` is applied.
+    ///
+    /// # Errors
+    /// As soon as it is known that events are not applied now, and why: that may last.
+    pub async fn applied_or_stuck(&self, offset: Offset) -> Result<(), JournalError> {
         let mut applied = self.watch_applied();
         let mut condition = self.shared.condition.subscribe();
         let stuck = |condition: &Condition| !matches!(condition, Condition::Applying);

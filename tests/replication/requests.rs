@@ -1,5 +1,7 @@
 //! What a site asks its primary, and what it gets.
 
+use std::time::Duration;
+
 use outport::fetch::{At, Upstream as _, UpstreamError};
 use outport_proto::{Change, Digest, Offset, Reference};
 
@@ -84,4 +86,26 @@ async fn no_is_said_by_the_index_alone_and_with_its_offset() {
     assert!(matches!(linked_and_lost, Err(UpstreamError::Unavailable(_))), "{linked_and_lost:?}");
     primary.commit(vec![Change::BlobDeleted { repo: name.clone(), digest: gone }]).await;
     assert!(site.upstream.fetch(&name, &gone, 0).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_index_that_takes_nothing_more_is_behind_at_once() {
+    let world = World::new();
+    let primary = world.primary().await;
+    let site = world.site(&primary).await;
+    site.session("going live", |session| session.live).await;
+    primary.journal.index().close().unwrap();
+    let change = tagged("lazy/app", "1", b"{}", &[]);
+    let head = primary.journal.log().append("tester", vec![change]).await.unwrap();
+    primary.journal.applied_or_stuck(head).await.unwrap_err();
+    let (name, tag) = (repo("lazy/app"), "1".parse().unwrap());
+    // Each of them once waited for a second.
+    let asked = async {
+        for _ in 0..20 {
+            let answer = site.upstream.resolve(&name, &tag).await.unwrap_err().to_string();
+            assert!(answer.contains("the index is behind the log's head 1.1"), "{answer}");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked).await.expect("no question waits");
+    site.stop().await;
 }

@@ -5,12 +5,14 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use outport_proto::{
     codec,
     frame::{FromPrimary, Keys, Welcome},
 };
+use tokio::time::Instant;
 
 /// File name inside the site's data directory.
 const FILE: &str = "session";
@@ -22,7 +24,12 @@ pub struct Memory {
     last: Option<Box<Welcome>>,
     /// Whether the file does not say it yet.
     is_news: bool,
+    /// When that could not be changed last.
+    failed_at: Option<Instant>,
 }
+
+/// A disk that takes nothing is left alone for so long.
+const REST: Duration = Duration::from_secs(10);
 
 impl Memory {
     /// Reads what the directory `dir` remembers. What cannot be decoded is forgotten: the next
@@ -43,7 +50,7 @@ impl Memory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(MemoryError { path, source }),
         };
-        Ok(Self { path, last, is_news: false })
+        Ok(Self { path, last, is_news: false, failed_at: None })
     }
 
     /// What the primary said last.
@@ -63,7 +70,9 @@ impl Memory {
 
     /// Takes in a `Welcome`.
     pub fn welcomed(&mut self, welcome: Box<Welcome>) {
-        self.is_news |= self.last.as_deref().is_none_or(|last| lasting(last) != lasting(&welcome));
+        if self.last.as_deref().is_none_or(|last| lasting(last) != lasting(&welcome)) {
+            self.has_news();
+        }
         self.last = Some(welcome);
     }
 
@@ -73,18 +82,28 @@ impl Memory {
             && last.keys != keys
         {
             last.keys = keys;
-            self.is_news = true;
+            self.has_news();
         }
     }
 
-    /// Whether there is something to [`Memory::save`].
-    pub fn is_news(&self) -> bool {
-        self.is_news
+    /// News are worth a try at once.
+    fn has_news(&mut self) {
+        (self.is_news, self.failed_at) = (true, None);
+    }
+
+    /// Whether it is time to [`Memory::save`]: there is something, and it did not fail a moment ago.
+    pub fn is_due(&self) -> bool {
+        self.is_news && self.failed_at.is_none_or(|at| at.elapsed() >= REST)
     }
 
     /// What was saved was the newest.
     pub fn saved(&mut self) {
-        self.is_news = false;
+        (self.is_news, self.failed_at) = (false, None);
+    }
+
+    /// It could not be saved.
+    pub fn failed(&mut self) {
+        self.failed_at = Some(Instant::now());
     }
 
     /// Makes what is remembered durable. Blocks on the disk.
@@ -152,12 +171,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_restart_remembers_cluster_and_newest_keys() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut memory = Memory::open(dir.path()).unwrap();
-        assert_eq!(memory.cluster(), None);
-        let welcome = Welcome {
+    fn welcome() -> Welcome {
+        Welcome {
             version: 1,
             cluster: "c1".to_owned(),
             head: Offset::new(1, 4),
@@ -168,15 +183,45 @@ mod tests {
             token_service: "hub".to_owned(),
             public_url: "https://hub".to_owned(),
             path: Vec::new(),
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_takes_nothing_is_left_alone_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = Memory::open(dir.path()).unwrap();
+        memory.welcomed(Box::new(welcome()));
+        dir.close().unwrap();
+        let mut tries = 0;
+        // As often as heartbeats come, for a minute.
+        for _ in 0..240 {
+            if memory.is_due() {
+                tries += 1;
+                memory.save().unwrap_err();
+                memory.failed();
+            }
+            tokio::time::advance(Duration::from_millis(250)).await;
+        }
+        assert_eq!(tries, 6);
+        memory.failed();
+        memory.rekeyed(keys(2));
+        assert!(memory.is_due(), "what is new is worth a try");
+    }
+
+    #[test]
+    fn a_restart_remembers_cluster_and_newest_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = Memory::open(dir.path()).unwrap();
+        assert_eq!(memory.cluster(), None);
+        let welcome = welcome();
         memory.welcomed(Box::new(welcome.clone()));
         memory.rekeyed(keys(2));
-        assert!(memory.is_news(), "until it is saved");
+        assert!(memory.is_due(), "until it is saved");
         memory.save().unwrap();
         memory.saved();
         memory.rekeyed(keys(2));
         memory.welcomed(Box::new(Welcome { head: Offset::new(1, 9), keys: keys(2), ..welcome }));
-        assert!(!memory.is_news());
+        assert!(!memory.is_due());
 
         let again = Memory::open(dir.path()).unwrap();
         assert_eq!(again.cluster(), Some("c1"));

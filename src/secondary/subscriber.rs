@@ -408,15 +408,16 @@ impl Subscription {
 
     /// Makes what the primary said durable, unless it is. A disk that was full is tried again.
     async fn remember(&mut self) {
-        if !self.parts.memory.is_news() {
+        if !self.parts.memory.is_due() {
             return;
         }
         let memory = self.parts.memory.clone();
         match blocking::spawn(move || memory.save()).await {
+            Ok(Ok(())) => return self.parts.memory.saved(),
             Ok(Err(error)) => tracing::warn!(%error, "cannot remember the primary"),
             Err(error) => tracing::error!(%error, "remembering the primary crashed"),
-            Ok(Ok(())) => self.parts.memory.saved(),
         }
+        self.parts.memory.failed();
     }
 
     /// The session is over: nothing more comes, and what runs ends.

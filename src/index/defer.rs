@@ -4,7 +4,7 @@
 //! [`Index::settled`], up to which the database holds it all. Only the database outlives the process.
 
 use std::sync::{
-    Arc,
+    Arc, PoisonError, RwLockWriteGuard,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -39,12 +39,14 @@ impl Index {
 
     pub(super) fn defer_with(&self, memory_bytes_max: usize) -> Result<(), IndexError> {
         let Some(home) = &self.shared.home else { return Ok(()) };
+        // Only who holds this begins to defer, or ends it.
         let _writer = self.shared.writer_if_open()?;
-        let mut overlay = self.shared.overlay.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if overlay.is_none() {
-            let base = Arc::clone(&self.shared.base);
-            *overlay = Some(Arc::new(Overlay::new(base, home.dir(), memory_bytes_max)?));
+        if self.is_deferring() {
+            return Ok(());
         }
+        // It reads the database first, and readers do not wait for that.
+        let overlay = Overlay::new(Arc::clone(&self.shared.base), home.dir(), memory_bytes_max)?;
+        *self.shared.overlay_mut() = Some(Arc::new(overlay));
         Ok(())
     }
 
@@ -94,7 +96,11 @@ impl Index {
 
 impl Shared {
     pub(super) fn overlay(&self) -> Option<Arc<Overlay>> {
-        self.overlay.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.overlay.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn overlay_mut(&self) -> RwLockWriteGuard<'_, Option<Arc<Overlay>>> {
+        self.overlay.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_over(&self, overlay: &Arc<Overlay>) -> bool {
@@ -111,7 +117,10 @@ impl Shared {
             let reason = format!("the database is not in the state that was shown at {}", below.applied);
             return self.noting_damage(Err(IndexError::Damaged(reason)));
         }
-        *self.overlay.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        let ended = self.overlay_mut().take();
+        drop((below, writer));
+        // Its memory and its files go when nobody waits for it.
+        drop(ended);
         Ok(())
     }
 }

@@ -460,7 +460,8 @@ impl Shared {
             })?;
         }
         let mut below = lock(&self.below.state);
-        *self.overlay.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let ended = self.overlay_mut().take();
+        drop(ended);
         loop {
             let page = self.base.page(&[], &[], CLEAR_ROWS)?;
             if page.is_empty() {

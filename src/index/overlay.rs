@@ -198,6 +198,9 @@ impl Overlay {
                 layers.below = None;
             }
         }
+        // Their files are closed, and with that removed, when nobody waits for it.
+        drop(layers);
+        drop(gone);
     }
 
     /// Rows at or behind `from` that begin with `prefix`, about `rows_max` of each layer, removed

@@ -1,5 +1,6 @@
 //! What users of the index see.
 
+mod defer;
 mod disk;
 mod mending;
 mod properties;

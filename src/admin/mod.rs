@@ -8,6 +8,7 @@ mod ask;
 mod gc;
 mod metrics;
 mod prefetch;
+mod revoke;
 mod verify;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 pub use ask::{TIMEOUT_MAX, WAITS_MAX};
 pub use metrics::StatusCollector;
 pub use prefetch::{Lines, PREFETCHES_MAX};
+pub use revoke::Revoke;
 
 use crate::{
     registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
@@ -55,6 +57,8 @@ pub struct Admin {
     pub prefetches: Option<Arc<dyn Prefetches>>,
     /// A permit for each such request under way: [`PREFETCHES_MAX`] of them.
     pub prefetch_turns: Arc<Semaphore>,
+    /// Makes void what is remembered of callers; `None` where nothing is, or it is another's to say.
+    pub revoke: Option<Revoke>,
     /// Ends the waits.
     pub shutdown: Shutdown,
 }
@@ -76,8 +80,8 @@ impl Admin {
     async fn page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let acts =
-            matches!(path, "/v1/gc" | "/v1/prefetch" | "/v1/verify") && request.method() == Method::POST;
+        let acts = matches!(path, "/v1/gc" | "/v1/prefetch" | "/v1/revoke" | "/v1/verify")
+            && request.method() == Method::POST;
         if !is_read && !acts {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
         }
@@ -109,6 +113,8 @@ impl Admin {
             "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/verify" if is_read => self.verified(),
             "/v1/verify" => self.verify(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/revoke" if is_read => error(StatusCode::METHOD_NOT_ALLOWED, "only POST revokes anything"),
+            "/v1/revoke" => self.revoked(request.headers()),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
@@ -221,6 +227,7 @@ mod tests {
             verification: Arc::new(Nowhere),
             prefetches: None,
             prefetch_turns: Arc::new(Semaphore::new(1)),
+            revoke: None,
             shutdown: Shutdown::new(),
         }
     }
@@ -299,6 +306,23 @@ mod tests {
         let (status, text) = get(&admin, "/v1/gc", None).await;
         assert_eq!(status, StatusCode::OK);
         assert!(text.starts_with(r#"{"pass":1,"running":"#), "{text}");
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_of_callers_is_revoked_where_it_comes_from() {
+        let post = |header: &str| {
+            Request::post("/v1/revoke").header(header, "https://elsewhere.example").body(()).unwrap()
+        };
+        let nothing = admin(None, true);
+        assert_eq!(nothing.respond(&post("referer")).await.status(), StatusCode::CONFLICT);
+        let revoke: Revoke = Arc::new(|| outport_proto::Timestamp::from_secs(7));
+        let admin = Admin { revoke: Some(revoke), ..nothing };
+        assert_eq!(get(&admin, "/v1/revoke", None).await.0, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(admin.respond(&post("origin")).await.status(), StatusCode::FORBIDDEN);
+        let revoked = admin.respond(&post("referer")).await;
+        assert_eq!(revoked.status(), StatusCode::OK);
+        let body = revoked.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(&body[..], br#"{"revoked_seconds":7.0}"#);
     }
 
     #[tokio::test]

@@ -5,11 +5,17 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use outport_proto::frame::{AuthMode, Keys};
 
-use super::{StartError, issuer::IssuerSource};
+use super::{
+    StartError,
+    delegation::{self, Delegation},
+    issuer::IssuerSource,
+};
 use crate::{
+    admin::Revoke,
     auth::{AccessRules, Authenticator, Leeway, PrimaryKeys, TokenLives, TokenService, Users, Verifier},
     clock::SharedClock,
     config,
+    fetch::backend::Backend,
     http::TOKEN_PATH,
     log::Log,
     primary::source::KeysOf,
@@ -29,61 +35,58 @@ pub(super) struct Callers {
     pub(super) tokens: Option<Arc<TokenService>>,
     /// Who may do what, if that is known here.
     pub(super) rules: Option<AccessRules>,
+    /// Makes void what is remembered of callers, if anything is.
+    pub(super) revoke: Option<Revoke>,
 }
 
 impl Callers {
-    /// As configured. Keys of another issuer are looked after until shutdown.
+    /// As configured; `registry` is the one behind the primary, if there is one. Whatever has to be looked
+    /// after is, until shutdown.
     pub(super) async fn new(
         config: &config::Primary,
+        registry: Option<Backend>,
         keys: &Arc<PrimaryKeys>,
         clock: &SharedClock,
         log: &Log,
         shutdown: &Shutdown,
     ) -> Result<Self, StartError> {
         let public_url = config.registry.public_url.as_str();
-        let verifier = Verifier::new(Arc::clone(clock), Leeway::default());
-        let authenticator = Arc::new(Authenticator::new(verifier, None));
         let told = |mode, public_pull| Told::new(Arc::clone(keys), mode, public_pull, Arc::clone(clock));
+        let by = |told, realm: String, service: String| {
+            let verifier = Verifier::new(Arc::clone(clock), Leeway::default());
+            let authenticator = Arc::new(Authenticator::new(verifier, None));
+            Self { authenticator, told, realm, service, tokens: None, rules: None, revoke: None }
+        };
         let callers = match &config.auth {
             config::Auth::Outport(own) => {
                 let rules = own.rules().map_err(|error| StartError::new("read auth.access", error))?;
                 let tokens = token_service(own, keys, rules.clone(), clock, log)?;
-                Self {
-                    authenticator,
-                    told: told(keys.own_mode(&own.issuer), rules.public_pull()),
-                    realm: format!("{public_url}{TOKEN_PATH}"),
-                    service: own.service.clone(),
-                    tokens: Some(Arc::new(tokens)),
-                    rules: Some(rules),
-                }
+                let told = told(keys.own_mode(&own.issuer), rules.public_pull());
+                let callers = by(told, format!("{public_url}{TOKEN_PATH}"), own.service.clone());
+                Self { tokens: Some(Arc::new(tokens)), rules: Some(rules), ..callers }
             }
             config::Auth::Token(token) => {
                 let (issuer, mode) = IssuerSource::open(token).await?;
                 let told = told(mode, token.public_pull.clone());
-                issuer.watch(&authenticator, &told, shutdown);
-                Self {
-                    authenticator,
-                    told,
-                    realm: token.realm.as_str().to_owned(),
-                    service: token.service.clone(),
-                    tokens: None,
-                    rules: None,
-                }
+                let callers = by(told, token.realm.as_str().to_owned(), token.service.clone());
+                issuer.watch(&callers.authenticator, &callers.told, shutdown);
+                callers
             }
-            config::Auth::Delegated(_) => {
-                return Err(StartError::new(
-                    "use auth.mode",
-                    "delegated needs a registry behind this primary",
-                ));
+            config::Auth::Delegated(delegated) => {
+                let registry = registry.ok_or_else(|| {
+                    StartError::new("use auth.mode", "there is no registry behind this primary to ask")
+                })?;
+                let delegation = Arc::new(Delegation::new(registry, delegated, clock));
+                let told = told(delegation.mode(), delegated.public_pull.clone());
+                let authenticator = delegation.authenticator(&told, clock)?;
+                shutdown.spawn(delegation::learn_challenge(Arc::clone(&authenticator), shutdown.clone()));
+                let revoke: Revoke = Arc::new(move || delegation.revoke());
+                let callers = by(told, public_url.to_owned(), String::new());
+                Self { authenticator, revoke: Some(revoke), ..callers }
             }
-            config::Auth::Anonymous => Self {
-                authenticator,
-                told: told(AuthMode::Anonymous, Vec::new()),
-                realm: public_url.to_owned(),
-                service: String::new(),
-                tokens: None,
-                rules: None,
-            },
+            config::Auth::Anonymous => {
+                by(told(AuthMode::Anonymous, Vec::new()), public_url.to_owned(), String::new())
+            }
         };
         let learnt = callers.authenticator.learn(&callers.told.mode(), &callers.service);
         learnt.map_err(|error| StartError::new("use the keys of tokens", error))?;

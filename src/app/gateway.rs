@@ -30,6 +30,8 @@ pub(super) struct Parts {
     pub(super) writes: Writes,
     /// Who is asked for what is not here.
     pub(super) above: Option<Above>,
+    /// The registry itself.
+    pub(super) registry: Option<Backend>,
 }
 
 /// The registry behind, ready to be asked.
@@ -60,7 +62,8 @@ impl Upstream {
         shutdown: &Shutdown,
     ) -> Result<Parts, StartError> {
         let backend = Backend::new(self.options, &self.tls);
-        let gateway = Gateway::new(backend, journal.clone(), Arc::clone(&site.clock), shutdown.clone());
+        let gateway =
+            Gateway::new(backend.clone(), journal.clone(), Arc::clone(&site.clock), shutdown.clone());
         let upstream: Arc<dyn crate::fetch::Upstream> = Arc::new(GatewayUpstream::new(gateway.clone()));
         let flights = Flights::new(
             site.store.clone(),
@@ -83,7 +86,13 @@ impl Upstream {
         let above = Above { upstream, flights, exclusion: Arc::new(exclusion) };
         let proxy = Proxy::new(self.tls, "the registry behind this site");
         let behind = Behind { gateway, proxy, shows_callers: self.shows_callers };
-        Ok(Parts { pull, push: None, writes: Writes::Behind(Box::new(behind)), above: Some(above) })
+        Ok(Parts {
+            pull,
+            push: None,
+            writes: Writes::Behind(Box::new(behind)),
+            above: Some(above),
+            registry: Some(backend),
+        })
     }
 }
 

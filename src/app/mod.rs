@@ -2,6 +2,7 @@
 
 mod callers;
 mod data_dir;
+mod delegation;
 pub mod demo;
 mod gateway;
 mod issuer;

@@ -136,18 +136,18 @@ pub async fn start(
         rules: PullRules::default(),
         metrics: metrics.register(PullMetrics::new),
     };
-    let Parts { pull, push, writes, above } = match behind {
+    let Parts { pull, push, writes, above, registry } = match behind {
         None => {
             let push = push_service(config, &journal, &store, &clock, &shutdown);
             let (pull, writes) = (PullService::primary(site), Writes::Own(push.clone()));
-            Parts { pull, push: Some(push), writes, above: None }
+            Parts { pull, push: Some(push), writes, above: None, registry: None }
         }
         Some(upstream) => upstream.parts(site, &journal, &metrics, &shutdown)?,
     };
     let is_gateway = above.is_some();
 
     let public_url = config.registry.public_url.as_str();
-    let callers = Callers::new(config, &keys, &clock, journal.log(), &shutdown).await?;
+    let callers = Callers::new(config, registry, &keys, &clock, journal.log(), &shutdown).await?;
     let addresses = Addresses::new(public_url, &callers.realm, &callers.service)
         .map_err(|error| StartError::new("use registry.public_url", error))?;
     let api = Api {
@@ -216,6 +216,7 @@ pub async fn start(
         whereabouts: Arc::new(whereabouts),
         waits: Semaphore::new(WAITS_MAX),
         prefetches: None,
+        revoke: callers.revoke,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         collector,
         verification: Arc::new(verification),

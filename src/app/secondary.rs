@@ -151,8 +151,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     };
     let pull = PullService::secondary(site, edge);
 
-    let trust = Trust::new(&config.site, &clock);
-    trust.ask_for_keys(quic_upstream.clone());
+    let trust = Trust::new(&config.site, &clock, &quic_upstream)?;
     let ranks = ranks(Arc::clone(&policy), journal.index().clone());
     store.let_go_by(Arc::clone(&ranks));
     refill(&store, journal.index(), &flights, &shutdown);
@@ -262,6 +261,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         whereabouts: Arc::new(whereabouts),
         waits: Semaphore::new(WAITS_MAX),
         prefetches: Some(Arc::new(on_demand)),
+        revoke: None,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         collector,
         verification: Arc::new(verification),

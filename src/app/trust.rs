@@ -5,10 +5,17 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::{SiteName, frame::Welcome};
+use outport_proto::{
+    SiteName,
+    frame::{Credentials, Question, Verdict, Welcome},
+};
 
+use super::StartError;
 use crate::{
-    auth::{AccessRules, Authenticator, FindKey, Leeway, TicketSealer, Verifier},
+    auth::{
+        AccessRules, Authenticator, FindKey, Judge, JudgeError, Leeway, Secret, TicketSealer, Verdicts,
+        Verifier,
+    },
     clock::SharedClock,
     fetch::{BoxFuture, primary::QuicUpstream},
     http::{Addresses, SharedAddresses},
@@ -26,23 +33,27 @@ pub(super) struct Trust {
 }
 
 impl Trust {
-    /// Nobody has said anything yet.
-    pub(super) fn new(site: &SiteName, clock: &SharedClock) -> Self {
+    /// Nobody has said anything yet; who is let in is asked through `upstream` where it must be.
+    pub(super) fn new(
+        site: &SiteName,
+        clock: &SharedClock,
+        upstream: &QuicUpstream,
+    ) -> Result<Self, StartError> {
+        let judge = Arc::new(AskWhoMay(upstream.clone()));
+        let verdicts = Verdicts::new(judge, Arc::clone(clock))
+            .map_err(|error| StartError::new("make a key for what is remembered of callers", error))?;
         let verifier = Verifier::new(Arc::clone(clock), Leeway::default());
-        Self {
-            authenticator: Arc::new(Authenticator::new(verifier, None)),
+        let trust = Self {
+            authenticator: Arc::new(Authenticator::new(verifier, Some(verdicts))),
             sealer: Arc::new(TicketSealer::new(site.clone())),
             addresses: Arc::default(),
-        }
-    }
-
-    /// Asks through `upstream` for keys of tokens that are not known here.
-    pub(super) fn ask_for_keys(&self, upstream: QuicUpstream) {
-        self.authenticator.find_keys_by(Arc::new(AskPrimary {
-            upstream,
-            authenticator: Arc::downgrade(&self.authenticator),
-            addresses: Arc::clone(&self.addresses),
+        };
+        trust.authenticator.find_keys_by(Arc::new(AskForKeys {
+            upstream: upstream.clone(),
+            authenticator: Arc::downgrade(&trust.authenticator),
+            addresses: Arc::clone(&trust.addresses),
         }));
+        Ok(trust)
     }
 
     pub(super) fn learn(&self, welcome: &Welcome) {
@@ -67,13 +78,13 @@ impl Trust {
 }
 
 /// Asks the primary for keys of tokens that this site does not know.
-struct AskPrimary {
+struct AskForKeys {
     upstream: QuicUpstream,
     authenticator: Weak<Authenticator>,
     addresses: SharedAddresses,
 }
 
-impl FindKey for AskPrimary {
+impl FindKey for AskForKeys {
     fn find<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let asked = tokio::time::timeout(FIND_KEY_TIMEOUT, self.upstream.own_keys(unknown.to_owned()));
@@ -92,6 +103,23 @@ impl FindKey for AskPrimary {
             {
                 tracing::error!(%error, "the primary's token keys cannot be used; the old ones stay");
             }
+        })
+    }
+}
+
+/// Asks the primary what the registry behind it lets callers do.
+struct AskWhoMay(QuicUpstream);
+
+impl Judge for AskWhoMay {
+    fn judge<'a>(
+        &'a self,
+        authorization: Option<&'a Secret>,
+        question: &'a Question,
+    ) -> BoxFuture<'a, Result<Verdict, JudgeError>> {
+        let authorization = authorization.map(|secret| Credentials(secret.expose().to_owned()));
+        Box::pin(async move {
+            let said = self.0.authorize(authorization, question.clone()).await;
+            said.map_err(|error| JudgeError(error.to_string()))
         })
     }
 }

@@ -255,7 +255,18 @@ impl Authenticator {
 
     async fn by_verdict(&self, authorization: Option<&str>, wanted: Wanted) -> Result<Caller, Refused> {
         let mut question = &wanted.question;
-        let mut judged = self.judged(authorization, question).await?;
+        let mut judged = match self.judged(authorization, question).await {
+            // Whoever only wants to hear how to come gets to hear it. What was said of them is remembered,
+            // or not, when they come back.
+            Err(Refused::Unavailable(_))
+                if authorization.is_none()
+                    && *question == Question::Ping
+                    && matches!(self.demand(), Demand::Registry(_)) =>
+            {
+                return Err(Refused::Unauthorized(None));
+            }
+            judged => judged?,
+        };
         if let (Verdict::Unknown, Some(instead)) = (judged.verdict, &wanted.instead) {
             question = instead;
             judged = self.judged(authorization, question).await?;

@@ -8,6 +8,7 @@ mod gc;
 mod pass;
 mod prefetch;
 mod primary;
+mod revoke;
 mod secondary;
 mod status;
 mod user;
@@ -45,6 +46,8 @@ enum Command {
     Gc(gc::Gc),
     /// Copy images to a site now, whatever its policy says
     Prefetch(prefetch::Prefetch),
+    /// Ask the registry again about every caller
+    Revoke(revoke::Revoke),
     /// Look whether the index is what the log led to, and a site's what the primary's is
     Verify(verify::Verify),
     /// Make the cluster authority and the certificates of its nodes
@@ -75,6 +78,7 @@ impl Cli {
             Command::Status(status) => status.run().await,
             Command::Why(why) => why.run().await,
             Command::Gc(gc) => gc.run().await,
+            Command::Revoke(revoke) => revoke.run().await,
             Command::Cert(cert) => cert.run(),
             Command::User(user) => user.run(),
             Command::Config(config) => config.run(),

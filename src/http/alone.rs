@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::Response;
+use outport_proto::frame::RegistryChallenge;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     error::ApiError,
     router::{Api, Role, ping},
 };
-use crate::auth::Caller;
+use crate::auth::{Caller, Demand};
 
 /// How long a site waits for the primary to say anything.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,7 +60,11 @@ impl Api {
         action: &Action,
         error: ApiError,
     ) -> Result<Response<Body>, ApiError> {
-        if !matches!(error, ApiError::Unauthorized { .. }) || !self.is_alone().await {
+        // A password needs nobody to issue it.
+        let is_for_password =
+            matches!(self.authenticator.demand(), Demand::Registry(RegistryChallenge::Basic { .. }));
+        let is_challenge = matches!(error, ApiError::Unauthorized { .. }) && !is_for_password;
+        if !is_challenge || !self.is_alone().await {
             return Err(error);
         }
         match action {

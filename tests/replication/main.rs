@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bootstrap;
+mod callers;
 mod divergence;
 mod epochs;
 mod following;

@@ -80,6 +80,7 @@ async fn a_primary_of_another_cluster_is_not_followed() {
         address,
         journal: JournalOptions::default(),
         clock: Arc::new(SystemClock),
+        callers: None,
     };
     let other = Primary::start(&disk, &config).await;
     let after = world.site(&other).await;

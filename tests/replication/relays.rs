@@ -23,8 +23,8 @@ fn anywhere() -> SocketAddr {
 }
 
 /// A chain of sites that can be started link by link.
-struct Chain {
-    world: World,
+pub(crate) struct Chain {
+    pub(crate) world: World,
     disks: [Disk; 3],
 }
 
@@ -35,7 +35,7 @@ const NAMES: [&str; 3] = ["mumbai", "pune", "goa"];
 const BEHIND: [&[&str]; 3] = [&["pune"], &["goa"], &[]];
 
 impl Chain {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let relays = [("mumbai", "pune"), ("pune", "goa")];
         let relays = relays.map(|(relay, behind)| (site(relay), vec![site(behind)]));
         let world = World { relays: Relays::new(relays.into()), ..World::new() };
@@ -65,7 +65,7 @@ impl Chain {
         Site::start(&self.disks[which], config).await
     }
 
-    async fn whole(&self, primary: &Primary) -> [Site; 3] {
+    pub(crate) async fn whole(&self, primary: &Primary) -> [Site; 3] {
         let mumbai = self.start(MUMBAI, primary.address, anywhere()).await;
         let pune = self.start(PUNE, mumbai.relay.unwrap(), anywhere()).await;
         let goa = self.start(GOA, pune.relay.unwrap(), anywhere()).await;

@@ -6,6 +6,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use outport::{
     app::relay::Relayed,
     auth::{
+        Authenticator,
         authority::{Authority, Identity, NodeIdentity, site_of},
         tls,
     },
@@ -137,6 +138,7 @@ pub(crate) struct PrimaryConfig<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) journal: JournalOptions,
     pub(crate) clock: SharedClock,
+    pub(crate) callers: Option<Arc<Authenticator>>,
 }
 
 impl Primary {
@@ -170,7 +172,7 @@ impl Primary {
             }),
             keys_changed,
             relays,
-            authenticator: None,
+            authenticator: config.callers.clone(),
         });
         let publisher =
             LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
@@ -390,6 +392,8 @@ pub(crate) struct World {
     pub(crate) site_disk: Disk,
     /// Sites that follow other sites.
     pub(crate) relays: Relays,
+    /// Whom the primary asks about callers.
+    pub(crate) callers: Option<Arc<Authenticator>>,
 }
 
 impl World {
@@ -402,6 +406,7 @@ impl World {
             primary_disk: Disk::new(),
             site_disk: Disk::new(),
             relays: Relays::default(),
+            callers: None,
         }
     }
 
@@ -455,6 +460,7 @@ impl World {
             address,
             journal,
             clock,
+            callers: self.callers.clone(),
         };
         Primary::start(disk, &config).await
     }

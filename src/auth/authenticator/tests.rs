@@ -184,6 +184,15 @@ async fn the_registry_says_who_may() {
 }
 
 #[tokio::test]
+async fn how_to_come_is_said_while_the_registry_is_silent() {
+    let authenticator = delegating(|_, _| Err(JudgeError("it is down".to_owned())));
+    let ping = || Wanted { question: Question::Ping, ..pull() };
+    assert_eq!(authenticator.caller(None, ping).await, Err(Refused::Unauthorized(None)));
+    assert!(matches!(authenticator.caller(Some(ANA), ping).await, Err(Refused::Unavailable(_))));
+    assert!(matches!(authenticator.caller(None, pull).await, Err(Refused::Unavailable(_))));
+}
+
+#[tokio::test]
 async fn who_writes_must_be_known_and_the_registry_sees_to_the_rest() {
     let authenticator = delegating(|authorization, _| match authorization {
         Some(ANA) => Ok(Verdict::Unknown),

@@ -300,7 +300,7 @@ fn manifest_path(repo: &RepoName, reference: &Reference) -> String {
 }
 
 /// Every kind of manifest: a registry that may choose must not convert.
-fn accepted() -> HeaderValue {
+pub(super) fn accepted() -> HeaderValue {
     const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
          application/vnd.docker.distribution.manifest.v2+json, \
          application/vnd.docker.distribution.manifest.list.v2+json, \

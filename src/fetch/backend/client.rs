@@ -197,7 +197,7 @@ impl Backend {
 }
 
 /// Whether a 404 is the registry's word, and not that of something in front of it.
-fn is_absence(body: &[u8]) -> bool {
+pub(super) fn is_absence(body: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     struct Errors {
         errors: Vec<Error>,

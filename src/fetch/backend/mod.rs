@@ -6,7 +6,7 @@
 //!
 //! - `client`: connections, timeouts, the request itself; `credentials`: who the gateway is there;
 //! - `answer`: manifests and blobs; `pages`: tags and repositories; `write`: what changes something;
-//! - `storage`: the registry's own files.
+//! - `verdict`: what it lets callers do; `storage`: its own files.
 
 mod answer;
 mod challenge;
@@ -14,6 +14,7 @@ mod client;
 mod credentials;
 mod pages;
 mod storage;
+mod verdict;
 mod write;
 
 use std::{
@@ -33,6 +34,7 @@ pub use challenge::Challenge;
 pub use client::{Asker, RawBody};
 pub use credentials::{Credentials, Needs, Password};
 pub use pages::NamePage;
+pub use verdict::Judgement;
 pub use write::{Answered, Refusal};
 
 use super::UpstreamError;

@@ -1,0 +1,38 @@
+//! `outport revoke`.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use http::{Method, StatusCode};
+
+use super::{admin::AdminAddress, say};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Ask the registry again about every caller, at once and at all sites.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For a primary with auth.mode = \"delegated\": what its registry said of a caller is remembered for a short while
+(auth.delegated.allow_seconds). After a user was removed or a password changed, this makes it void at once.
+A site that is cut off forgets by itself within that time.")]
+pub(super) struct Revoke {
+    #[command(flatten)]
+    admin: AdminAddress,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Revoke {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let (status, text) = self.admin.ask(Method::POST, "/v1/revoke", TIMEOUT).await?;
+        if status != StatusCode::OK {
+            let reason: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+            let reason = reason.as_ref().and_then(|body| body["error"].as_str()).unwrap_or(&text);
+            bail!("revoke at {}: {reason}", self.admin.address());
+        }
+        say(if self.json { text } else { "the registry is asked again about every caller".to_owned() });
+        Ok(())
+    }
+}

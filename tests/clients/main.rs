@@ -12,6 +12,7 @@
 
 mod bed;
 mod buildah;
+mod callers;
 mod content;
 mod ctr;
 mod cycles;

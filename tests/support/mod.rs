@@ -41,6 +41,8 @@ pub struct Options {
     pub primary_toml: String,
     /// More of the primary's `[auth]` section, TOML.
     pub primary_auth_toml: String,
+    /// The primary's whole `[auth]`, TOML, instead of users and rules.
+    pub auth_toml: Option<String>,
     /// A registry that the primary stands in front of.
     pub registry: Option<registry::Lets>,
     /// More of its configuration, YAML at the top level.
@@ -69,6 +71,7 @@ impl Default for Options {
             tls: false,
             primary_toml: String::new(),
             primary_auth_toml: String::new(),
+            auth_toml: None,
             registry: None,
             registry_yaml: String::new(),
             gateway_toml: String::new(),
@@ -185,18 +188,13 @@ impl Cluster {
         let relays: String = relays.map(|(relay, behind)| format!("{relay} = {behind:?}\n")).collect();
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n{behind}\n\
-             [auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
-             [[auth.access]]\nrepository = '{public}'\npull = ['anonymous']\n\n\
-             [[auth.access]]\nrepository = '**'\npull = ['{USER}']\npush = ['{USER}']\ndelete = ['{USER}']\n\n\
-             [replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
+             {auth}\n[replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
              [replication.relays]\n{relays}\n[replication.tls]\n{mutual}\n{admin}{more}",
             data = path(&self.primary.dir),
             registry = self.registry_section(&self.primary, &pki),
             url = self.public_url(),
             behind = self.gateway_section(options),
-            users = path(&users),
-            auth = options.primary_auth_toml,
-            public = options.public,
+            auth = options.auth_toml.clone().unwrap_or_else(|| users_and_rules(&users, options)),
             ip = self.primary.ip,
             mutual = mutual_tls(&self.primary, &pki),
             admin = admin_section(&self.primary, options.log_filter),
@@ -487,6 +485,15 @@ fn network() -> [u8; 3] {
     let first = IpAddr::from([candidate[0], candidate[1], candidate[2], 1]);
     assert!(!listens(SocketAddr::new(first, ADMIN_PORT)), "{first} is taken");
     candidate
+}
+
+fn users_and_rules(users: &Path, options: &Options) -> String {
+    let (users, auth, public) = (path(users), &options.primary_auth_toml, options.public);
+    format!(
+        "[auth]\nservice = 'outport.test'\nusers_file = '{users}'\ncatalog = ['authenticated']\n{auth}\n\
+         [[auth.access]]\nrepository = '{public}'\npull = ['anonymous']\n\n\
+         [[auth.access]]\nrepository = '**'\npull = ['{USER}']\npush = ['{USER}']\ndelete = ['{USER}']\n"
+    )
 }
 
 fn mutual_tls(node: &Node, pki: &Path) -> String {

@@ -88,6 +88,13 @@ impl Registry {
         });
     }
 
+    /// Whom it lets in beside its owner from now on, with their passwords ([`Lets::Users`]).
+    pub fn let_in(&self, users: &[(&str, &str)]) {
+        let all = [(OWNER, self.password.as_str())].into_iter().chain(users.iter().copied());
+        let line = |(user, password)| format!("{user}:{}\n", bcrypt::hash(password, 4).unwrap());
+        fs::write(self.config.with_file_name("htpasswd"), all.map(line).collect::<String>()).unwrap();
+    }
+
     /// Kills it without a word.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("the registry runs");

@@ -32,8 +32,27 @@ pub struct PrimaryStatus {
     /// Why no push is taken, when a person should look at it; `null` otherwise.
     #[serde(default)]
     pub alarm: Option<String>,
+    /// The registry that it stands in front of; `null` when it is one itself.
+    #[serde(default)]
+    pub gateway: Option<Box<GatewayStatus>>,
     /// The sites, by name.
     pub sites: Vec<SiteStatus>,
+}
+
+/// How far the log is from the registry behind a primary.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// When the last walk over everything ended, in seconds since the Unix epoch; `null` before: until then
+    /// sites do not have everything.
+    pub last_reconciled_at: Option<u64>,
+    /// Changes that it had found.
+    pub last_drift: Option<u64>,
+    /// Whether a walk goes on.
+    pub reconciling: bool,
+    /// Changes that walks found and no notification told of, since the start.
+    pub missed: u64,
+    /// What a person should look at; `null` otherwise.
+    pub alarm: Option<String>,
 }
 
 /// How far a site is behind, and everything beside it.

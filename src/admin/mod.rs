@@ -1,10 +1,11 @@
 //! The admin listener: health, readiness, metrics, status, where images are, garbage collection,
-//! copying on demand, verification.
+//! copying on demand, verification, the registry behind a gateway.
 //!
 //! [`Admin::respond`] leads from request to response; `app` puts it behind a listener. Only
 //! `/v1/wait` and `/v1/prefetch` take their time.
 
 mod ask;
+mod gateway;
 mod gc;
 mod metrics;
 mod prefetch;
@@ -21,6 +22,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub use ask::{TIMEOUT_MAX, WAITS_MAX};
+pub use gateway::{GatewayAdmin, GatewayCollector};
 pub use metrics::StatusCollector;
 pub use prefetch::{Lines, PREFETCHES_MAX};
 pub use revoke::Revoke;
@@ -59,6 +61,8 @@ pub struct Admin {
     pub prefetch_turns: Arc<Semaphore>,
     /// Makes void what is remembered of callers; `None` where nothing is, or it is another's to say.
     pub revoke: Option<Revoke>,
+    /// The registry that a primary stands in front of.
+    pub gateway: Option<Arc<GatewayAdmin>>,
     /// Ends the waits.
     pub shutdown: Shutdown,
 }
@@ -80,7 +84,7 @@ impl Admin {
     async fn page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let acts = matches!(path, "/v1/gc" | "/v1/prefetch" | "/v1/revoke" | "/v1/verify")
+        let acts = matches!(path, "/v1/gc" | "/v1/prefetch" | "/v1/reconcile" | "/v1/revoke" | "/v1/verify")
             && request.method() == Method::POST;
         if !is_read && !acts {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
@@ -115,6 +119,8 @@ impl Admin {
             "/v1/verify" => self.verify(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/revoke" if is_read => error(StatusCode::METHOD_NOT_ALLOWED, "only POST revokes anything"),
             "/v1/revoke" => self.revoked(request.headers()),
+            "/v1/reconcile" if is_read => self.reconciled(),
+            "/v1/reconcile" => self.reconcile(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
@@ -228,6 +234,7 @@ mod tests {
             prefetches: None,
             prefetch_turns: Arc::new(Semaphore::new(1)),
             revoke: None,
+            gateway: None,
             shutdown: Shutdown::new(),
         }
     }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::StartError;
+use super::{StartError, data_dir::DataDir};
 use crate::{
+    admin::{GatewayAdmin, GatewayCollector},
     auth::{Identity, authority::load_certificates, tls},
     config,
     fetch::{
@@ -14,9 +15,15 @@ use crate::{
     primary::above::Above,
     registry::{
         Edge, Exclusion, Intents, Journal, PullService, PushService, SessionView, Site,
-        gateway::{Gateway, GatewayUpstream},
+        gateway::{
+            Gateway, GatewayUpstream,
+            intake::{Intake, NoticeSource},
+            walk::{ReconcileOptions, Reconciler},
+        },
     },
     shutdown::Shutdown,
+    status::GatewayStatus,
+    store::Rank,
     telemetry::Metrics,
 };
 
@@ -28,16 +35,40 @@ pub(super) struct Parts {
     pub(super) push: Option<PushService>,
     /// Where pushes go.
     pub(super) writes: Writes,
-    /// Who is asked for what is not here.
-    pub(super) above: Option<Above>,
-    /// The registry itself.
-    pub(super) registry: Option<Backend>,
+    /// Who is asked for what is not here, and what keeps the log in agreement with it.
+    pub(super) behind: Option<Registry>,
+}
+
+/// The registry behind.
+pub(super) struct Registry {
+    /// It itself.
+    pub(super) backend: Backend,
+    /// It is asked for what is not here.
+    pub(super) above: Above,
+    /// What administrators see of it.
+    pub(super) admin: Arc<GatewayAdmin>,
+}
+
+impl Registry {
+    /// What `/v1/status` says of it.
+    pub(super) fn status(admin: &GatewayAdmin) -> Box<GatewayStatus> {
+        let report = admin.reconciler.report();
+        Box::new(GatewayStatus {
+            last_reconciled_at: report.last_reconciled_at,
+            last_drift: report.last_drift,
+            reconciling: report.running,
+            missed: report.missed,
+            alarm: admin.reconciler.alarm(),
+        })
+    }
 }
 
 /// The registry behind, ready to be asked.
 pub(super) struct Upstream {
     options: BackendOptions,
     tls: Arc<rustls::ClientConfig>,
+    reconcile: ReconcileOptions,
+    sources: Vec<NoticeSource>,
     /// Most bytes of its blobs that are kept here.
     pub(super) cache_bytes: u64,
     /// Whether it knows its callers itself.
@@ -50,20 +81,29 @@ impl Upstream {
         let options = gateway.backend(url);
         let options = options.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
         let tls = Arc::new(client(&gateway)?);
+        let sources = gateway.notifications.iter().map(source).collect::<Result<Vec<_>, _>>()?;
+        let reconcile = gateway.reconcile.options(!sources.is_empty());
+        let reconcile = reconcile.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
         let shows_callers = !matches!(config.auth, config::Auth::Outport(_));
-        Ok(Self { options, tls, cache_bytes: gateway.cache.0, shows_callers })
+        let cache_bytes = gateway.cache.0;
+        Ok(Self { options, tls, reconcile, sources, cache_bytes, shows_callers })
     }
 
     pub(super) fn parts(
         self,
         site: Site,
+        data_dir: &DataDir,
         journal: &Journal,
         metrics: &Metrics,
         shutdown: &Shutdown,
     ) -> Result<Parts, StartError> {
+        // What is kept of the registry's blobs is a cache: nothing is worth more than something newer.
+        site.store.let_go_by(Arc::new(|_: &_| Rank::Lazy));
         let backend = Backend::new(self.options, &self.tls);
-        let gateway =
-            Gateway::new(backend.clone(), journal.clone(), Arc::clone(&site.clock), shutdown.clone());
+        let gateway = {
+            let (clock, removals_max) = (Arc::clone(&site.clock), self.reconcile.removals_max);
+            Gateway::new(backend.clone(), journal.clone(), clock, removals_max, shutdown.clone())
+        };
         let upstream: Arc<dyn crate::fetch::Upstream> = Arc::new(GatewayUpstream::new(gateway.clone()));
         let flights = Flights::new(
             site.store.clone(),
@@ -84,15 +124,33 @@ impl Upstream {
         };
         let pull = PullService::secondary(site, edge);
         let above = Above { upstream, flights, exclusion: Arc::new(exclusion) };
+        let reconciler = Reconciler::new(gateway.clone(), self.reconcile, data_dir.join("reconcile"))
+            .map_err(|error| StartError::new("read how far the registry was walked", error))?;
+        shutdown.spawn(reconciler.clone().run(shutdown.clone()));
+        let intake = Intake::new(gateway.clone(), reconciler.clone(), self.sources);
+        let admin = Arc::new(GatewayAdmin { reconciler, intake });
+        metrics.register(|registry| {
+            registry.register_collector(Box::new(GatewayCollector(Arc::clone(&admin))));
+        });
         let proxy = Proxy::new(self.tls, "the registry behind this site");
         let behind = Behind { gateway, proxy, shows_callers: self.shows_callers };
-        Ok(Parts {
-            pull,
-            push: None,
-            writes: Writes::Behind(Box::new(behind)),
-            above: Some(above),
-            registry: Some(backend),
-        })
+        let registry = Registry { backend, above, admin };
+        Ok(Parts { pull, push: None, writes: Writes::Behind(Box::new(behind)), behind: Some(registry) })
+    }
+}
+
+fn source(source: &config::Notifications) -> Result<NoticeSource, StartError> {
+    let file = &source.secret_file;
+    let failed = |reason: String| {
+        StartError::new(format!("read gateway.notifications.secret_file {}", file.display()), reason)
+    };
+    let secret = std::fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+    match secret.trim() {
+        "" => Err(failed("it is empty".to_owned())),
+        secret => {
+            let (name, secret) = (source.name.clone(), secret.to_owned());
+            Ok(NoticeSource { name, format: source.format, secret })
+        }
     }
 }
 

@@ -69,7 +69,11 @@ pub(super) fn serve_admin(listener: TcpListener, admin: Admin, shutdown: &Shutdo
     let answer = move |request, connection: Arc<Connection>| {
         let (admin, in_flight) = (Arc::clone(&admin), connection.begin_request());
         async move {
-            let response = admin.respond(&request).await;
+            let response = if admin.is_notification(&request) {
+                admin.notified(request).await
+            } else {
+                admin.respond(&request).await
+            };
             drop(in_flight);
             response
         }

@@ -10,14 +10,14 @@ use super::{
     StartError,
     callers::{Callers, Told},
     data_dir::DataDir,
-    gateway::{Parts, Upstream},
+    gateway::{Parts, Registry, Upstream},
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
     store_status,
 };
 use crate::{
-    admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
+    admin::{Admin, GatewayAdmin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
     auth::{PrimaryKeys, random_text, ticket::WRITE_TIME_MAX},
     blocking,
     clock::{SharedClock, SystemClock},
@@ -136,15 +136,19 @@ pub async fn start(
         rules: PullRules::default(),
         metrics: metrics.register(PullMetrics::new),
     };
-    let Parts { pull, push, writes, above, registry } = match behind {
+    let Parts { pull, push, writes, behind } = match behind {
         None => {
             let push = push_service(config, &journal, &store, &clock, &shutdown);
             let (pull, writes) = (PullService::primary(site), Writes::Own(push.clone()));
-            Parts { pull, push: Some(push), writes, above: None, registry: None }
+            Parts { pull, push: Some(push), writes, behind: None }
         }
-        Some(upstream) => upstream.parts(site, &journal, &metrics, &shutdown)?,
+        Some(upstream) => upstream.parts(site, &data_dir, &journal, &metrics, &shutdown)?,
     };
-    let is_gateway = above.is_some();
+    let is_gateway = behind.is_some();
+    let (above, gateway, registry) = match behind {
+        Some(Registry { backend, above, admin }) => (Some(above), Some(admin), Some(backend)),
+        None => (None, None, None),
+    };
 
     let public_url = config.registry.public_url.as_str();
     let callers = Callers::new(config, registry, &keys, &clock, journal.log(), &shutdown).await?;
@@ -201,7 +205,7 @@ pub async fn start(
         rules: callers.rules,
         clock: Arc::clone(&clock),
     };
-    let status = status(cluster, &journal, &store, fleet, &clock);
+    let status = status(cluster, &journal, &store, fleet, (&clock, gateway.as_ref()));
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     // It is what everybody else fills from; with a registry behind it, it is but a cache of that.
@@ -218,6 +222,7 @@ pub async fn start(
         prefetches: None,
         revoke: callers.revoke,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
+        gateway,
         collector,
         verification: Arc::new(verification),
         shutdown: shutdown.clone(),
@@ -280,9 +285,10 @@ fn status(
     journal: &Journal,
     store: &Store,
     fleet: Fleet,
-    clock: &SharedClock,
+    (clock, gateway): (&SharedClock, Option<&Arc<GatewayAdmin>>),
 ) -> StatusSource {
     let (journal, store, clock) = (journal.clone(), store.clone(), Arc::clone(clock));
+    let gateway = gateway.cloned();
     Arc::new(move || {
         let log = journal.log();
         let offset = log.head();
@@ -296,6 +302,7 @@ fn status(
             floor_seq: log.floor().seq,
             store: store_status(&store),
             alarm: super::able(&journal).err(),
+            gateway: gateway.as_deref().map(Registry::status),
             sites,
         })
     })

@@ -263,6 +263,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         prefetches: Some(Arc::new(on_demand)),
         revoke: None,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
+        gateway: None,
         collector,
         verification: Arc::new(verification),
         shutdown: shutdown.clone(),

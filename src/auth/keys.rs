@@ -93,7 +93,7 @@ impl PrimaryKeys {
         let jwks = SigningKey::jwks([&signing]).map_err(|_| KeysError::Generate)?;
         let opener = Arc::new(TicketOpener::default());
         let keys = Self {
-            uploads: UploadStates::new(&secret),
+            uploads: UploadStates::new(&derived(&secret, "upload state")),
             secret,
             opener,
             jwks,
@@ -121,7 +121,7 @@ impl PrimaryKeys {
         AuthMode::Outport { jwks: self.jwks.clone(), issuer: issuer.to_owned() }
     }
 
-    /// What signs and checks upload states.
+    /// What seals and opens upload states.
     pub fn upload_states(&self) -> UploadStates {
         self.uploads.clone()
     }
@@ -133,12 +133,7 @@ impl PrimaryKeys {
 
     /// 32 bytes for sealing under `purpose`, derived from the primary's secret: equal at every start.
     pub(super) fn derived_key(&self, purpose: &str) -> [u8; 32] {
-        use aws_lc_rs::hmac;
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.secret);
-        let mut derived = [0; 32];
-        derived
-            .copy_from_slice(hmac::sign(&key, format!("outport derived key\0{purpose}").as_bytes()).as_ref());
-        derived
+        derived(&self.secret, purpose)
     }
 
     /// Counts up with every change of keys.
@@ -264,6 +259,14 @@ pub enum KeysError {
     /// No new key could be made.
     #[error("a key cannot be generated")]
     Generate,
+}
+
+fn derived(secret: &[u8; 32], purpose: &str) -> [u8; 32] {
+    use aws_lc_rs::hmac;
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mut derived = [0; 32];
+    derived.copy_from_slice(hmac::sign(&key, format!("outport derived key\0{purpose}").as_bytes()).as_ref());
+    derived
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod gc;
 mod pass;
 mod prefetch;
 mod primary;
+mod reconcile;
 mod revoke;
 mod secondary;
 mod status;
@@ -48,6 +49,8 @@ enum Command {
     Prefetch(prefetch::Prefetch),
     /// Ask the registry again about every caller
     Revoke(revoke::Revoke),
+    /// Walk the registry that the primary stands in front of, and record what the log does not tell
+    Reconcile(reconcile::Reconcile),
     /// Look whether the index is what the log led to, and a site's what the primary's is
     Verify(verify::Verify),
     /// Make the cluster authority and the certificates of its nodes
@@ -71,6 +74,7 @@ impl Cli {
         match self.command {
             Command::Wait(wait) => return wait.run().await,
             Command::Prefetch(prefetch) => return prefetch.run().await,
+            Command::Reconcile(reconcile) => return reconcile.run().await,
             Command::Verify(verify) => return verify.run().await,
             Command::Demo(demo) => demo.run().await,
             Command::Primary(primary) => primary.run().await,

@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use time::format_description::well_known::Rfc3339;
 
 use super::{admin::AdminAddress, bytes, say};
-use crate::status::{SiteStatus, Status as NodeStatus};
+use crate::status::{GatewayStatus, SiteStatus, Status as NodeStatus};
 
 /// An admin listener that does not answer within this is treated as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +74,29 @@ impl Status {
     }
 }
 
+fn alarm(alarm: Option<&String>) -> String {
+    alarm.map(|alarm| format!("\nALARM: {alarm}")).unwrap_or_default()
+}
+
+/// How far the log is from the registry behind a primary.
+fn behind(gateway: Option<&GatewayStatus>) -> String {
+    let Some(gateway) = gateway else { return String::new() };
+    let walked = match (gateway.last_reconciled_at, gateway.reconciling) {
+        (None, _) => "the registry's content is being walked for the first time".to_owned(),
+        (Some(at), going_on) => {
+            let time = time::OffsetDateTime::from_unix_timestamp(at.cast_signed()).ok();
+            let time = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
+            let drift = gateway.last_drift.unwrap_or_default();
+            let now = if going_on { ", being reconciled now" } else { "" };
+            format!(
+                "reconciled with the registry {}, drift {drift}{now}",
+                time.unwrap_or_else(|| at.to_string())
+            )
+        }
+    };
+    format!("\n{walked}{}", alarm(gateway.alarm.as_ref()))
+}
+
 fn render(page: &str) -> anyhow::Result<String> {
     let status: NodeStatus = serde_json::from_str(page).context("read answer")?;
     let (title, own_alarm, sites) = match &status {
@@ -87,7 +110,7 @@ fn render(page: &str) -> anyhow::Result<String> {
                 bytes(primary.store.bytes),
                 primary.store.blobs,
             ),
-            primary.alarm.as_ref().map(|alarm| format!("\nALARM: {alarm}")).unwrap_or_default(),
+            behind(primary.gateway.as_deref()) + &alarm(primary.alarm.as_ref()),
             primary.sites.iter().collect::<Vec<_>>(),
         ),
         NodeStatus::Secondary(site) => (

@@ -47,7 +47,16 @@ impl Primary {
             return Ok(());
         };
         let gateway = self.gateway.clone().unwrap_or_default();
-        gateway.backend(upstream).map_err(|(key, reason)| ConfigError::of_key(path, key, reason))?;
+        let of_key = |(key, reason)| ConfigError::of_key(path, key, reason);
+        gateway.backend(upstream).map_err(of_key)?;
+        gateway.reconcile.options(!gateway.notifications.is_empty()).map_err(of_key)?;
+        for (number, source) in gateway.notifications.iter().enumerate() {
+            check_files(path, "gateway.notifications.secret_file", &[&source.secret_file])?;
+            if gateway.notifications[..number].iter().any(|other| other.name == source.name) {
+                let reason = format!("{} stands there twice", source.name);
+                return Err(ConfigError::of_key(path, "gateway.notifications.name", reason));
+            }
+        }
         for (key, file) in [
             ("gateway.password_file", &gateway.password_file),
             ("gateway.token_file", &gateway.token_file),
@@ -55,6 +64,8 @@ impl Primary {
             ("gateway.client_certificate", &gateway.client_certificate),
             ("gateway.client_key", &gateway.client_key),
             ("gateway.storage", &gateway.storage),
+            ("gateway.reconcile.file", &gateway.reconcile.file),
+            ("gateway.reconcile.gitlab_token_file", &gateway.reconcile.gitlab_token_file),
         ] {
             check_files(path, key, &file.iter().collect::<Vec<_>>())?;
         }

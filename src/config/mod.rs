@@ -16,7 +16,7 @@ use outport_proto::SiteName;
 use serde::Deserialize;
 
 pub use auth::{Auth, DelegatedAuth, JwksPlace, OutportAuth, TokenAuth};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, Notifications, Reconcile};
 pub use load::{ConfigError, load, load_with_environment};
 pub use value::{ByteSize, HostPort, HttpUrl, PublicUrl};
 

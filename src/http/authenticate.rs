@@ -87,7 +87,7 @@ impl Api {
             let authorization = authorization_of(&asked.headers, action)?;
             let caller = self.authenticator.writer_at_registry(authorization).await;
             let caller = caller.map_err(|refused| explain(refused, action))?;
-            let authorization = asked.headers.get(header::AUTHORIZATION).cloned();
+            let authorization = asked.headers.get(header::AUTHORIZATION).cloned().map(secret);
             return Ok(Proven { caller, by: Proof::Header, announced, authorization });
         };
         let announced = Announced::of(&opened, role);
@@ -100,7 +100,7 @@ impl Api {
             Refused::Unavailable(reason) => ApiError::Unavailable(reason),
             _ => ApiError::Denied("the credentials in the ticket are not valid"),
         })?;
-        let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok());
+        let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok().map(secret));
         Ok(Proven { caller, by: Proof::Ticket, announced, authorization })
     }
 
@@ -174,6 +174,12 @@ impl Api {
             }
         }
     }
+}
+
+/// No debug print shows it.
+fn secret(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 impl Announced {

@@ -5,9 +5,9 @@
 //! is at the registry stands in the state that its `Location` carries, so that any request of it can be
 //! answered after a restart, and clients see this primary alone.
 
-use http::{HeaderValue, Response, StatusCode, Uri, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, Uri, header};
 use outport_proto::{
-    Digest, RepoName,
+    Digest, RepoName, Timestamp,
     route::{Endpoint, UploadId},
 };
 
@@ -15,7 +15,7 @@ use super::{
     action::{Action, UploadStart, UploadStep},
     body::Body,
     error::ApiError,
-    headers::{DOCKER_UPLOAD_UUID, header_value, response},
+    headers::{API_VERSION, DOCKER_CONTENT_DIGEST, DOCKER_UPLOAD_UUID, header_value, response},
     proxy::Proxy,
     push::new_manifest,
     pushed,
@@ -29,8 +29,22 @@ use crate::{
     clock::SharedClock,
     fetch::backend::{Backend, BackendError, Needs},
     random,
-    registry::gateway::{Gateway, Refusal, Shown, Writer, Written},
+    registry::gateway::{Gateway, Refusal, Shown, Taken, Writer, Written},
 };
+
+const ELSEWHERE: &str = "the registry behind this site leads uploads elsewhere";
+/// Headers of the registry's answers to uploads that clients can use.
+const PASSED_ON: [HeaderName; 9] = [
+    header::LOCATION,
+    header::RANGE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+    API_VERSION,
+    DOCKER_CONTENT_DIGEST,
+    HeaderName::from_static("oci-chunk-min-length"),
+];
 
 /// The registry behind a primary.
 #[derive(Clone, Debug)]
@@ -60,6 +74,8 @@ struct Upload<'a> {
     id: UploadId,
     actor: &'a str,
     shown: &'a Shown,
+    /// From then on its state authorises nothing, however far it is.
+    expires: Timestamp,
 }
 
 impl Forwards<'_> {
@@ -128,12 +144,19 @@ impl Forwards<'_> {
         let answer = self.forward(asked, target, &writer.shown, Needs::Push(repo, from)).await?;
         let mut id = [0; 16];
         random::fill(&mut id).map_err(|_| ApiError::Internal)?;
-        let upload =
-            Upload { repo, id: UploadId::from_bytes(id), actor: &writer.actor, shown: &writer.shown };
+        let upload = Upload {
+            repo,
+            id: UploadId::from_bytes(id),
+            actor: &writer.actor,
+            shown: &writer.shown,
+            expires: self.clock.now().plus(UPLOAD_LIFE),
+        };
         match (answer.status(), start) {
-            (StatusCode::CREATED, UploadStart::Whole(digest)) => self.taken(&upload, digest, None).await,
+            (StatusCode::CREATED, UploadStart::Whole(digest)) => {
+                self.taken(&upload, digest, Taken::Uploaded).await
+            }
             (StatusCode::CREATED, UploadStart::Mount { digest, from }) => {
-                self.taken(&upload, digest, Some(from.as_ref())).await
+                self.taken(&upload, digest, Taken::Mounted { from: from.clone() }).await
             }
             _ => self.goes_on(&upload, answer),
         }
@@ -156,10 +179,17 @@ impl Forwards<'_> {
         };
         let target = self.target(&path)?;
         let answer = self.forward(asked, target, &shown, Needs::Push(repo, None)).await?;
-        let upload = Upload { repo, id: *id, actor: &state.actor, shown: &shown };
+        let upload = Upload { repo, id: *id, actor: &state.actor, shown: &shown, expires: state.expires };
         match (answer.status(), step) {
             (StatusCode::CREATED | StatusCode::NO_CONTENT, UploadStep::Finish(digest)) => {
-                self.taken(&upload, &digest, None).await
+                self.taken(&upload, &digest, Taken::Uploaded).await
+            }
+            // It was finished, and the client did not hear of it.
+            (StatusCode::NOT_FOUND, UploadStep::Finish(digest)) => {
+                match self.taken(&upload, &digest, Taken::Uploaded).await {
+                    Ok(taken) => Ok(taken),
+                    Err(_) => self.goes_on(&upload, answer),
+                }
             }
             _ => self.goes_on(&upload, answer),
         }
@@ -208,23 +238,35 @@ impl Forwards<'_> {
         shown: &Shown,
         needs: Needs<'_>,
     ) -> Result<Response<Body>, ApiError> {
-        let authorization = match shown {
-            Shown::Caller(authorization) => authorization.clone(),
-            Shown::Gateway => self.behind.gateway.backend().authorization(needs).await.map_err(silent)?,
-        };
-        asked.headers.remove(header::AUTHORIZATION);
-        if let Some(authorization) = authorization {
-            asked.headers.insert(header::AUTHORIZATION, authorization);
-        }
-        let answer = self.behind.proxy.forward(asked, target, None, self.sent_bytes).await?;
-        match answer.status() {
-            status if status.is_redirection() => {
-                tracing::warn!(status = status.as_u16(), "the registry leads an upload elsewhere");
-                Err(ApiError::Unavailable("the registry behind this site leads uploads elsewhere".into()))
+        let backend = self.behind.gateway.backend();
+        let may_repeat = !asked.has_body();
+        asked.headers.remove(header::COOKIE);
+        for is_last in [!may_repeat, true] {
+            let authorization = match shown {
+                Shown::Caller(authorization) => authorization.clone(),
+                Shown::Gateway => backend.authorization(needs).await.map_err(silent)?,
+            };
+            asked.headers.remove(header::AUTHORIZATION);
+            if let Some(authorization) = authorization {
+                asked.headers.insert(header::AUTHORIZATION, authorization);
             }
-            StatusCode::UNAUTHORIZED if !self.behind.shows_callers => Err(unwelcome()),
-            _ => Ok(answer),
+            let answer = self.behind.proxy.forward(asked, target.clone(), None, self.sent_bytes).await?;
+            let (is_refused, is_ours) =
+                (answer.status() == StatusCode::UNAUTHORIZED, matches!(shown, Shown::Gateway));
+            if is_refused && is_ours {
+                backend.rejected(needs, answer.headers());
+            }
+            match answer.status() {
+                status if status.is_redirection() => {
+                    tracing::warn!(status = status.as_u16(), "the registry leads an upload elsewhere");
+                    return Err(ApiError::Unavailable(ELSEWHERE.into()));
+                }
+                StatusCode::UNAUTHORIZED if is_ours && is_last => return Err(unwelcome()),
+                StatusCode::UNAUTHORIZED if is_ours => {}
+                _ => return Ok(answer),
+            }
         }
+        Err(unwelcome())
     }
 
     /// The registry took in a blob.
@@ -232,22 +274,28 @@ impl Forwards<'_> {
         &self,
         upload: &Upload<'_>,
         digest: &Digest,
-        from: Option<Option<&RepoName>>,
+        how: Taken,
     ) -> Result<Response<Body>, ApiError> {
         let gateway = &self.behind.gateway;
-        let put =
-            gateway.blob_taken(upload.actor, upload.repo, digest, from).await.map_err(ApiError::Push)?;
+        let put = gateway.blob_taken(upload.actor, upload.repo, digest, how).await.map_err(ApiError::Push)?;
         pushed::blob(self.public_url, upload.repo, &put)
     }
 
-    /// The registry's own answer, with its `Location` in terms of this primary.
+    /// The registry's own answer, of its headers those that are of use, with its `Location` in terms of this
+    /// primary.
     fn goes_on(&self, upload: &Upload<'_>, mut answer: Response<Body>) -> Result<Response<Body>, ApiError> {
+        let theirs = std::mem::take(answer.headers_mut());
         let headers = answer.headers_mut();
+        for name in PASSED_ON {
+            if let Some(value) = theirs.get(&name) {
+                headers.insert(name, value.clone());
+            }
+        }
         if let Some(location) = headers.remove(header::LOCATION) {
             let behind = location.to_str().ok().and_then(Backend::own_path);
             let behind = behind.ok_or_else(|| {
                 tracing::warn!(repo = %upload.repo, "the registry's upload is somewhere else");
-                ApiError::Unavailable("the registry behind this site leads uploads elsewhere".into())
+                ApiError::Unavailable(ELSEWHERE.into())
             })?;
             headers.insert(header::LOCATION, self.location(upload, behind)?);
             headers.insert(DOCKER_UPLOAD_UUID, header_value(upload.id).ok_or(ApiError::Internal)?);
@@ -265,7 +313,7 @@ impl Forwards<'_> {
             upload: upload.id.to_string(),
             repository: upload.repo.clone(),
             actor: upload.actor.to_owned(),
-            expires: self.clock.now().plus(UPLOAD_LIFE),
+            expires: upload.expires,
             site: None,
             behind: Some(behind),
             authorization,

@@ -47,6 +47,8 @@ pub struct Options {
     pub registry: Option<registry::Lets>,
     /// More of its configuration, YAML at the top level.
     pub registry_yaml: String,
+    /// Fills it before the primary starts.
+    pub registry_filled: Option<fn(&registry::Registry)>,
     /// More of the primary's `[gateway]` section, TOML.
     pub gateway_toml: String,
     /// Glob of the repositories that anybody may pull from; [`USER`] may do everything.
@@ -74,6 +76,7 @@ impl Default for Options {
             auth_toml: None,
             registry: None,
             registry_yaml: String::new(),
+            registry_filled: None,
             gateway_toml: String::new(),
             public: "**",
             site_toml: String::new(),
@@ -142,6 +145,9 @@ impl Cluster {
             let mut registry =
                 registry::Registry::create(&dir.path().join("registry"), ip, lets, &options.registry_yaml);
             registry.start();
+            if let Some(fill) = options.registry_filled {
+                fill(&registry);
+            }
             registry
         });
         let mut cluster = Self { dir, primary, sites, password, tls: options.tls, registry };

@@ -17,6 +17,7 @@ use super::{
     Backend, BackendError,
     client::{Asker, Question},
     credentials::Needs,
+    pages::next_of,
     storage,
 };
 use crate::fetch::{Body, BoxFuture, UpstreamError};
@@ -24,6 +25,8 @@ use crate::fetch::{Body, BoxFuture, UpstreamError};
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Storage redirects followed for one blob.
 const REDIRECTS_MAX: usize = 3;
+/// Referrers of one manifest, at most.
+const REFERRERS_MAX: usize = 10_000;
 
 /// A manifest whose bytes hash to its digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +96,11 @@ impl Backend {
         let digest = match (reference, said) {
             (Reference::Digest(asked), _) => *asked,
             (Reference::Tag(_), Some(said)) => said,
-            (Reference::Tag(_), None) => Digest::sha256(&bytes),
+            // Anything in front of a registry can answer 200 with a page of its own.
+            (Reference::Tag(_), None) if is_manifest(&media_type) => Digest::sha256(&bytes),
+            (Reference::Tag(_), None) => {
+                return Err(BackendError::Protocol(format!("{media_type} without a digest for a manifest")));
+            }
         };
         let actual = Digest::of(digest.algorithm(), &bytes);
         if actual != digest {
@@ -110,7 +117,7 @@ impl Backend {
         let path = Endpoint::Blob { repo: repo.clone(), digest: *digest }.path();
         let asker = Asker::Gateway(Needs::Pull(repo));
         let response = self.ask(&Question::head(&path), asker).await?;
-        if let Some(storage) = self.storage(&response)? {
+        if let Some(storage) = self.storage(&response, &self.shared.options.url)? {
             let response = self.at_storage(Method::HEAD, storage, 0).await?;
             return length_of(response.headers()).map(Some);
         }
@@ -140,13 +147,85 @@ impl Backend {
         digest: &Digest,
         offset: u64,
     ) -> Result<Option<Box<dyn Body>>, BackendError> {
-        if let Some(root) = &self.shared.options.storage
-            && let Some(body) = storage::open(root, digest, offset).await?
-        {
-            return Ok(Some(Box::new(body)));
+        if let Some(root) = &self.shared.options.storage {
+            match storage::open(root, digest, offset).await {
+                Ok(Some(body)) => return Ok(Some(Box::new(body))),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the registry's storage cannot be read, it is asked itself")
+                }
+            }
         }
         let body = self.blob_of_registry(repo, digest, offset).await?;
         Ok(body.map(|body| Box::new(body) as Box<dyn Body>))
+    }
+
+    /// All of a blob of `repo`, if it has at most `bytes_max` and is what it should be.
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub async fn small_blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        bytes_max: usize,
+    ) -> Result<Option<Bytes>, BackendError> {
+        let path = Endpoint::Blob { repo: repo.clone(), digest: *digest }.path();
+        let response = self.ask(&Question::get(&path), Asker::Gateway(Needs::Pull(repo))).await?;
+        let response = match self.storage(&response, &self.shared.options.url)? {
+            Some(storage) => self.at_storage(Method::GET, storage, 0).await?,
+            None => response,
+        };
+        if response.status() != StatusCode::OK {
+            return self.no(response).await.map(|()| None);
+        }
+        let bytes = self.whole(response.into_body(), bytes_max).await?;
+        Ok((Digest::of(digest.algorithm(), &bytes) == *digest).then_some(bytes))
+    }
+
+    /// The manifests of `repo` that refer to `subject`, by digest; `None` where the registry has no
+    /// referrers. Source: OCI distribution specification, "Listing referrers".
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub async fn referrers(
+        &self,
+        repo: &RepoName,
+        subject: &Digest,
+    ) -> Result<Option<Vec<Digest>>, BackendError> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            manifests: Vec<Descriptor>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Descriptor {
+            digest: Digest,
+        }
+        let (mut all, mut next) = (Vec::new(), None::<String>);
+        loop {
+            let first = || Endpoint::Referrers { repo: repo.clone(), digest: *subject }.path();
+            let path = next.unwrap_or_else(first);
+            let response = self.ask(&Question::get(&path), Asker::Gateway(Needs::Pull(repo))).await?;
+            match response.status() {
+                StatusCode::OK => {}
+                // A registry without answers any 404, that of its router.
+                StatusCode::NOT_FOUND => return Ok(None),
+                _ => return self.no(response).await.map(|()| None),
+            }
+            let following = next_of(response.headers())?;
+            let body = self.whole(response.into_body(), MANIFEST_BYTES_MAX).await?;
+            let index: Index = serde_json::from_slice(&body)
+                .map_err(|_| BackendError::Protocol("a list of referrers that is none".to_owned()))?;
+            let before = all.len();
+            all.extend(index.manifests.into_iter().map(|descriptor| descriptor.digest));
+            next = match following {
+                None => return Ok(Some(all)),
+                Some(_) if all.len() == before || all.len() > REFERRERS_MAX => {
+                    return Err(BackendError::Protocol("referrers without an end".to_owned()));
+                }
+                following => following,
+            };
+        }
     }
 
     async fn blob_of_registry(
@@ -155,7 +234,9 @@ impl Backend {
         digest: &Digest,
         offset: u64,
     ) -> Result<Option<RegistryBody>, BackendError> {
-        let turn = Arc::clone(&self.shared.bodies).acquire_owned().await;
+        let limit = self.shared.options.stall_timeout;
+        let turn = tokio::time::timeout(limit, Arc::clone(&self.shared.bodies).acquire_owned()).await;
+        let turn = turn.map_err(|_| BackendError::Timeout(limit))?;
         let turn = turn.map_err(|_| BackendError::Unreachable("shutting down".to_owned()))?;
         let path = Endpoint::Blob { repo: repo.clone(), digest: *digest }.path();
         let mut question = Question::get(&path);
@@ -163,7 +244,7 @@ impl Backend {
             question = question.with(header::RANGE, range);
         }
         let response = self.ask(&question, Asker::Gateway(Needs::Pull(repo))).await?;
-        let response = match self.storage(&response)? {
+        let response = match self.storage(&response, &self.shared.options.url)? {
             Some(storage) => self.at_storage(Method::GET, storage, offset).await?,
             None => response,
         };
@@ -197,13 +278,13 @@ impl Backend {
     }
 
     /// Where an answer leads for a blob's bytes; `None` when it is not a redirect.
-    fn storage(&self, response: &Response<Incoming>) -> Result<Option<Uri>, BackendError> {
+    fn storage(&self, response: &Response<Incoming>, from: &Uri) -> Result<Option<Uri>, BackendError> {
         if !response.status().is_redirection() {
             return Ok(None);
         }
         let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
         let location = location.ok_or_else(|| BackendError::Protocol("a redirect to nowhere".to_owned()))?;
-        let uri = if location.starts_with('/') { self.uri(location)? } else { parsed(location)? };
+        let uri = if location.starts_with('/') { at_same_host(from, location)? } else { parsed(location)? };
         if !self.leads_there(&uri) {
             let host = uri.host().unwrap_or_default();
             let reason = format!("a redirect to {host}, which gateway.redirect_hosts does not name");
@@ -237,12 +318,12 @@ impl Backend {
         for _ in 0..REDIRECTS_MAX {
             let mut request = http::Request::new(http_body_util::Full::default());
             *request.method_mut() = method.clone();
-            *request.uri_mut() = uri;
+            *request.uri_mut() = uri.clone();
             if let Some(range) = from(offset) {
                 request.headers_mut().insert(header::RANGE, range);
             }
             let response = self.shared.client.send(request, self.shared.options.answer_timeout).await?;
-            match self.storage(&response)? {
+            match self.storage(&response, &uri)? {
                 Some(next) => uri = next,
                 None => match response.status() {
                     StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
@@ -295,6 +376,17 @@ impl Body for RegistryBody {
     }
 }
 
+fn is_manifest(media_type: &str) -> bool {
+    [
+        media_type::OCI_MANIFEST,
+        media_type::OCI_INDEX,
+        media_type::OCI_ARTIFACT,
+        media_type::DOCKER_MANIFEST,
+        media_type::DOCKER_LIST,
+    ]
+    .contains(&media_type)
+}
+
 fn manifest_path(repo: &RepoName, reference: &Reference) -> String {
     Endpoint::Manifest { repo: repo.clone(), reference: reference.clone() }.path()
 }
@@ -332,6 +424,13 @@ fn whole_of_range(headers: &HeaderMap, offset: u64) -> Result<u64, BackendError>
 
 fn from(offset: u64) -> Option<HeaderValue> {
     (offset > 0).then(|| HeaderValue::try_from(format!("bytes={offset}-")).ok()).flatten()
+}
+
+fn at_same_host(from: &Uri, path: &str) -> Result<Uri, BackendError> {
+    let mut parts = from.clone().into_parts();
+    let wrong = || BackendError::Protocol("a redirect to what is no URL".to_owned());
+    parts.path_and_query = Some(path.parse().map_err(|_| wrong())?);
+    Uri::from_parts(parts).map_err(|_| wrong())
 }
 
 fn parsed(location: &str) -> Result<Uri, BackendError> {

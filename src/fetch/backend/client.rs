@@ -12,6 +12,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::ClientConfig;
+use tokio::time::Instant;
 
 use super::{Backend, BackendError, Challenge, credentials::Needs};
 
@@ -128,7 +129,11 @@ impl Backend {
         question: &Question<'_>,
         asker: Asker<'_>,
     ) -> Result<Response<Incoming>, BackendError> {
-        let permit = self.shared.requests.acquire().await;
+        // Readers that wait for a registry that does not answer must not keep writers from it.
+        let turns = if question.limit.is_some() { &self.shared.writes } else { &self.shared.requests };
+        let patience = self.shared.options.answer_timeout;
+        let permit = tokio::time::timeout(patience, turns.acquire()).await;
+        let permit = permit.map_err(|_| BackendError::Timeout(patience))?;
         let _permit = permit.map_err(|_| BackendError::Unreachable("shutting down".to_owned()))?;
         let uri = self.uri(question.path)?;
         let limit = question.limit.unwrap_or(self.shared.options.answer_timeout);
@@ -156,13 +161,14 @@ impl Backend {
         self.shared.client.send(request, limit).await
     }
 
-    /// All of an answer's body.
+    /// All of an answer's body, which must be here within one stall timeout: it is small.
     pub(super) async fn whole(&self, body: Incoming, bytes_max: usize) -> Result<Bytes, BackendError> {
         let mut body = Limited::new(body, bytes_max);
         let mut whole = BytesMut::new();
         let limit = self.shared.options.stall_timeout;
+        let end = Instant::now() + limit;
         loop {
-            match tokio::time::timeout(limit, body.frame()).await {
+            match tokio::time::timeout_at(end, body.frame()).await {
                 Err(_) => return Err(BackendError::Timeout(limit)),
                 Ok(None) => return Ok(whole.freeze()),
                 Ok(Some(Ok(frame))) => {

@@ -1,17 +1,18 @@
 //! Who the gateway is at the registry, and the tokens it gets there.
 
 use std::{
-    collections::HashMap,
     fmt,
+    num::NonZeroUsize,
     path::PathBuf,
-    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
+use lru::LruCache;
 use outport_proto::RepoName;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -23,8 +24,10 @@ use crate::blocking;
 const LIFE_DEFAULT: Duration = Duration::from_secs(60);
 /// Tokens are renewed this long before they end.
 const LIFE_MARGIN: Duration = Duration::from_secs(15);
-const TOKENS_MAX: usize = 10_000;
-const TOKEN_ANSWER_BYTES_MAX: usize = 128 * 1024;
+/// And asked for again after this at the latest.
+const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
+const TOKENS_MAX: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+const TOKEN_ANSWER_BYTES_MAX: usize = 32 * 1024;
 /// A password or token in a file, at most.
 const SECRET_BYTES_MAX: usize = 64 * 1024;
 
@@ -55,7 +58,7 @@ pub enum Password {
 }
 
 impl Password {
-    async fn read(&self) -> Result<String, BackendError> {
+    pub(super) async fn read(&self) -> Result<String, BackendError> {
         let this = self.clone();
         let read = blocking::spawn(move || match &this {
             Self::File(path) => {
@@ -117,7 +120,7 @@ impl Needs<'_> {
 pub(super) struct Tokens {
     credentials: Credentials,
     challenge: ArcSwapOption<Challenge>,
-    tokens: Mutex<HashMap<String, Token>>,
+    tokens: Mutex<LruCache<String, Token>>,
 }
 
 #[derive(Clone)]
@@ -128,23 +131,25 @@ struct Token {
 
 impl Tokens {
     pub(super) fn new(credentials: Credentials) -> Self {
-        Self { credentials, challenge: ArcSwapOption::empty(), tokens: Mutex::default() }
+        let tokens = Mutex::new(LruCache::new(TOKENS_MAX));
+        Self { credentials, challenge: ArcSwapOption::empty(), tokens }
     }
 
     fn kept(&self, scopes: &str) -> Option<HeaderValue> {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = self.lock();
         tokens.get(scopes).filter(|token| Instant::now() < token.until).map(|token| token.value.clone())
     }
 
     fn keep(&self, scopes: String, token: Token) {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if tokens.len() >= TOKENS_MAX {
-            let now = Instant::now();
-            tokens.retain(|_, token| now < token.until);
-        }
-        if tokens.len() < TOKENS_MAX {
-            tokens.insert(scopes, token);
-        }
+        self.lock().put(scopes, token);
+    }
+
+    fn forget(&self, scopes: &str) {
+        self.lock().pop(scopes);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<String, Token>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -232,8 +237,32 @@ impl Backend {
         secret_header("Basic", &pair).map(Some)
     }
 
+    /// A request with what needs this was answered 401: what was sent is not sent again.
+    pub fn rejected(&self, needs: Needs<'_>, headers: &HeaderMap) {
+        let tokens = &self.shared.tokens;
+        tokens.forget(&needs.scopes());
+        if let Some(challenge) = Challenge::of(headers) {
+            tokens.challenge.store(Some(challenge.into()));
+        }
+    }
+
+    /// Whether the gateway's credentials may be sent to a token endpoint: the registry's own, or the one
+    /// that is configured.
+    fn is_trusted(&self, realm: &str) -> bool {
+        let options = &self.shared.options;
+        if let Some(configured) = &options.token_realm {
+            return configured == realm;
+        }
+        let Ok(uri) = realm.parse::<Uri>() else { return false };
+        uri.authority() == options.url.authority()
+            && (uri.scheme() == options.url.scheme() || uri.scheme_str() == Some("https"))
+    }
+
     /// Asks for a token; without credentials for an anonymous one.
     async fn token(&self, realm: &str, service: &str, scopes: String) -> Result<HeaderValue, BackendError> {
+        if !self.is_trusted(realm) {
+            return Err(BackendError::Realm(realm.to_owned()));
+        }
         let uri = token_uri(realm, service, &scopes);
         let uri: Uri = uri.parse().map_err(|_| BackendError::Protocol(format!("token realm {realm}")))?;
         let mut request = Request::new(Full::default());
@@ -256,7 +285,7 @@ impl Backend {
         let token = issued.token.or(issued.access_token).filter(|token| !token.is_empty());
         let token = token.ok_or_else(|| BackendError::Protocol("an answer without a token".to_owned()))?;
         let value = secret_header("Bearer", &token)?;
-        let life = issued.expires_in.map_or(LIFE_DEFAULT, Duration::from_secs);
+        let life = issued.expires_in.map_or(LIFE_DEFAULT, Duration::from_secs).min(LIFE_MAX);
         let until = asked + life.saturating_sub(LIFE_MARGIN.min(life / 2));
         self.shared.tokens.keep(scopes, Token { value: value.clone(), until });
         Ok(value)

@@ -6,12 +6,14 @@
 //!
 //! - `client`: connections, timeouts, the request itself; `credentials`: who the gateway is there;
 //! - `answer`: manifests and blobs; `pages`: tags and repositories; `write`: what changes something;
-//! - `verdict`: what it lets callers do; `storage`: its own files.
+//! - `verdict`: what it lets callers do; `storage`: its own files; `gitlab`: its names where its own list is
+//!   closed.
 
 mod answer;
 mod challenge;
 mod client;
 mod credentials;
+mod gitlab;
 mod pages;
 mod storage;
 mod verdict;
@@ -33,6 +35,7 @@ pub use answer::{Manifest, ManifestHead};
 pub use challenge::Challenge;
 pub use client::{Asker, RawBody};
 pub use credentials::{Credentials, Needs, Password};
+pub use gitlab::GitLab;
 pub use pages::NamePage;
 pub use verdict::Judgement;
 pub use write::{Answered, Refusal};
@@ -47,9 +50,11 @@ pub struct BackendOptions {
     pub url: Uri,
     /// Who the gateway is there.
     pub credentials: Credentials,
+    /// The token endpoint that the gateway's credentials may be sent to, if it is not the registry's own.
+    pub token_realm: Option<String>,
     /// Hosts that it may send a reader of blobs to: exact, or `*.` and a domain. Itself is one.
     pub redirect_hosts: Vec<String>,
-    /// Questions on their way at once.
+    /// Questions on their way at once, and as many writes.
     pub requests_max: usize,
     /// Blobs on their way at once.
     pub bodies_max: usize,
@@ -69,6 +74,7 @@ impl BackendOptions {
         Self {
             url,
             credentials: Credentials::None,
+            token_realm: None,
             redirect_hosts: Vec::new(),
             requests_max: 64,
             bodies_max: 64,
@@ -92,7 +98,8 @@ struct Shared {
     tokens: Tokens,
     /// What the registry wants to be told was learnt once.
     introduced: AtomicBool,
-    requests: Arc<Semaphore>,
+    requests: Semaphore,
+    writes: Semaphore,
     bodies: Arc<Semaphore>,
 }
 
@@ -134,6 +141,9 @@ pub enum BackendError {
         /// What they are.
         actual: Box<Digest>,
     },
+    /// It sends the gateway for a token to where that must not send its credentials.
+    #[error("the registry wants a token from {0}: say gateway.token_realm = \"{0}\" if that is right")]
+    Realm(String),
     /// Its credentials cannot be read.
     #[error("the registry's credentials: {0}")]
     Credentials(String),
@@ -147,6 +157,7 @@ impl From<BackendError> for UpstreamError {
             BackendError::Refused { .. }
             | BackendError::TooMany { .. }
             | BackendError::Status { .. }
+            | BackendError::Realm(_)
             | BackendError::Credentials(_) => Self::Unavailable(error.to_string()),
             BackendError::Protocol(_) | BackendError::Content { .. } => Self::Protocol(error.to_string()),
         }
@@ -157,14 +168,16 @@ impl Backend {
     /// A registry that is asked as `options` say, believing certificates as `tls` does.
     pub fn new(options: BackendOptions, tls: &ClientConfig) -> Self {
         let client = client::Connections::new(tls);
-        let (requests, bodies) = (Semaphore::new(options.requests_max), Semaphore::new(options.bodies_max));
+        let [requests, writes, bodies] =
+            [options.requests_max, options.requests_max, options.bodies_max].map(Semaphore::new);
         let tokens = Tokens::new(options.credentials.clone());
         let shared = Shared {
             options,
             client,
             tokens,
             introduced: AtomicBool::new(false),
-            requests: Arc::new(requests),
+            requests,
+            writes,
             bodies: Arc::new(bodies),
         };
         Self { shared: Arc::new(shared) }

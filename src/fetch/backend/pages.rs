@@ -82,21 +82,45 @@ impl Backend {
     }
 }
 
-/// The path that `Link: <..>; rel="next"` leads to. Source: RFC 8288; OCI distribution specification,
-/// "Listing tags".
-fn next_of(headers: &HeaderMap) -> Result<Option<String>, BackendError> {
+/// The path of this registry that `Link: <..>; rel="next"` leads to.
+pub(super) fn next_of(headers: &HeaderMap) -> Result<Option<String>, BackendError> {
+    let Some(target) = next_uri(headers) else { return Ok(None) };
+    let path = Backend::own_path(&target);
+    path.map(Some).ok_or_else(|| BackendError::Protocol(format!("the next page is {target}")))
+}
+
+/// What `Link: <..>; rel="next"` leads to. Source: RFC 8288; OCI distribution specification, "Listing
+/// tags".
+pub(super) fn next_uri(headers: &HeaderMap) -> Option<String> {
     let links = headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
-    for link in links {
-        let Some((target, parameters)) =
-            link.trim_start().strip_prefix('<').and_then(|link| link.split_once('>'))
-        else {
-            continue;
+    let mut links =
+        links.flat_map(|value| value.split(", <")).map(|link| link.trim_start_matches([' ', '<']));
+    links.find_map(|link| {
+        let (target, parameters) = link.split_once('>')?;
+        let is_next = |parameter: &str| matches!(parameter.trim(), "rel=next" | "rel=\"next\"");
+        parameters.split(';').any(is_next).then(|| target.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn where_the_next_page_is() {
+        let next = |link: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::LINK, HeaderValue::from_static(link));
+            next_of(&headers)
         };
-        if !parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=next" | "rel=\"next\"")) {
-            continue;
-        }
-        let path = Backend::own_path(target);
-        return path.map(Some).ok_or_else(|| BackendError::Protocol(format!("the next page is {target}")));
+        let page = || Ok(Some("/v2/_catalog?last=b&n=2".to_owned()));
+        assert_eq!(next("</v2/_catalog?last=b&n=2>; rel=\"next\""), page());
+        assert_eq!(next("<https://registry.example.com/v2/_catalog?last=b&n=2>; rel=next"), page());
+        assert_eq!(next("</v2/_catalog>; rel=\"prev\", </v2/_catalog?last=b&n=2>; rel=\"next\""), page());
+        assert_eq!(next("</v2/_catalog>; rel=\"prev\""), Ok(None));
+        assert!(next("<https://registry.example.com/evil>; rel=next").is_err());
+        assert_eq!(next_of(&HeaderMap::new()), Ok(None));
     }
-    Ok(None)
 }

@@ -25,6 +25,8 @@ pub enum Answered {
     Done(HeaderMap),
     /// It did not.
     Refused(Refusal),
+    /// It failed, or something in front of it did: it may be done all the same.
+    Unclear(Refusal),
 }
 
 /// A registry's own words for why it did not do something.
@@ -54,7 +56,7 @@ impl Backend {
         let content_type = HeaderValue::try_from(media_type)
             .map_err(|_| BackendError::Protocol("a media type that is none".to_owned()))?;
         let question = Question { method: Method::PUT, body: bytes, ..Question::get(&path) };
-        self.change(question.with(header::CONTENT_TYPE, content_type), asker).await
+        self.change(question.with(header::CONTENT_TYPE, content_type), asker, &[StatusCode::CREATED]).await
     }
 
     /// Deletes a manifest, a tag or a blob.
@@ -63,27 +65,36 @@ impl Backend {
     /// When there was no answer: it may have been deleted all the same.
     pub async fn delete(&self, endpoint: &Endpoint, asker: Asker<'_>) -> Result<Answered, BackendError> {
         let path = endpoint.path();
-        self.change(Question { method: Method::DELETE, ..Question::get(&path) }, asker).await
+        let done = [StatusCode::ACCEPTED, StatusCode::OK, StatusCode::NO_CONTENT];
+        self.change(Question { method: Method::DELETE, ..Question::get(&path) }, asker, &done).await
     }
 
-    async fn change(&self, question: Question<'_>, asker: Asker<'_>) -> Result<Answered, BackendError> {
+    async fn change(
+        &self,
+        question: Question<'_>,
+        asker: Asker<'_>,
+        done: &[StatusCode],
+    ) -> Result<Answered, BackendError> {
         let limit = Some(self.shared.options.write_timeout);
         let response = self.ask(&Question { limit, ..question }, asker).await?;
         let (parts, body) = response.into_parts();
-        if parts.status.is_success() {
+        if done.contains(&parts.status) {
             return Ok(Answered::Done(parts.headers));
         }
-        if parts.status.is_redirection() {
-            return Err(BackendError::Protocol("it leads a write elsewhere".to_owned()));
+        if parts.status.is_redirection() || parts.status.is_success() {
+            return Err(BackendError::Status { status: parts.status.as_u16() });
         }
-        let body = self.whole(body, ERROR_BYTES_MAX).await?;
+        // What is too long for an error still is one.
+        let body = self.whole(body, ERROR_BYTES_MAX).await.unwrap_or_default();
         let mut headers = HeaderMap::new();
         for name in PASSED_ON {
             if let Some(value) = parts.headers.get(&name) {
                 headers.insert(name, value.clone());
             }
         }
-        Ok(Answered::Refused(Refusal { status: parts.status, headers, body }))
+        let refusal = Refusal { status: parts.status, headers, body };
+        let is_clear = parts.status.is_client_error() && parts.status != StatusCode::REQUEST_TIMEOUT;
+        Ok(if is_clear { Answered::Refused(refusal) } else { Answered::Unclear(refusal) })
     }
 }
 

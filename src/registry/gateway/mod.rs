@@ -7,13 +7,18 @@
 //! tells of a push that went around it (a notification, a walk, a site's question) is a reason to
 //! look and nothing more. An error is never an absence.
 //!
-//! - `observe`: asking and recording; `record`: from a manifest to its events;
+//! - `observe`: asking and recording; `record`: from a manifest to its events; `learn`: from a list to them;
+//! - [`notice`]: what the registry tells by itself, [`intake`]: who may tell; [`walk`]: looking at everything;
 //! - `write`: pushes and deletes; `upstream`: what sites and pulls ask; `turns`: who may when.
 
+pub mod intake;
+mod learn;
+pub mod notice;
 mod observe;
 mod record;
 mod turns;
 mod upstream;
+pub mod walk;
 mod write;
 
 use std::{fmt, sync::Arc};
@@ -22,9 +27,12 @@ use outport_proto::{Offset, Reference, RepoName};
 
 pub use observe::Observed;
 pub use upstream::GatewayUpstream;
-pub use write::{Refusal, Shown, Writer, Written};
+pub use write::{Refusal, Shown, Taken, Writer, Written};
 
-use self::{observe::Doubts, turns::Turns};
+use self::{
+    observe::{Budget, Doubts},
+    turns::Turns,
+};
 use super::{Journal, JournalError, push::Fulfilled};
 use crate::{
     clock::SharedClock,
@@ -49,6 +57,7 @@ struct Shared {
     turns: Turns,
     fulfilled: Fulfilled,
     doubts: Doubts,
+    budget: Budget,
     shutdown: Shutdown,
 }
 
@@ -68,6 +77,12 @@ pub enum GatewayError {
         /// Why not; for people.
         reason: String,
     },
+    /// The registry lacks what the log has, and that is not to be removed.
+    #[error("the registry lacks it now, and much else that it had")]
+    NotRemoved,
+    /// Too much else is done in the repository now.
+    #[error("too much is done in the repository at once")]
+    Busy,
     /// It could not be made durable.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -86,9 +101,15 @@ impl From<GatewayError> for UpstreamError {
 }
 
 impl Gateway {
-    /// A gateway in front of `backend` that records in `journal`; its work under way ends before
-    /// `shutdown` does.
-    pub fn new(backend: Backend, journal: Journal, clock: SharedClock, shutdown: Shutdown) -> Self {
+    /// A gateway in front of `backend` that records in `journal`; questions remove at most `removals_max`
+    /// tags, manifests and links an hour. Its work under way ends before `shutdown` does.
+    pub fn new(
+        backend: Backend,
+        journal: Journal,
+        clock: SharedClock,
+        removals_max: u64,
+        shutdown: Shutdown,
+    ) -> Self {
         let shared = Shared {
             backend,
             journal,
@@ -96,6 +117,7 @@ impl Gateway {
             turns: Turns::default(),
             fulfilled: Fulfilled::default(),
             doubts: Doubts::default(),
+            budget: Budget::new(removals_max),
             shutdown,
         };
         Self { shared: Arc::new(shared) }

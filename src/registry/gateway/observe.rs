@@ -2,13 +2,18 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use outport_proto::{Change, Digest, IntentId, Offset, Reference, RepoName, Tag};
 
-use super::{Gateway, GatewayError};
+use tokio::time::Instant;
+
+use super::{
+    Gateway, GatewayError,
+    turns::{Alone, Moving},
+};
 use crate::{
     fetch::backend::{BackendError, ManifestHead},
     log::Cause,
@@ -17,6 +22,12 @@ use crate::{
 
 /// Who is named as the actor of what was not asked for through here.
 pub(super) const OBSERVER: &str = "";
+/// A "no" to what the log has is believed when it is said twice: nodes of a registry may lag behind each
+/// other.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
+const HOUR: Duration = Duration::from_secs(3600);
+/// How long somebody waits for their turn, before the registry is asked for them.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pause before the registry is asked again about something in doubt; doubled each time.
 const DOUBT_PAUSE_MIN: Duration = Duration::from_millis(200);
 const DOUBT_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -34,9 +45,57 @@ pub enum Observed {
     Gone(Offset),
 }
 
+/// Whether something may be removed from the log; asked once for each.
+pub(super) type MayRemove<'a> = dyn Fn() -> bool + Send + Sync + 'a;
+
+/// How much questions may remove. A registry that lost its storage says "no" to whatever is asked, and sites
+/// ask for much: beyond this the log stays as it is, and a walk stops with an alarm.
+#[derive(Debug)]
+pub(super) struct Budget {
+    an_hour: u64,
+    /// Since when, and how much of it is left.
+    left: Mutex<(Instant, u64)>,
+}
+
+impl Budget {
+    pub(super) fn new(an_hour: u64) -> Self {
+        Self { an_hour, left: Mutex::new((Instant::now(), an_hour)) }
+    }
+
+    /// Takes the right to remove one more.
+    pub(super) fn take(&self) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.0.elapsed() >= HOUR {
+            *left = (Instant::now(), self.an_hour);
+        }
+        let taken = left.1 > 0;
+        left.1 = left.1.saturating_sub(1);
+        taken
+    }
+}
+
 /// What has to be looked at again until the registry answers.
 #[derive(Debug, Default)]
-pub(super) struct Doubts(Mutex<HashSet<(RepoName, Reference)>>);
+pub(super) struct Doubts(Mutex<HashSet<Doubtful>>);
+
+/// Something at the registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Doubtful {
+    Manifest(RepoName, Reference),
+    Blob(RepoName, Digest),
+}
+
+/// A place among the doubts, while it is held.
+struct InDoubt {
+    gateway: Gateway,
+    thing: Doubtful,
+}
+
+impl Drop for InDoubt {
+    fn drop(&mut self) {
+        self.gateway.doubts().remove(&self.thing);
+    }
+}
 
 impl Gateway {
     /// Looks what a tag or digest names at the registry and records it.
@@ -44,15 +103,33 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError`].
     pub async fn observe(&self, repo: &RepoName, reference: &Reference) -> Result<Observed, GatewayError> {
+        self.observe_if(repo, reference, &|| true).await
+    }
+
+    /// [`Gateway::observe`], but what the registry lacks is removed only if `may_remove` says so.
+    ///
+    /// # Errors
+    /// [`GatewayError::NotRemoved`] when it does not.
+    pub(super) async fn observe_if(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        may_remove: &MayRemove<'_>,
+    ) -> Result<Observed, GatewayError> {
         match reference {
-            Reference::Tag(tag) => self.observe_tag(repo, tag).await,
-            Reference::Digest(digest) => self.observe_manifest(repo, digest).await,
+            Reference::Tag(tag) => self.observe_tag(repo, tag, may_remove).await,
+            Reference::Digest(digest) => self.observe_manifest(repo, digest, may_remove).await,
         }
     }
 
-    async fn observe_tag(&self, repo: &RepoName, tag: &Tag) -> Result<Observed, GatewayError> {
+    async fn observe_tag(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        may_remove: &MayRemove<'_>,
+    ) -> Result<Observed, GatewayError> {
         let tags = std::slice::from_ref(tag);
-        let _turn = self.shared.turns.moving(repo, tags).await;
+        let _turn = self.moving(repo, tags).await?;
         let known = self.index().tag(repo, tag)?.map(|entry| entry.digest);
         let reference = Reference::Tag(tag.clone());
         if let ManifestHead::Is(digest) = self.backend().manifest_head(repo, &reference).await?
@@ -63,15 +140,21 @@ impl Gateway {
             }
             return self.commit_tags(record, tags).await.map(Observed::Found);
         }
-        match self.backend().manifest(repo, &reference).await? {
+        let mut found = self.backend().manifest(repo, &reference).await?;
+        if found.is_none() && known.is_some() {
+            tokio::time::sleep(SECOND_LOOK).await;
+            found = self.backend().manifest(repo, &reference).await?;
+        }
+        match found {
             Some(manifest) => {
                 let digest = manifest.digest;
                 if known == Some(digest) && self.index().manifest_record(repo, &digest)?.is_some() {
                     return Ok(Observed::Same);
                 }
-                self.record(repo, manifest, tags, 0).await.map(Observed::Found)
+                self.record(repo, manifest, tags).await.map(Observed::Found)
             }
             None if known.is_none() => Ok(Observed::Same),
+            None if !may_remove() => Err(GatewayError::NotRemoved),
             None => {
                 let change = Change::TagDeleted { repo: repo.clone(), tag: tag.clone() };
                 self.commit(OBSERVER, None, vec![change]).await.map(Observed::Gone)
@@ -79,26 +162,35 @@ impl Gateway {
         }
     }
 
-    async fn observe_manifest(&self, repo: &RepoName, digest: &Digest) -> Result<Observed, GatewayError> {
+    async fn observe_manifest(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        may_remove: &MayRemove<'_>,
+    ) -> Result<Observed, GatewayError> {
         let reference = Reference::Digest(*digest);
         {
-            let _turn = self.shared.turns.moving(repo, &[]).await;
+            let _turn = self.moving(repo, &[]).await?;
             let known = self.index().manifest_record(repo, digest)?.is_some();
             if known && self.backend().manifest_head(repo, &reference).await? == ManifestHead::Is(*digest) {
                 return Ok(Observed::Same);
             }
             match self.backend().manifest(repo, &reference).await? {
                 Some(_) if known => return Ok(Observed::Same),
-                Some(manifest) => return self.record(repo, manifest, &[], 0).await.map(Observed::Found),
+                Some(manifest) => return self.record(repo, manifest, &[]).await.map(Observed::Found),
                 None if !known => return Ok(Observed::Same),
                 None => {}
             }
         }
-        let _turn = self.shared.turns.alone(repo).await;
+        tokio::time::sleep(SECOND_LOOK).await;
+        let _turn = self.alone(repo).await?;
         if self.index().manifest_record(repo, digest)?.is_none()
             || self.backend().manifest(repo, &reference).await?.is_some()
         {
             return Ok(Observed::Same);
+        }
+        if !may_remove() {
+            return Err(GatewayError::NotRemoved);
         }
         let change = Change::ManifestDeleted { repo: repo.clone(), digest: *digest };
         self.commit(OBSERVER, None, vec![change]).await.map(Observed::Gone)
@@ -109,8 +201,21 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError`].
     pub async fn observe_blob(&self, repo: &RepoName, digest: &Digest) -> Result<Observed, GatewayError> {
+        self.observe_blob_if(repo, digest, &|| true).await
+    }
+
+    /// [`Gateway::observe_blob`], but a link that the registry lacks is removed only if `may_remove` says so.
+    ///
+    /// # Errors
+    /// [`GatewayError::NotRemoved`] when it does not.
+    pub(super) async fn observe_blob_if(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        may_remove: &MayRemove<'_>,
+    ) -> Result<Observed, GatewayError> {
         {
-            let _turn = self.shared.turns.moving(repo, &[]).await;
+            let _turn = self.moving(repo, &[]).await?;
             let known = self.index().link(repo, digest)?;
             match (self.backend().blob_size(repo, digest).await?, known) {
                 (Some(size), Some(known)) if size == known => return Ok(Observed::Same),
@@ -122,57 +227,82 @@ impl Gateway {
                 (None, Some(_)) => {}
             }
         }
-        let _turn = self.shared.turns.alone(repo).await;
+        tokio::time::sleep(SECOND_LOOK).await;
+        let _turn = self.alone(repo).await?;
         if self.index().link(repo, digest)?.is_none()
             || self.backend().blob_size(repo, digest).await?.is_some()
         {
             return Ok(Observed::Same);
         }
+        if !may_remove() {
+            return Err(GatewayError::NotRemoved);
+        }
         let change = Change::BlobDeleted { repo: repo.clone(), digest: *digest };
         self.commit(OBSERVER, None, vec![change]).await.map(Observed::Gone)
     }
 
-    /// Looks at something until the registry says how it is: what was sent there may have happened or
-    /// not. Beyond a number of such things at once this is left to the next walk.
-    pub(super) fn doubt(&self, repo: &RepoName, reference: &Reference) {
-        let thing = (repo.clone(), reference.clone());
+    /// Looks at something until it is known how the registry has it: what was sent there may have happened,
+    /// or may happen yet, as long as the registry may work on it (`pending`). Beyond a number of such things at
+    /// once, and after a restart, this is left to the next walk.
+    pub(super) fn doubt(&self, thing: Doubtful, pending: Duration) {
         {
-            let mut doubts = self.shared.doubts.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut doubts = self.doubts();
             if doubts.len() >= DOUBTS_MAX || !doubts.insert(thing.clone()) {
                 return;
             }
         }
-        let (gateway, shutdown) = (self.clone(), self.shared.shutdown.clone());
+        let (place, shutdown) = (InDoubt { gateway: self.clone(), thing }, self.shared.shutdown.clone());
         drop(self.shared.shutdown.spawn(async move {
-            let (repo, reference) = &thing;
-            let mut pause = DOUBT_PAUSE_MIN;
+            let InDoubt { gateway, thing } = &place;
+            let (begun, mut pause) = (Instant::now(), DOUBT_PAUSE_MIN);
             loop {
+                let is_last = begun.elapsed() >= pending;
+                let looked = match thing {
+                    Doubtful::Manifest(repo, reference) => gateway.observe(repo, reference).await,
+                    Doubtful::Blob(repo, digest) => gateway.observe_blob(repo, digest).await,
+                };
+                match &looked {
+                    Ok(observed) if is_last => {
+                        tracing::info!(?thing, ?observed, "what became of a request is known");
+                        return;
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.may_pass() => {
+                        tracing::info!(?thing, %error, "what became of a request is not known yet");
+                    }
+                    Err(error) => {
+                        tracing::warn!(?thing, %error, "what became of a request stays open");
+                        return;
+                    }
+                }
+                let asked_to_wait = match looked {
+                    Err(GatewayError::Backend(BackendError::TooMany { retry_after })) => retry_after,
+                    _ => None,
+                };
                 let wait = pause + pause.mul_f64(random::number() as f64 / u64::MAX as f64);
+                let wait = wait.max(asked_to_wait.unwrap_or_default()).min(DOUBT_PAUSE_MAX * 4);
                 if tokio::time::timeout(wait, shutdown.requested()).await.is_ok() {
                     return;
                 }
-                match gateway.observe(repo, reference).await {
-                    Ok(observed) => {
-                        tracing::info!(%repo, %reference, ?observed, "what became of a request is known");
-                        break;
-                    }
-                    Err(GatewayError::Backend(error)) => {
-                        tracing::info!(%repo, %reference, %error, "what became of a request is not known yet");
-                        pause = (pause * 2).min(DOUBT_PAUSE_MAX);
-                    }
-                    Err(error) => {
-                        tracing::warn!(%repo, %reference, %error, "what became of a request stays open");
-                        break;
-                    }
-                }
+                pause = (pause * 2).min(DOUBT_PAUSE_MAX);
             }
-            gateway.shared.doubts.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&thing);
         }));
     }
 
-    /// Whether nothing is in doubt.
-    pub fn is_certain(&self) -> bool {
-        self.shared.doubts.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    fn doubts(&self) -> MutexGuard<'_, HashSet<Doubtful>> {
+        self.shared.doubts.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn of some tags of a repository, if it comes in time.
+    pub(super) async fn moving(&self, repo: &RepoName, tags: &[Tag]) -> Result<Moving, GatewayError> {
+        let turn = tokio::time::timeout(TURN_WAIT_MAX, self.shared.turns.moving(repo, tags)).await;
+        turn.map_err(|_| GatewayError::Busy)
+    }
+
+    /// A repository's own turn, if it comes in time.
+    pub(super) async fn alone(&self, repo: &RepoName) -> Result<Alone, GatewayError> {
+        let turn = tokio::time::timeout(TURN_WAIT_MAX, self.shared.turns.alone(repo)).await;
+        turn.map_err(|_| GatewayError::Busy)
     }
 
     /// Appends what happened; when this returns it is durable and can be read.
@@ -188,13 +318,21 @@ impl Gateway {
 }
 
 impl GatewayError {
-    /// Whether asking again later may help, and nothing was said against it.
+    /// Whether the registry said nothing: it is down, or as good as.
     pub fn is_silence(&self) -> bool {
-        let Self::Backend(error) = self else { return false };
-        match error {
-            BackendError::Unreachable(_) | BackendError::Timeout(_) | BackendError::TooMany { .. } => true,
-            BackendError::Status { status } => *status >= 500,
+        match self {
+            Self::Backend(BackendError::Unreachable(_) | BackendError::Timeout(_)) => true,
+            Self::Backend(BackendError::Status { status }) => *status >= 500,
             _ => false,
         }
+    }
+
+    /// Whether asking again later may help.
+    pub fn may_pass(&self) -> bool {
+        let is_transient = matches!(
+            self,
+            Self::Busy | Self::Journal(_) | Self::Index(_) | Self::Backend(BackendError::TooMany { .. })
+        );
+        self.is_silence() || is_transient
     }
 }

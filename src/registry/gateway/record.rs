@@ -1,61 +1,60 @@
 //! From a manifest of the registry to the events that tell of it.
 
-use std::{future::Future, pin::Pin};
+use std::time::Duration;
 
-use bytes::BytesMut;
 use outport_proto::{
     Change, Digest, ManifestPut, Offset, Reference, RepoName, Tag,
     oci::{ChildKind, Platform, platform_of_config},
 };
 
-use super::{Gateway, GatewayError, observe::OBSERVER};
+use super::{
+    Gateway, GatewayError,
+    observe::{Doubtful, OBSERVER},
+};
 use crate::{
     fetch::backend::Manifest,
     registry::push::{CONFIG_BYTES_MAX, NewManifest, parse},
 };
 
-/// Indexes may list indexes, so deep.
-const DEPTH_MAX: usize = 4;
+/// How long it may take to find out what an image runs on.
+const PLATFORM_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Gateway {
     /// Records a manifest of the registry with what it names, and that `tags` name it.
-    pub(super) fn record<'a>(
-        &'a self,
-        repo: &'a RepoName,
+    pub(super) async fn record(
+        &self,
+        repo: &RepoName,
         manifest: Manifest,
-        tags: &'a [Tag],
-        depth: usize,
-    ) -> Pin<Box<dyn Future<Output = Result<Offset, GatewayError>> + Send + 'a>> {
-        Box::pin(async move {
-            let reference = Reference::Digest(manifest.digest);
-            let unfit = |reason: String| GatewayError::Unfit {
-                repo: repo.clone(),
-                reference: reference.clone(),
-                reason,
-            };
-            let Manifest { media_type, bytes, .. } = manifest;
-            let new = NewManifest {
-                reference: reference.clone(),
-                tags: tags.to_vec(),
-                content_type: media_type,
-                bytes,
-            };
-            let (put, config) = parse(repo, &new).map_err(|error| unfit(error.to_string()))?;
-            let put = self.with_platform(put, config).await;
-            let changes = self.with_children(put, depth).await?;
-            self.commit(OBSERVER, None, changes).await
-        })
+        tags: &[Tag],
+    ) -> Result<Offset, GatewayError> {
+        let reference = Reference::Digest(manifest.digest);
+        let Manifest { media_type, bytes, .. } = manifest;
+        let new = NewManifest {
+            reference: reference.clone(),
+            tags: tags.to_vec(),
+            content_type: media_type,
+            bytes,
+        };
+        let unfit = |error: crate::registry::PushError| {
+            let (repo, reason) = (repo.clone(), error.to_string());
+            GatewayError::Unfit { repo, reference: reference.clone(), reason }
+        };
+        let (put, config) = parse(repo, &new).map_err(unfit)?;
+        let put = self.with_platform(put, config).await;
+        let mut changes = self.missing_links(&put).await?;
+        self.look_at_children(&put)?;
+        changes.push(Change::ManifestPut(Box::new(put)));
+        self.commit(OBSERVER, None, changes).await
     }
 
-    /// That `tags` name a manifest which is known.
+    /// That `tags` name a manifest which is known, with what it names.
     pub(super) async fn commit_tags(
         &self,
         record: ManifestPut,
         tags: &[Tag],
     ) -> Result<Offset, GatewayError> {
         let put = ManifestPut { tags: tags.to_vec(), ..record };
-        let changes = self.with_children(put, 0).await?;
-        self.commit(OBSERVER, None, changes).await
+        self.commit(OBSERVER, None, vec![Change::ManifestPut(Box::new(put))]).await
     }
 
     /// What an image runs on stands in its config. A config that cannot be had makes an image without.
@@ -66,7 +65,8 @@ impl Gateway {
         {
             return ManifestPut { platform, ..put };
         }
-        let platform = self.platform(&put.repo, &config).await.unwrap_or_else(|error| {
+        let platform = tokio::time::timeout(PLATFORM_TIMEOUT, self.platform(&put.repo, &config)).await;
+        let platform = platform.unwrap_or(Ok(None)).unwrap_or_else(|error| {
             tracing::info!(repo = %put.repo, %config, %error, "cannot tell the platform of an image");
             None
         });
@@ -74,59 +74,42 @@ impl Gateway {
     }
 
     async fn platform(&self, repo: &RepoName, config: &Digest) -> Result<Option<Platform>, GatewayError> {
-        let Some(mut blob) = self.backend().blob(repo, config, 0).await? else { return Ok(None) };
-        if blob.size() > CONFIG_BYTES_MAX {
-            return Ok(None);
-        }
-        let mut bytes = BytesMut::new();
-        while let Ok(Some(piece)) = blob.chunk().await {
-            if (bytes.len() + piece.len()) as u64 > CONFIG_BYTES_MAX {
-                return Ok(None);
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        let is_it = Digest::of(config.algorithm(), &bytes) == *config;
-        Ok(is_it.then(|| platform_of_config(&bytes)).flatten())
+        let bytes = self.backend().small_blob(repo, config, CONFIG_BYTES_MAX as usize).await?;
+        Ok(bytes.and_then(|bytes| platform_of_config(&bytes)))
     }
 
-    /// A manifest behind the links to the blobs it names, which the registry has: it took the manifest.
-    /// Manifests that an index lists are recorded first, those that the registry has.
-    pub(super) async fn with_children(
-        &self,
-        put: ManifestPut,
-        depth: usize,
-    ) -> Result<Vec<Change>, GatewayError> {
-        let repo = put.repo.clone();
+    /// The links to the blobs of a manifest that the log does not have, as the registry says: that it took
+    /// the manifest does not say that the repository has them.
+    pub(super) async fn missing_links(&self, put: &ManifestPut) -> Result<Vec<Change>, GatewayError> {
         let mut changes = Vec::new();
-        for child in &put.children {
-            match child.kind {
-                ChildKind::Foreign => {}
-                ChildKind::Blob => {
-                    if self.index().link(&repo, &child.digest)?.is_none() {
-                        let (digest, size) = (child.digest, child.size);
-                        changes.push(Change::BlobCommitted { repo: repo.clone(), digest, size });
-                    }
-                }
-                ChildKind::Manifest => self.record_child(&repo, &child.digest, depth).await?,
+        for child in put.children.iter().filter(|child| child.kind == ChildKind::Blob) {
+            let digest = child.digest;
+            if self.index().link(&put.repo, &digest)?.is_none()
+                && let Some(size) = self.backend().blob_size(&put.repo, &digest).await?
+            {
+                changes.push(Change::BlobCommitted { repo: put.repo.clone(), digest, size });
             }
         }
-        changes.push(Change::ManifestPut(Box::new(put)));
         Ok(changes)
     }
 
-    async fn record_child(&self, repo: &RepoName, digest: &Digest, depth: usize) -> Result<(), GatewayError> {
-        if depth >= DEPTH_MAX || self.index().is_named_in(repo, digest)? {
-            return Ok(());
-        }
-        let child = Reference::Digest(*digest);
-        if let Some(manifest) = self.backend().manifest(repo, &child).await? {
-            return self.record(repo, manifest, &[], depth + 1).await.map(|_| ());
-        }
-        // Build caches are indexes that list blobs.
-        if let Some(size) = self.backend().blob_size(repo, digest).await? {
-            let change = Change::BlobCommitted { repo: repo.clone(), digest: *digest, size };
-            self.commit(OBSERVER, None, vec![change]).await?;
+    /// Looks at the manifests that an index lists and the log does not have, in the background: there may
+    /// be thousands, and the index is served without them.
+    pub(super) fn look_at_children(&self, put: &ManifestPut) -> Result<(), GatewayError> {
+        for child in self.unknown_children(put)? {
+            self.doubt(Doubtful::Manifest(put.repo.clone(), Reference::Digest(child)), Duration::ZERO);
         }
         Ok(())
+    }
+
+    /// The manifests that an index lists and the log does not have.
+    pub(super) fn unknown_children(&self, put: &ManifestPut) -> Result<Vec<Digest>, GatewayError> {
+        let mut unknown = Vec::new();
+        for child in put.children.iter().filter(|child| child.kind == ChildKind::Manifest) {
+            if !self.index().is_named_in(&put.repo, &child.digest)? {
+                unknown.push(child.digest);
+            }
+        }
+        Ok(unknown)
     }
 }

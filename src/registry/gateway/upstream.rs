@@ -8,6 +8,7 @@ use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName};
 use super::{Gateway, GatewayError, observe::Observed};
 use crate::{
     fetch::{At, Body, BoxFuture, Upstream, UpstreamError},
+    index::IndexError,
     registry::lines::Lines,
 };
 
@@ -21,14 +22,16 @@ pub struct GatewayUpstream {
     gateway: Gateway,
     manifests: Lines<(RepoName, Reference), Result<Observed, GatewayError>>,
     blobs: Lines<(RepoName, Digest), Result<Observed, GatewayError>>,
+    repositories: Lines<RepoName, Result<(), GatewayError>>,
 }
 
 impl GatewayUpstream {
     /// The registry of `gateway`.
     pub fn new(gateway: Gateway) -> Self {
         let lines = gateway.shared.shutdown.clone();
-        let (manifests, blobs) = (Lines::new(QUESTIONS_MAX, lines.clone()), Lines::new(QUESTIONS_MAX, lines));
-        Self { gateway, manifests, blobs }
+        let manifests = Lines::new(QUESTIONS_MAX, lines.clone());
+        let blobs = Lines::new(QUESTIONS_MAX, lines.clone());
+        Self { gateway, manifests, blobs, repositories: Lines::new(QUESTIONS_MAX, lines) }
     }
 
     /// Where the log is, once the index shows all of it: sites are sent what is durable, and must not be
@@ -46,7 +49,10 @@ impl GatewayUpstream {
         let key = (repo.clone(), reference.clone());
         let question = {
             let (gateway, (repo, reference)) = (self.gateway.clone(), key.clone());
-            async move { gateway.observe(&repo, &reference).await }
+            async move {
+                let may_remove = || gateway.shared.budget.take();
+                gateway.observe_if(&repo, &reference, &may_remove).await
+            }
         };
         judged(self.manifests.ask(&key, question).await, || {
             let known = self.gateway.index().manifest(repo, reference)?;
@@ -58,7 +64,10 @@ impl GatewayUpstream {
         let key = (repo.clone(), *digest);
         let question = {
             let (gateway, (repo, digest)) = (self.gateway.clone(), key.clone());
-            async move { gateway.observe_blob(&repo, &digest).await }
+            async move {
+                let may_remove = || gateway.shared.budget.take();
+                gateway.observe_blob_if(&repo, &digest, &may_remove).await
+            }
         };
         judged(self.blobs.ask(&key, question).await, || {
             Ok(self.gateway.index().link(repo, digest)?.is_some())
@@ -71,18 +80,48 @@ impl GatewayUpstream {
         reference: &Reference,
     ) -> Result<At<Option<ManifestPut>>, UpstreamError> {
         self.look(repo, reference).await?;
-        let (at, index) = (self.at().await?, self.gateway.index());
-        let digest = match reference {
-            Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(tag) => index.tag(repo, tag).map_err(unreadable)?.map(|entry| entry.digest),
+        if !self.gateway.index().has_repository(repo).map_err(unreadable)? {
+            self.learn(repo).await?;
+        }
+        let at = self.at().await?;
+        let Some(record) = self.record(repo, reference).map_err(unreadable)? else {
+            return Ok(At { value: None, at });
         };
-        let record = digest.map(|digest| index.manifest_record(repo, &digest)).transpose();
-        let Some(record) = record.map_err(unreadable)?.flatten() else { return Ok(At { value: None, at }) };
         let bytes = match &record.bytes {
             Some(bytes) => bytes.clone(),
             None => self.manifest_bytes(&record).await?,
         };
         Ok(At { value: Some(ManifestPut { bytes: Some(bytes), tags: Vec::new(), ..record }), at })
+    }
+
+    fn record(&self, repo: &RepoName, reference: &Reference) -> Result<Option<ManifestPut>, IndexError> {
+        let index = self.gateway.index();
+        let named = || match reference {
+            Reference::Digest(digest) => Ok(Some(*digest)),
+            Reference::Tag(tag) => index.tag(repo, tag).map(|entry| entry.map(|entry| entry.digest)),
+        };
+        let mut digest = named()?;
+        while let Some(looked_up) = digest {
+            if let Some(record) = index.manifest_record(repo, &looked_up)? {
+                return Ok(Some(record));
+            }
+            // The tag may have moved on, and what it named been deleted.
+            digest = named()?.filter(|now| *now != looked_up);
+        }
+        Ok(None)
+    }
+
+    /// Records all tags of a repository that the log does not have: nobody must take what is recorded of it
+    /// so far for all of it, least of all nothing.
+    async fn learn(&self, repo: &RepoName) -> Result<(), UpstreamError> {
+        let question = {
+            let (gateway, repo) = (self.gateway.clone(), repo.clone());
+            async move { gateway.learn(&repo).await }
+        };
+        match self.repositories.ask(repo, question).await {
+            None => Err(UpstreamError::Unavailable("this site is shutting down".to_owned())),
+            Some(learnt) => Ok(learnt?),
+        }
     }
 
     /// A manifest that is too large for its event stays at the registry.
@@ -101,7 +140,7 @@ impl GatewayUpstream {
         offset: u64,
     ) -> Result<Option<Box<dyn Body>>, UpstreamError> {
         let index = self.gateway.index();
-        let link = index.link(repo, digest).map_err(unreadable)?;
+        let mut link = index.link(repo, digest).map_err(unreadable)?;
         if link.is_none()
             && let Some(record) = index.manifest_record(repo, digest).map_err(unreadable)?
         {
@@ -111,12 +150,25 @@ impl GatewayUpstream {
             };
             return Ok(Some(Box::new(InMemory::from(bytes, offset))));
         }
-        let body = self.gateway.backend().blob(repo, digest, offset).await?;
-        // The log says something else: whoever asks next gets the registry's word.
-        if body.as_ref().map(|body| body.size()) != link {
+        if link.is_none() {
             self.look_at_blob(repo, digest).await?;
+            link = index.link(repo, digest).map_err(unreadable)?;
         }
-        Ok(body)
+        let Some(size) = link else { return Ok(None) };
+        match self.gateway.backend().blob(repo, digest, offset).await? {
+            Some(body) if body.size() == size => Ok(Some(body)),
+            // The log says something else: whoever asks next gets the registry's word.
+            other => {
+                drop(other);
+                self.look_at_blob(repo, digest).await?;
+                match index.link(repo, digest).map_err(unreadable)? {
+                    None => Ok(None),
+                    Some(_) => {
+                        Err(UpstreamError::Unavailable(format!("{digest} has another size than was known")))
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -136,7 +188,7 @@ fn judged(
     }
 }
 
-fn unreadable(error: crate::index::IndexError) -> UpstreamError {
+fn unreadable(error: IndexError) -> UpstreamError {
     UpstreamError::Unavailable(error.to_string())
 }
 
@@ -161,13 +213,21 @@ impl Upstream for GatewayUpstream {
         })
     }
 
-    /// From the log, which knows more than registries that have no referrers themselves.
+    /// From the log, which knows more than registries that have no referrers themselves; of those that
+    /// have, what the log lacks is recorded first.
     fn referrers<'a>(
         &'a self,
         repo: &'a RepoName,
         subject: &'a Digest,
     ) -> BoxFuture<'a, Result<At<Vec<ManifestPut>>, UpstreamError>> {
         Box::pin(async move {
+            match self.gateway.learn_referrers(repo, subject).await {
+                Ok(()) => {}
+                Err(error) if error.is_silence() => {
+                    tracing::info!(%error, "the registry is silent, the log answers")
+                }
+                Err(error) => return Err(error.into()),
+            }
             let at = self.at().await?;
             Ok(At { value: self.gateway.index().referrers(repo, subject).map_err(unreadable)?, at })
         })

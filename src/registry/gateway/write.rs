@@ -5,12 +5,12 @@
 
 use std::{future::Future, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use outport_proto::{
     Change, Digest, IntentId, ManifestPut, Offset, Reference, RepoName, Tag, route::Endpoint,
 };
 
-use super::{Gateway, GatewayError};
+use super::{Gateway, GatewayError, observe::Doubtful};
 pub use crate::fetch::backend::Refusal;
 use crate::{
     fetch::backend::{Answered, Asker, Needs},
@@ -21,6 +21,8 @@ use crate::{
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// For so long a registry may go on with what it gave no answer to.
+const PENDING: Duration = Duration::from_secs(150);
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
 /// What became of a write.
@@ -30,6 +32,18 @@ pub enum Written<T> {
     Done(T),
     /// The registry did not, in its own words.
     Refused(Refusal),
+}
+
+/// How the registry came to a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It was uploaded.
+    Uploaded,
+    /// It was mounted.
+    Mounted {
+        /// From there, when the client named it.
+        from: Option<RepoName>,
+    },
 }
 
 /// In whose name a write is done, and what announced it.
@@ -76,10 +90,21 @@ impl Gateway {
     ) -> Result<Written<ManifestPushed>, PushError> {
         let (put, config) = parse(repo, &manifest)?;
         let gateway = self.clone();
+        // Before it is a task that goes on without its client.
+        let turn_of_tags = self.moving(repo, &put.tags).await.map_err(|error| silent(&error))?;
         self.to_its_end(async move {
             let NewManifest { reference, tags, content_type, bytes } = manifest;
-            let repo = put.repo.clone();
-            let _turn = gateway.shared.turns.moving(&repo, &put.tags).await;
+            let (repo, _turn_of_tags) = (put.repo.clone(), turn_of_tags);
+            let in_doubt = {
+                let (gateway, repo, digest, tags) =
+                    (gateway.clone(), repo.clone(), put.digest, put.tags.clone());
+                move || {
+                    let by_tag = tags.iter().cloned().map(Reference::Tag);
+                    for reference in by_tag.chain([Reference::Digest(digest)]) {
+                        gateway.doubt(Doubtful::Manifest(repo.clone(), reference), PENDING);
+                    }
+                }
+            };
             // What the intent led to does not hang on what the registry says of tags.
             let announced = Change::ManifestPut(Box::new(ManifestPut { platform: None, ..put.clone() }));
             let turn = gateway.intent_turn(&writer).await?;
@@ -95,9 +120,12 @@ impl Gateway {
             let headers = match sent.await {
                 Ok(Answered::Done(headers)) => headers,
                 Ok(Answered::Refused(refusal)) => return Ok(Written::Refused(refusal)),
+                Ok(Answered::Unclear(refusal)) => {
+                    in_doubt();
+                    return Ok(Written::Refused(refusal));
+                }
                 Err(error) => {
-                    put.tags.iter().for_each(|tag| gateway.doubt(&repo, &Reference::Tag(tag.clone())));
-                    gateway.doubt(&repo, &Reference::Digest(put.digest));
+                    in_doubt();
                     return Err(silent(&error.into()));
                 }
             };
@@ -107,7 +135,7 @@ impl Gateway {
             let put = gateway.with_platform(put, config).await;
             let recorded = gateway.recorded(&writer, put).await;
             let offset = recorded.map_err(|error| {
-                gateway.doubt(&repo, &reference);
+                in_doubt();
                 silent(&error)
             })?;
             if let Some(turn) = turn {
@@ -120,12 +148,12 @@ impl Gateway {
 
     /// An intent ends with the first event that carries it: what comes before goes without.
     async fn recorded(&self, writer: &Writer, put: ManifestPut) -> Result<Offset, GatewayError> {
-        let mut changes = self.with_children(put, 0).await?;
-        let last = changes.split_off(changes.len().saturating_sub(1));
-        if !changes.is_empty() {
-            self.commit(&writer.actor, None, changes).await?;
+        let links = self.missing_links(&put).await?;
+        if !links.is_empty() {
+            self.commit(&writer.actor, None, links).await?;
         }
-        self.commit(&writer.actor, writer.intent.clone(), last).await
+        self.look_at_children(&put)?;
+        self.commit(&writer.actor, writer.intent.clone(), vec![Change::ManifestPut(Box::new(put))]).await
     }
 
     /// Deletes a tag, or a manifest with every tag that names it.
@@ -144,10 +172,14 @@ impl Gateway {
             Reference::Digest(digest) => Change::ManifestDeleted { repo: repo.clone(), digest },
         };
         let endpoint = Endpoint::Manifest { repo: repo.clone(), reference: reference.clone() };
-        self.delete(writer, repo, (endpoint, change), move |gateway, repo| {
-            gateway.doubt(repo, &reference);
-        })
-        .await
+        let mut things = vec![Doubtful::Manifest(repo.clone(), reference.clone())];
+        // There are registries that delete the manifest with its tag.
+        if let Reference::Tag(tag) = &reference
+            && let Some(entry) = self.index().tag(&repo, tag)?
+        {
+            things.push(Doubtful::Manifest(repo.clone(), Reference::Digest(entry.digest)));
+        }
+        self.delete(writer, repo, (endpoint, change), things).await
     }
 
     /// Deletes a repository's link to a blob.
@@ -162,8 +194,8 @@ impl Gateway {
     ) -> Result<Written<Deleted>, PushError> {
         let change = Change::BlobDeleted { repo: repo.clone(), digest: *digest };
         let endpoint = Endpoint::Blob { repo: repo.clone(), digest: *digest };
-        // A link too many is found by who fetches the blob.
-        self.delete(writer, repo.clone(), (endpoint, change), |_, _| {}).await
+        let things = vec![Doubtful::Blob(repo.clone(), *digest)];
+        self.delete(writer, repo.clone(), (endpoint, change), things).await
     }
 
     async fn delete(
@@ -171,11 +203,18 @@ impl Gateway {
         writer: Writer,
         repo: RepoName,
         (endpoint, change): (Endpoint, Change),
-        doubt: impl Fn(&Self, &RepoName) + Send + 'static,
+        things: Vec<Doubtful>,
     ) -> Result<Written<Deleted>, PushError> {
         let gateway = self.clone();
+        // Before it is a task that goes on without its client.
+        let turn_of_repository = self.alone(&repo).await.map_err(|error| silent(&error))?;
         self.to_its_end(async move {
-            let _turn = gateway.shared.turns.alone(&repo).await;
+            let _turn_of_repository = turn_of_repository;
+            let in_doubt = |pending| {
+                for thing in &things {
+                    gateway.doubt(thing.clone(), pending);
+                }
+            };
             let turn = gateway.intent_turn(&writer).await?;
             if let Some(turn) = &turn
                 && let Some(offset) = turn.done(&change)?
@@ -186,21 +225,28 @@ impl Gateway {
                 Ok(Answered::Done(_)) => {}
                 Ok(Answered::Refused(refusal)) => {
                     // It may be gone already, and not by way of here.
-                    if refusal.status == http::StatusCode::NOT_FOUND {
-                        doubt(&gateway, &repo);
+                    if refusal.status == StatusCode::NOT_FOUND {
+                        in_doubt(Duration::ZERO);
                     }
                     return Ok(Written::Refused(refusal));
                 }
+                Ok(Answered::Unclear(refusal)) => {
+                    in_doubt(PENDING);
+                    return Ok(Written::Refused(refusal));
+                }
                 Err(error) => {
-                    doubt(&gateway, &repo);
+                    in_doubt(PENDING);
                     return Err(silent(&error.into()));
                 }
             }
             let committed = gateway.commit(&writer.actor, writer.intent.clone(), vec![change.clone()]).await;
             let offset = committed.map_err(|error| {
-                doubt(&gateway, &repo);
+                in_doubt(Duration::ZERO);
                 silent(&error)
             })?;
+            if let [_, beside @ ..] = things.as_slice() {
+                beside.iter().for_each(|thing| gateway.doubt(thing.clone(), Duration::ZERO));
+            }
             if let Some(turn) = turn {
                 turn.finish(digest_of(&change)?, offset);
             }
@@ -209,29 +255,27 @@ impl Gateway {
         .await
     }
 
-    /// The registry took in a blob, or mounted it from `from`: recorded as it says that it has it.
+    /// The registry took in a blob: recorded as it says that it has it.
     ///
     /// # Errors
-    /// [`PushError::Unavailable`] when that cannot be told or recorded: the client comes again.
+    /// [`PushError::BlobUnknown`] when it says that it does not; [`PushError::Unavailable`] when that
+    /// cannot be told or recorded: the client comes again.
     pub async fn blob_taken(
         &self,
         actor: &str,
         repo: &RepoName,
         digest: &Digest,
-        from: Option<Option<&RepoName>>,
+        how: Taken,
     ) -> Result<BlobPut, PushError> {
         let (gateway, actor, repo, digest) = (self.clone(), actor.to_owned(), repo.clone(), *digest);
-        let from = from.map(|from| from.cloned());
+        let turn = self.moving(&repo, &[]).await.map_err(|error| silent(&error))?;
         self.to_its_end(async move {
-            let _turn = gateway.shared.turns.moving(&repo, &[]).await;
+            let _turn = turn;
             let size = gateway.backend().blob_size(&repo, &digest).await;
-            let size = size.map_err(|error| silent(&error.into()))?.ok_or_else(|| {
-                tracing::warn!(%repo, %digest, "the registry does not have a blob that it took a moment ago");
-                unavailable("the registry does not have the blob that it took")
-            })?;
-            let change = match from {
-                None => Change::BlobCommitted { repo, digest, size },
-                Some(from) => Change::BlobMounted { repo, digest, size, from },
+            let size = size.map_err(|error| silent(&error.into()))?.ok_or(PushError::BlobUnknown)?;
+            let change = match how {
+                Taken::Uploaded => Change::BlobCommitted { repo, digest, size },
+                Taken::Mounted { from } => Change::BlobMounted { repo, digest, size, from },
             };
             let committed = gateway.commit(&actor, None, vec![change]).await;
             Ok(BlobPut { digest, size, offset: committed.map_err(|error| silent(&error))? })

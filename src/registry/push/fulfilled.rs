@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use outport_proto::{Change, Digest, IntentId, Offset, Timestamp, codec::encode_value};
+use outport_proto::{Change, Digest, IntentId, ManifestPut, Offset, Timestamp, codec::encode_value};
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 
 use super::PushError;
@@ -128,11 +128,20 @@ impl Turn {
     }
 }
 
+/// What tells one change from another. What an image runs on does not: that is found out last.
 pub(in crate::registry) fn digest_of(change: &Change) -> Result<Digest, PushError> {
-    encode_value(change).map(|encoded| Digest::sha256(&encoded)).map_err(|error| {
-        tracing::error!(%error, "cannot encode a change");
-        PushError::Internal
-    })
+    let mut without = None;
+    if let Change::ManifestPut(put) = change
+        && put.platform.is_some()
+    {
+        without = Some(Change::ManifestPut(Box::new(ManifestPut { platform: None, ..(**put).clone() })));
+    }
+    encode_value(without.as_ref().unwrap_or(change)).map(|encoded| Digest::sha256(&encoded)).map_err(
+        |error| {
+            tracing::error!(%error, "cannot encode a change");
+            PushError::Internal
+        },
+    )
 }
 
 /// The intents of all events young enough, and what they led to.

@@ -10,7 +10,7 @@ const LOCKS: usize = 64;
 
 /// The locks.
 #[derive(Debug)]
-pub(in crate::registry) struct Locks {
+pub(super) struct Locks {
     locks: [RwLock<()>; LOCKS],
     hasher: RandomState,
 }
@@ -23,12 +23,12 @@ impl Default for Locks {
 
 impl Locks {
     /// What the repository holds stays while this is held; more may come.
-    pub(in crate::registry) async fn keep(&self, repo: &RepoName) -> RwLockReadGuard<'_, ()> {
+    pub(super) async fn keep(&self, repo: &RepoName) -> RwLockReadGuard<'_, ()> {
         self.of(repo).read().await
     }
 
     /// Nobody else relies on what the repository holds while this is held.
-    pub(in crate::registry) async fn remove(&self, repo: &RepoName) -> RwLockWriteGuard<'_, ()> {
+    pub(super) async fn remove(&self, repo: &RepoName) -> RwLockWriteGuard<'_, ()> {
         self.of(repo).write().await
     }
 

@@ -19,7 +19,7 @@ pub use answer::{
     UploadStatus,
 };
 pub(super) use fulfilled::{Fulfilled, Turn, digest_of};
-pub(super) use locks::Locks;
+use locks::Locks;
 pub(super) use manifest::{CONFIG_BYTES_MAX, parse};
 use outport_proto::{Change, Digest, IntentId, Offset, RepoName};
 pub use upload::UploadAppend;

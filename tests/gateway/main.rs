@@ -1,0 +1,19 @@
+//! A primary in front of a registry that is here already: CNCF Distribution, as Debian ships it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says why on standard error"
+)]
+#![expect(
+    unreachable_pub,
+    reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
+)]
+
+mod agreement;
+mod backfill;
+mod kills;
+mod notifications;
+#[path = "../support/mod.rs"]
+mod support;

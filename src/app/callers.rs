@@ -66,7 +66,7 @@ impl Callers {
                 Self { tokens: Some(Arc::new(tokens)), rules: Some(rules), ..callers }
             }
             config::Auth::Token(token) => {
-                let (issuer, mode) = IssuerSource::open(token).await?;
+                let (issuer, mode) = IssuerSource::open(token, &config.data_dir.join("keys")).await?;
                 let told = told(mode, token.public_pull.clone());
                 let callers = by(told, token.realm.as_str().to_owned(), token.service.clone());
                 issuer.watch(&callers.authenticator, &callers.told, shutdown);

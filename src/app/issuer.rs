@@ -1,5 +1,6 @@
 //! Looks after the keys of another issuer: reads its files again when they change, and fetches its key
-//! set again on a timer and when a token names a key that nobody knows.
+//! set again on a timer and when a token names a key that nobody knows. A key set that was fetched is
+//! remembered on disk: a primary that starts while the issuer is away must not take keys from its sites.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,9 +10,10 @@ use std::{
 };
 
 use outport_proto::frame::AuthMode;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::Mutex, time::Instant};
 
-use super::{StartError, callers::Told};
+use super::{StartError, callers::Told, durable_write};
 use crate::{
     auth::{
         Authenticator, FindKey, IssuerKeys, authority::load_certificates, issuer_keys::ISSUER_KEYS_BYTES_MAX,
@@ -32,7 +34,19 @@ pub(super) struct IssuerSource {
     service: String,
     certificates: Option<PathBuf>,
     jwks: Option<Jwks>,
+    /// Where the key set is remembered that was fetched last.
+    memory: PathBuf,
     read: Mutex<Read>,
+}
+
+/// In the directory of the primary's own keys.
+const MEMORY_FILE: &str = "issuer-keys.json";
+
+/// A key set that was fetched.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    url: String,
+    jwks: String,
 }
 
 enum Jwks {
@@ -49,14 +63,17 @@ struct Read {
     fetched: Option<Instant>,
     /// What is wrong since then, so that it is said once.
     wrong: Option<String>,
+    /// The same for the URL.
+    silent: Option<String>,
 }
 
 impl IssuerSource {
-    /// The source, and what it holds now. A URL that does not answer holds nothing yet.
+    /// The source, and what it holds now. A URL that does not answer holds what it held last, which is
+    /// remembered in `keys_dir`.
     ///
     /// # Errors
     /// When a file cannot be read or holds something else.
-    pub(super) async fn open(config: &TokenAuth) -> Result<(Self, AuthMode), StartError> {
+    pub(super) async fn open(config: &TokenAuth, keys_dir: &Path) -> Result<(Self, AuthMode), StartError> {
         let jwks = match &config.jwks {
             None => None,
             Some(JwksPlace::File(path)) => Some(Jwks::File(path.clone())),
@@ -71,18 +88,15 @@ impl IssuerSource {
             service: config.service.clone(),
             certificates: config.certificates.clone(),
             jwks,
+            memory: keys_dir.join(MEMORY_FILE),
             read: Mutex::default(),
         };
         let mut read = source.read.lock().await;
         read.bundle =
             source.bundle().await.map_err(|error| StartError::new("read auth.token.certificates", error))?;
-        match source.key_set(&mut read, true).await {
-            Ok(jwks) => read.jwks = jwks,
-            Err(error) if matches!(source.jwks, Some(Jwks::Url { .. })) => {
-                tracing::error!(%error, "the key set of auth.token.jwks cannot be had yet; it is tried again");
-            }
-            Err(error) => return Err(StartError::new("read auth.token.jwks", error)),
-        }
+        read.jwks = source.remembered().await;
+        let jwks = source.key_set(&mut read, true).await;
+        read.jwks = jwks.map_err(|error| StartError::new("read auth.token.jwks", error))?;
         let mode =
             source.mode_of(&read).map_err(|error| StartError::new("read the keys of auth.token", error))?;
         drop(read);
@@ -112,7 +126,8 @@ impl IssuerSource {
         }
     }
 
-    /// The key set as it is now; `read` has it as it was. A URL is asked when it is time, or `at_once`.
+    /// The key set as it is now; `read` has it as it was. A URL is asked when it is time, or `at_once`, and
+    /// when it does not answer the key set is as it was.
     async fn key_set(&self, read: &mut Read, at_once: bool) -> Result<Option<String>, String> {
         match &self.jwks {
             None => Ok(None),
@@ -125,12 +140,47 @@ impl IssuerSource {
                     return Ok(read.jwks.clone());
                 }
                 read.fetched = Some(Instant::now());
-                documents
-                    .get(url, ISSUER_KEYS_BYTES_MAX)
-                    .await
-                    .map(Some)
-                    .map_err(|error| format!("{url}: {error}"))
+                let fetched = documents.get(url, ISSUER_KEYS_BYTES_MAX).await.and_then(|jwks| {
+                    let keys = IssuerKeys::read(None, Some(&jwks));
+                    keys.map(|_| jwks).map_err(|error| error.to_string())
+                });
+                match fetched {
+                    Ok(jwks) => {
+                        read.silent = None;
+                        if read.jwks.as_ref() != Some(&jwks) {
+                            self.remember(url, &jwks).await;
+                        }
+                        Ok(Some(jwks))
+                    }
+                    Err(error) => {
+                        if read.silent.as_ref() != Some(&error) {
+                            tracing::error!(url, %error, "the keys of tokens cannot be had; the old ones stay");
+                            read.silent = Some(error);
+                        }
+                        Ok(read.jwks.clone())
+                    }
+                }
             }
+        }
+    }
+
+    /// The key set that was fetched last from the same URL.
+    async fn remembered(&self) -> Option<String> {
+        let Some(Jwks::Url { url, .. }) = &self.jwks else { return None };
+        let text = read_file(&self.memory).await.ok()?;
+        let remembered: Remembered = serde_json::from_str(&text).ok()?;
+        (remembered.url == *url).then_some(remembered.jwks)
+    }
+
+    async fn remember(&self, url: &str, jwks: &str) {
+        let remembered = Remembered { url: url.to_owned(), jwks: jwks.to_owned() };
+        let memory = self.memory.clone();
+        let written = blocking::spawn(move || {
+            let text = serde_json::to_string(&remembered).map_err(|error| error.to_string())?;
+            durable_write(&memory, &text).map_err(|error| error.to_string())
+        });
+        if let Err(error) = written.await.map_err(|error| error.to_string()).flatten() {
+            tracing::warn!(%error, "the keys of tokens cannot be remembered for the next start");
         }
     }
 
@@ -178,7 +228,7 @@ impl Watched {
             read.wrong = None;
             return Ok(None);
         }
-        let now = Read { bundle, jwks, fetched: read.fetched, wrong: None };
+        let now = Read { bundle, jwks, fetched: read.fetched, wrong: None, silent: read.silent.take() };
         let mode = self.source.mode_of(&now)?;
         *read = now;
         Ok(Some(mode))

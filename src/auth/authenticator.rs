@@ -154,21 +154,18 @@ impl Authenticator {
         authorization: Option<&str>,
         wanted: impl FnOnce() -> Wanted,
     ) -> Result<Caller, Refused> {
-        let mode = self.mode.load();
-        match &**mode {
-            Mode::Tokens { foreign } => match self.by_token(authorization) {
-                Err(Refusal::Key(unknown)) if *foreign => self.by_key_found(authorization, &unknown).await,
-                Err(refusal) => Err(refusal.into()),
-                Ok(caller) => Ok(caller),
-            },
-            Mode::Delegated { .. } => {
-                drop(mode);
-                self.by_verdict(authorization, wanted()).await
-            }
+        let foreign = match &**self.mode.load() {
+            Mode::Tokens { foreign } => Some(*foreign),
+            Mode::Delegated { .. } => None,
             Mode::Anonymous => {
                 let wanted = wanted();
-                Ok(Caller::anonymous(Arc::new(access(&wanted, &wanted.question))))
+                return Ok(Caller::anonymous(Arc::new(access(&wanted, &wanted.question))));
             }
+        };
+        match foreign.map(|foreign| (foreign, self.by_token(authorization))) {
+            None => self.by_verdict(authorization, wanted()).await,
+            Some((true, Err(Refusal::Key(unknown)))) => self.by_key_found(authorization, &unknown).await,
+            Some((_, by_token)) => Ok(by_token?),
         }
     }
 

@@ -128,7 +128,13 @@ impl Verifier {
         if self.trust.load().as_deref().is_some_and(unchanged) {
             return Ok(());
         }
+        let keys = parse_keys(jwks)?;
         let foreign = match roots {
+            // An issuer whose keys could not be had yet.
+            Some([]) if keys.is_empty() => {
+                self.forget_keys();
+                return Ok(());
+            }
             Some(roots) => Some(Foreign {
                 roots: Roots::new(roots.iter().cloned()).ok_or(KeySetError::Certificate)?,
                 root_certificates: roots.to_vec(),
@@ -137,7 +143,7 @@ impl Verifier {
             None => None,
         };
         self.trust.store(Some(Arc::new(Trust {
-            keys: parse_keys(jwks)?,
+            keys,
             issuer: issuer.to_owned(),
             audience: audience.to_owned(),
             jwks: jwks.to_owned(),

@@ -46,7 +46,8 @@ pub struct JudgeError(pub String);
 pub struct Remembering {
     /// A yes.
     pub allow: Duration,
-    /// Any other answer.
+    /// That the credentials are wrong, or do not reach that far. That there is no such thing is never
+    /// remembered.
     pub deny: Duration,
     /// Answers at most.
     pub answers_max: usize,
@@ -220,7 +221,12 @@ impl Verdicts {
             return;
         }
         let Remembering { allow, deny, answers_max } = answers.remembering;
-        let life = if judged.verdict == Verdict::Yes { allow } else { deny };
+        let life = match judged.verdict {
+            Verdict::Yes => allow,
+            Verdict::Unauthorized | Verdict::Denied => deny,
+            // The next push may make it, and must be seen at once.
+            Verdict::Unknown => return,
+        };
         answers.by_hash.push(hash, Answer { judged, until: Instant::now() + life });
         while answers.by_hash.len() > answers_max {
             answers.by_hash.pop_lru();

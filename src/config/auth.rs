@@ -72,7 +72,7 @@ pub struct DelegatedAuth {
     /// How long a yes of the registry is remembered, in seconds: a user who was removed may go on for so
     /// long, unless `outport revoke` says so.
     pub allow_seconds: u32,
-    /// How long any other answer is remembered, in seconds.
+    /// How long it is remembered that credentials are wrong or do not reach that far, in seconds.
     pub deny_seconds: u32,
     /// Answers remembered at most, by each site.
     pub cached_max: u32,

@@ -76,6 +76,15 @@ async fn a_yes_is_remembered_for_longer_than_a_no() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_not_there_may_be_there_the_next_time() {
+    let world = world([Ok(Verdict::Unknown), Ok(Verdict::Denied)]);
+    assert_eq!(world.says("Basic ana", "team/app").await, Ok(Verdict::Unknown));
+    assert_eq!(world.says("Basic ana", "team/app").await, Ok(Verdict::Denied), "it was pushed meanwhile");
+    assert_eq!(world.says("Basic ana", "team/app").await, Ok(Verdict::Denied));
+    assert_eq!(world.asked(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_is_for_these_credentials_and_this_question_alone() {
     let world = world([]);
     let repo: RepoName = "team/app".parse().unwrap();

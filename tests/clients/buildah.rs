@@ -54,9 +54,9 @@ impl Client for Buildah<'_> {
         self.run("push", &["push", "--quiet", "--authfile", path(&credentials), &name, &to])
     }
 
-    fn pull(&self, from: &str) -> Pulled {
+    fn pull_as(&self, from: &str, who: As<'_>) -> Pulled {
         let storage = format!("pull-{}", self.pulls.replace(self.pulls.get() + 1));
-        let credentials = self.sandbox.credentials(As::Nobody);
+        let credentials = self.sandbox.credentials(who);
         let done = self.run(&storage, &["pull", "--quiet", "--authfile", path(&credentials), from]);
         let format = ["--format", "{{.FromImageDigest}}"];
         let shown = self.run(&storage, &[&["inspect", "--type", "image"], &format[..], &[from]].concat());

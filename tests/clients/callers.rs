@@ -1,27 +1,22 @@
 //! A gateway in front of a registry that knows its callers itself: by password, and by tokens of a service
 //! that neither the registry nor Outport runs.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
-    sync::{Arc, RwLock},
-    thread,
-    time::SystemTime,
-};
+use std::{fs, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use outport_proto::Digest;
-use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
-use serde_json::{Value, json};
 
 use crate::{
     bed::Bed,
     image::Image,
+    raw::Ways,
     sandbox::Done,
-    support::{Node, Options, http, outport, path, registry::Lets, wait_for},
+    scenario::{self, As, Tool},
+    support::{
+        Node, Options, USER, outport, path,
+        registry::Lets,
+        token_service::{ISSUER, NamesKey, SERVICE, TokenService, User},
+        wait_for,
+    },
 };
 
 const ANA: &str = "ana:s3cret";
@@ -96,171 +91,44 @@ fn a_registry_with_passwords_is_asked_who_may() {
     assert!(unsaid.text().contains("the registry was asked"), "{}", unsaid.text());
 }
 
-#[test]
-fn an_open_registry_lets_everybody_push_and_pull_anywhere() {
-    let options = Options {
+fn user(credentials: &str, names_key: NamesKey, may: fn(&str, &str) -> bool) -> User {
+    let (name, password) = credentials.split_once(':').unwrap();
+    User { name: name.to_owned(), password: password.to_owned(), names_key, may }
+}
+
+/// A gateway in front of a registry that believes tokens of `service`, as the gateway does; files lie in
+/// `files`, and the gateway is one of the users.
+fn believing(service: &TokenService, files: &Path) -> Options {
+    let (theirs, ours, password) =
+        (files.join("registry.crt"), files.join("gateway.crt"), files.join("password"));
+    service.write_bundle(&theirs);
+    service.write_bundle(&ours);
+    fs::write(&password, "secret").unwrap();
+    service.let_in(user("gateway:secret", NamesKey::Libtrust, |_, _| true));
+    let realm = service.realm();
+    let token = format!("realm: '{realm}', service: '{SERVICE}', issuer: '{ISSUER}'");
+    let own = format!("realm = '{realm}'\nservice = '{SERVICE}'\nissuer = '{ISSUER}'\n");
+    Options {
         registry: Some(Lets::Anybody),
-        auth_toml: Some("[auth]\nmode = 'anonymous'\n".to_owned()),
+        registry_yaml: format!("auth:\n  token: {{{token}, rootcertbundle: '{}'}}\n", path(&theirs)),
+        gateway_toml: format!("username = 'gateway'\npassword_file = '{}'\n", path(&password)),
+        auth_toml: Some(format!(
+            "[auth]\nmode = 'token'\n[auth.token]\n{own}certificates = '{}'\n",
+            path(&ours)
+        )),
         ..Options::default()
-    };
-    let Some(bed) = Bed::start_unwired(&["skopeo"], options) else { return };
-    let image = Image::make(&bed.sandbox.path("images"), "one");
-    let to = format!("docker://{}", bed.reference(bed.frankfurt(), "team/app", "one"));
-    bed.sandbox.run(&["skopeo", "copy", "--dest-no-creds", &image.oci(), &to]).success();
-    pull(&bed, bed.mumbai(), "").success();
-    pull(&bed, &bed.cluster.primary, "").success();
-}
-
-const SERVICE: &str = "registry.test";
-const ISSUER: &str = "token-service";
-
-/// A token service: knows ana, who may push to team/app, bob, who may pull, and the gateway. ana's and the
-/// gateway's tokens name their key as libtrust does, bob's show its certificate.
-struct TokenService {
-    address: SocketAddr,
-    key: Arc<RwLock<Key>>,
-}
-
-struct Key {
-    pair: KeyPair,
-    certificate: rcgen::Certificate,
-}
-
-impl Key {
-    fn new() -> Self {
-        let pair = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::default().self_signed(&pair).unwrap();
-        Self { pair, certificate }
     }
-
-    /// libtrust's key ID: the first 240 bits of SHA-256 of the public key's DER, in base 32, in groups.
-    fn libtrust_id(&self) -> String {
-        const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-        let hash = Digest::sha256(&self.pair.subject_public_key_info()).to_string();
-        let bits: String = hash.split_once(':').unwrap().1[..60]
-            .chars()
-            .map(|digit| format!("{:04b}", digit.to_digit(16).unwrap()))
-            .collect();
-        let letters: Vec<u8> = (0..48)
-            .map(|place| ALPHABET[usize::from_str_radix(&bits[place * 5..place * 5 + 5], 2).unwrap()])
-            .collect();
-        let groups: Vec<_> = letters.chunks(4).map(String::from_utf8_lossy).collect();
-        groups.join(":")
-    }
-
-    fn token(&self, user: &str, access: &[Value]) -> String {
-        let mut header = Header::new(Algorithm::ES256);
-        match user {
-            "bob" => header.x5c = Some(vec![STANDARD.encode(self.certificate.der())]),
-            _ => header.kid = Some(self.libtrust_id()),
-        }
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
-        let claims = json!({
-            "jti": "1", "iss": ISSUER, "sub": user, "aud": SERVICE,
-            "iat": now, "nbf": now - 5, "exp": now + 300, "access": access,
-        });
-        let key = EncodingKey::from_ec_pem(self.pair.serialize_pem().as_bytes()).unwrap();
-        jsonwebtoken::encode(&header, &claims, &key).unwrap()
-    }
-}
-
-impl TokenService {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let key = Arc::new(RwLock::new(Key::new()));
-        let served = Arc::clone(&key);
-        // Ends with the process: nobody else connects to it.
-        drop(thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _ = answer(stream, &served.read().unwrap());
-            }
-        }));
-        Self { address, key }
-    }
-
-    fn realm(&self) -> String {
-        format!("http://{}/token", self.address)
-    }
-
-    fn write_bundle(&self, file: &Path) {
-        fs::write(file, self.key.read().unwrap().certificate.pem()).unwrap();
-    }
-}
-
-fn answer(stream: TcpStream, key: &Key) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream);
-    let (mut first, mut user) = (String::new(), String::new());
-    reader.read_line(&mut first)?;
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line)? <= 2 {
-            break;
-        }
-        if let Some(basic) = line.to_ascii_lowercase().find("basic ").map(|at| line[at + 6..].trim()) {
-            user = String::from_utf8(STANDARD.decode(basic).unwrap_or_default()).unwrap_or_default();
-        }
-    }
-    let target = first.split(' ').nth(1).unwrap_or_default();
-    let query = target.split_once('?').map(|(_, query)| query).unwrap_or_default();
-    let scopes = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "scope");
-    let scopes: Vec<String> =
-        scopes.flat_map(|(_, scope)| scope.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
-    let (status, body) = match user.as_str() {
-        ANA | BOB | "gateway:secret" => {
-            let name = user.split(':').next().unwrap();
-            let granted: Vec<Value> = scopes.iter().filter_map(|scope| granted(name, scope)).collect();
-            ("200 OK", json!({ "token": key.token(name, &granted) }))
-        }
-        "" => ("200 OK", json!({ "token": key.token("", &[]) })),
-        _ => ("401 Unauthorized", json!({ "errors": [{ "code": "UNAUTHORIZED", "message": "wrong" }] })),
-    };
-    let (body, length) = (body.to_string(), body.to_string().len());
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
-         Connection: close\r\n\r\n"
-    );
-    reader.get_mut().write_all(format!("{head}{body}").as_bytes())
-}
-
-/// What of a scope somebody is granted.
-fn granted(user: &str, scope: &str) -> Option<Value> {
-    let mut parts = scope.split(':');
-    let (kind, name, actions) = (parts.next()?, parts.next()?, parts.next()?);
-    let may = |action: &str| match user {
-        "gateway" => true,
-        "ana" => name == "team/app",
-        _ => name == "team/app" && action == "pull",
-    };
-    let actions: Vec<&str> = actions.split(',').filter(|action| may(action)).collect();
-    Some(json!({ "type": kind, "name": name, "actions": actions }))
 }
 
 #[test]
 fn a_registry_with_tokens_of_another_service_is_pulled_from_every_site() {
-    let service = TokenService::start();
+    let service = TokenService::start(vec![
+        user(ANA, NamesKey::Libtrust, |repo, _| repo == "team/app"),
+        user(BOB, NamesKey::Chain, |repo, action| repo == "team/app" && action == "pull"),
+        user(":", NamesKey::Libtrust, |_, _| false),
+    ]);
     let files = tempfile::tempdir().unwrap();
-    let (theirs, ours) = (files.path().join("registry.crt"), files.path().join("gateway.crt"));
-    service.write_bundle(&theirs);
-    service.write_bundle(&ours);
-    let password = files.path().join("password");
-    fs::write(&password, "secret").unwrap();
-    let realm = service.realm();
-    let options = Options {
-        registry: Some(Lets::Anybody),
-        registry_yaml: format!(
-            "auth:\n  token:\n    realm: '{realm}'\n    service: '{SERVICE}'\n    issuer: '{ISSUER}'\n    \
-             rootcertbundle: '{}'\n",
-            path(&theirs)
-        ),
-        gateway_toml: format!("username = 'gateway'\npassword_file = '{}'\n", path(&password)),
-        auth_toml: Some(format!(
-            "[auth]\nmode = 'token'\n[auth.token]\nrealm = '{realm}'\nservice = '{SERVICE}'\nissuer = '{ISSUER}'\n\
-             certificates = '{}'\n",
-            path(&ours)
-        )),
-        ..Options::default()
-    };
+    let options = believing(&service, files.path());
     let Some(bed) = Bed::start_unwired(&["skopeo"], options) else { return };
     let image = Image::make(&bed.sandbox.path("images"), "one");
     for node in [&bed.cluster.primary, bed.frankfurt(), bed.mumbai()] {
@@ -276,17 +144,82 @@ fn a_registry_with_tokens_of_another_service_is_pulled_from_every_site() {
     pull(&bed, bed.mumbai(), "").failure(UNAUTHORIZED);
 
     // The key is another one from now on: a site hears of it as soon as somebody comes with a token of it.
-    let old =
-        service.key.read().unwrap().token("ana", &[granted("ana", "repository:team/app:pull").unwrap()]);
-    *service.key.write().unwrap() = Key::new();
-    service.write_bundle(&ours);
-    let new =
-        service.key.read().unwrap().token("ana", &[granted("ana", "repository:team/app:pull").unwrap()]);
-    let get = |token: &str| -> http::Response {
-        let authorization = format!("Bearer {token}");
+    let old = service.authorization("ana", "team/app");
+    service.renew_key();
+    service.write_bundle(&files.path().join("gateway.crt"));
+    let new = service.authorization("ana", "team/app");
+    let get = |authorization: &str| {
         let target = "/v2/team/app/manifests/one";
-        bed.raw.client().get(&bed.mumbai().registry(), target, &[("Authorization", &authorization)])
+        bed.raw.client().get(&bed.mumbai().registry(), target, &[("Authorization", authorization)]).status
     };
-    assert_eq!(get(&new).status, 200);
-    assert_eq!(get(&old).status, 401, "a key that went is not believed any longer");
+    assert_eq!(get(&new), 200);
+    assert_eq!(get(&old), 401, "a key that went is not believed any longer");
+}
+
+/// What everybody does with a registry ([`scenario`]), by its own users.
+fn by_password(tool: &Tool) {
+    let options = Options {
+        registry: Some(Lets::Users),
+        auth_toml: Some("[auth]\nmode = 'delegated'\n".to_owned()),
+        ..Options::default()
+    };
+    let set_up = |bed: &Bed| {
+        let registry = bed.cluster.registry.as_ref().unwrap();
+        registry.let_in(&[(USER, &bed.cluster.password)]);
+    };
+    scenario::run_by(tool, options, Ways::Password, set_up);
+}
+
+/// The same by tokens of another service, which lets anybody pull.
+fn by_token(tool: &Tool) {
+    let service = TokenService::start(vec![user(":", NamesKey::Chain, |_, action| action == "pull")]);
+    let files = tempfile::tempdir().unwrap();
+    let options = believing(&service, files.path());
+    let ways = Ways::Service { address: service.address.to_string() };
+    let set_up = |bed: &Bed| {
+        let password = bed.cluster.password.clone();
+        let (name, names_key) = (USER.to_owned(), NamesKey::Libtrust);
+        service.let_in(User { name, password, names_key, may: |_, _| true });
+    };
+    scenario::run_by(tool, options, ways, set_up);
+}
+
+/// The same without any check.
+fn by_nothing(tool: &Tool) {
+    let options = Options {
+        registry: Some(Lets::Anybody),
+        auth_toml: Some("[auth]\nmode = 'anonymous'\n".to_owned()),
+        ..Options::default()
+    };
+    // buildah looks for the file in which others keep their passwords.
+    let set_up = |bed: &Bed| fs::write(bed.sandbox.credentials(As::User("")), "{}").unwrap();
+    scenario::run_by(tool, options, Ways::Nothing, set_up);
+}
+
+macro_rules! everybody {
+    ($($test:ident: $way:ident($tool:ident);)*) => {
+        $(
+            #[test]
+            fn $test() {
+                $way(&crate::$tool::TOOL);
+            }
+        )*
+    };
+}
+everybody! {
+    docker_goes_by_the_registrys_passwords: by_password(docker);
+    podman_goes_by_the_registrys_passwords: by_password(podman);
+    skopeo_goes_by_the_registrys_passwords: by_password(skopeo);
+    buildah_goes_by_the_registrys_passwords: by_password(buildah);
+    containerd_goes_by_the_registrys_passwords: by_password(ctr);
+    docker_goes_by_tokens_of_another_service: by_token(docker);
+    podman_goes_by_tokens_of_another_service: by_token(podman);
+    skopeo_goes_by_tokens_of_another_service: by_token(skopeo);
+    buildah_goes_by_tokens_of_another_service: by_token(buildah);
+    containerd_goes_by_tokens_of_another_service: by_token(ctr);
+    docker_needs_nothing_where_nobody_does: by_nothing(docker);
+    podman_needs_nothing_where_nobody_does: by_nothing(podman);
+    skopeo_needs_nothing_where_nobody_does: by_nothing(skopeo);
+    buildah_needs_nothing_where_nobody_does: by_nothing(buildah);
+    containerd_needs_nothing_where_nobody_does: by_nothing(ctr);
 }

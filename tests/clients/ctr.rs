@@ -68,16 +68,27 @@ impl Client for Ctr<'_> {
         self.run(PUSH, &["images", "push", "--user", &credentials, to, &local_name])
     }
 
-    fn pull(&self, from: &str) -> Pulled {
+    fn pull_as(&self, from: &str, who: As<'_>) -> Pulled {
         let namespace = format!("pull-{}", self.pulls.replace(self.pulls.get() + 1));
-        let done = self.run(&namespace, &["images", "pull", from]);
+        let done = match who {
+            As::User(password) => {
+                self.run(&namespace, &["images", "pull", "--user", &format!("{USER}:{password}"), from])
+            }
+            As::Nobody => self.run(&namespace, &["images", "pull", from]),
+        };
         let listed = self.run(&namespace, &["images", "list", &format!("name=={from}")]);
         let digest = listed.stdout.split_whitespace().find(|word| word.starts_with("sha256:"));
         Pulled { done, digest: digest.unwrap_or_default().to_owned() }
     }
 
     /// It mounts only what it once pulled from the registry.
-    fn note_source(&self, reference: &str) {
-        self.run(PUSH, &["content", "fetch", reference]).success();
+    fn note_source(&self, reference: &str, who: As<'_>) {
+        match who {
+            As::User(password) => {
+                self.run(PUSH, &["content", "fetch", "--user", &format!("{USER}:{password}"), reference])
+            }
+            As::Nobody => self.run(PUSH, &["content", "fetch", reference]),
+        }
+        .success();
     }
 }

@@ -62,14 +62,14 @@ impl Client for Docker<'_> {
         self.run(who, &["push", to])
     }
 
-    fn pull(&self, from: &str) -> Pulled {
+    fn pull_as(&self, from: &str, who: As<'_>) -> Pulled {
         let images = self.ok(&["images", "--all", "--quiet"]);
         let mut images: Vec<&str> = images.lines().collect();
         images.dedup();
         if !images.is_empty() {
             self.ok(&[&["rmi", "--force"], &images[..]].concat());
         }
-        let done = self.run(As::Nobody, &["pull", from]);
+        let done = self.run(who, &["pull", from]);
         let digest = done.stdout.lines().find_map(|line| line.strip_prefix("Digest: "));
         let digest = digest.unwrap_or_default().to_owned();
         Pulled { done, digest }

@@ -42,9 +42,9 @@ impl Client for Podman<'_> {
         self.run("push", &["push", "--authfile", path(&credentials), &name, to])
     }
 
-    fn pull(&self, from: &str) -> Pulled {
+    fn pull_as(&self, from: &str, who: As<'_>) -> Pulled {
         let storage = format!("pull-{}", self.pulls.replace(self.pulls.get() + 1));
-        let credentials = self.sandbox.credentials(As::Nobody);
+        let credentials = self.sandbox.credentials(who);
         let done = self.run(&storage, &["pull", "--quiet", "--authfile", path(&credentials), from]);
         let shown = self.run(&storage, &["image", "inspect", "--format", "{{.Digest}}", from]);
         Pulled { done, digest: shown.stdout.trim().to_owned() }

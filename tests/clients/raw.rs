@@ -3,18 +3,37 @@
 
 use std::cell::RefCell;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use outport_proto::Digest;
 
 use crate::support::{
     Cluster, Node, USER,
     http::{self, Client, Response},
+    token_service,
 };
 
 const SERVICE: &str = "outport.test";
 const REDIRECTS_MAX: usize = 5;
 
+/// How callers prove who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ways {
+    /// By tokens of the primary.
+    Outport,
+    /// By tokens of a service elsewhere, at `address:port`.
+    Service {
+        /// Where it is.
+        address: String,
+    },
+    /// By their password with every request.
+    Password,
+    /// Not at all.
+    Nothing,
+}
+
 pub(crate) struct Raw {
     client: Client,
+    ways: Ways,
     /// `host:port` and `address:port` of every node.
     names: Vec<(String, String)>,
     primary: String,
@@ -26,11 +45,17 @@ impl Raw {
     pub(crate) fn new(cluster: &Cluster) -> Self {
         Self {
             client: Client::trusting(&cluster.authority()),
+            ways: Ways::Outport,
             names: cluster.nodes().map(|node| (node.registry_by_name(), node.registry())).collect(),
             primary: cluster.primary.registry(),
             password: cluster.password.clone(),
             authorization: RefCell::default(),
         }
+    }
+
+    /// Goes by that from now on.
+    pub(crate) fn go_by(&mut self, ways: Ways) {
+        self.ways = ways;
     }
 
     /// What requests are sent with.
@@ -49,8 +74,18 @@ impl Raw {
     }
 
     fn login(&self, scope: &str, user: Option<(&str, &str)>) -> &Self {
-        let token = http::token(&self.client, &self.primary, SERVICE, &[scope], user);
-        *self.authorization.borrow_mut() = format!("Bearer {token}");
+        let authorization = match &self.ways {
+            Ways::Outport => {
+                format!("Bearer {}", http::token(&self.client, &self.primary, SERVICE, &[scope], user))
+            }
+            Ways::Service { address } => {
+                let service = token_service::SERVICE;
+                format!("Bearer {}", http::token(&Client::plain(), address, service, &[scope], user))
+            }
+            Ways::Password => format!("Basic {}", STANDARD.encode(format!("{USER}:{}", self.password))),
+            Ways::Nothing => String::new(),
+        };
+        *self.authorization.borrow_mut() = authorization;
         self
     }
 
@@ -73,7 +108,9 @@ impl Raw {
         body: &[u8],
     ) -> Response {
         let authorization = self.authorization();
-        let with_token = [&[("Authorization", authorization.as_str())], headers].concat();
+        let own = [("Authorization", authorization.as_str())];
+        let own = if authorization.is_empty() { &[][..] } else { &own[..] };
+        let with_token = [own, headers].concat();
         let mut response = self.client.send(&node.registry(), method, target, &with_token, body);
         for _ in 0..REDIRECTS_MAX {
             if response.status != 307 {

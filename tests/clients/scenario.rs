@@ -5,6 +5,7 @@
 use crate::{
     bed::Bed,
     image::{BASE_BYTES, Image},
+    raw::Ways,
     sandbox::{Done, Sandbox},
     support::{Node, Options},
 };
@@ -35,10 +36,15 @@ pub(crate) trait Client {
     fn push(&self, image: &Image, to: &str, who: As<'_>) -> Done;
 
     /// Pulls into empty storage without credentials.
-    fn pull(&self, from: &str) -> Pulled;
+    fn pull(&self, from: &str) -> Pulled {
+        self.pull_as(from, As::Nobody)
+    }
+
+    /// Pulls into empty storage.
+    fn pull_as(&self, from: &str, who: As<'_>) -> Pulled;
 
     /// Lets a client that learns from pulls alone know that the registry has these layers.
-    fn note_source(&self, _reference: &str) {}
+    fn note_source(&self, _reference: &str, _who: As<'_>) {}
 }
 
 /// A pull's outcome.
@@ -73,11 +79,26 @@ pub(crate) fn run(tool: &Tool) {
 }
 
 pub(crate) fn run_with(tool: &Tool, options: Options) {
-    let Some(bed) = Bed::start(tool.programs, options) else { return };
+    run_by(tool, options, Ways::Outport, |_| {});
+}
+
+/// The same by callers who prove in other `ways` who they are, once `set_up` has made them known.
+pub(crate) fn run_by(tool: &Tool, options: Options, ways: Ways, set_up: impl FnOnce(&Bed)) {
+    let Some(mut bed) = Bed::start(tool.programs, options) else { return };
+    set_up(&bed);
+    bed.raw.go_by(ways.clone());
     let client = (tool.start)(&bed.sandbox);
-    let story = Story { bed: &bed, client, user: As::User(&bed.cluster.password) };
+    let user = As::User(&bed.cluster.password);
+    let (user, reader) = match ways {
+        Ways::Outport | Ways::Service { .. } => (user, As::Nobody),
+        Ways::Password => (user, user),
+        Ways::Nothing => (As::Nobody, As::Nobody),
+    };
+    let story = Story { bed: &bed, client, user, reader };
     let [one, two] = ["one", "two"].map(|version| Image::make(&bed.sandbox.path("images"), version));
-    story.log_in();
+    if user != As::Nobody {
+        story.log_in();
+    }
     let first = story.push_and_pull_elsewhere(&one, bed.frankfurt(), bed.mumbai());
     let again = story.push_and_pull_elsewhere(&one, bed.mumbai(), bed.frankfurt());
     assert_eq!(again, first, "the same image pushed again is the same");
@@ -86,13 +107,16 @@ pub(crate) fn run_with(tool: &Tool, options: Options) {
     let back = story.push_and_pull_elsewhere(&one, bed.frankfurt(), bed.mumbai());
     assert_eq!(back, first, "the tag has moved back");
     story.mount(&one);
-    story.refused_without_credentials(&two);
+    if user != As::Nobody {
+        story.refused_without_credentials(&two);
+    }
 }
 
 struct Story<'a> {
     bed: &'a Bed,
     client: Box<dyn Client + 'a>,
     user: As<'a>,
+    reader: As<'a>,
 }
 
 const REPO: &str = "team/app";
@@ -100,6 +124,10 @@ const OTHER_REPO: &str = "other/deep/app";
 const TAG: &str = "latest";
 
 impl Story<'_> {
+    fn pull(&self, from: &str) -> Pulled {
+        self.client.pull_as(from, self.reader)
+    }
+
     fn log_in(&self) {
         let (host, password) = (self.bed.frankfurt().registry_by_name(), &self.bed.cluster.password);
         let Some(refused) = self.client.login(&host, "wrong") else { return };
@@ -114,10 +142,10 @@ impl Story<'_> {
     fn push_and_pull_elsewhere(&self, image: &Image, through: &Node, elsewhere: &Node) -> String {
         let to = self.bed.reference(through, REPO, TAG);
         self.client.push(image, &to, self.user).success();
-        let pulled = self.client.pull(&self.bed.reference(elsewhere, REPO, TAG)).digest();
+        let pulled = self.pull(&self.bed.reference(elsewhere, REPO, TAG)).digest();
         let digest = self.bed.raw.same_everywhere(&self.bed.cluster, REPO, TAG);
         assert_eq!(pulled, digest, "{} at {}", image.version, elsewhere.name);
-        assert_eq!(self.client.pull(&to).digest(), digest, "{} at {}", image.version, through.name);
+        assert_eq!(self.pull(&to).digest(), digest, "{} at {}", image.version, through.name);
         digest
     }
 
@@ -125,14 +153,14 @@ impl Story<'_> {
     fn mount(&self, image: &Image) {
         let frankfurt = self.bed.frankfurt();
         let mounts = || frankfurt.metric("outport_redirects_total", "kind=\"mount\"");
-        self.client.note_source(&self.bed.reference(frankfurt, REPO, TAG));
+        self.client.note_source(&self.bed.reference(frankfurt, REPO, TAG), self.reader);
         let (mounts_before, received_before) = (mounts(), self.bed.received_by_primary());
         let to = self.bed.reference(frankfurt, OTHER_REPO, TAG);
         self.client.push(image, &to, self.user).success();
         let received = self.bed.received_by_primary() - received_before;
         assert!(mounts() > mounts_before, "no mount was asked for");
         assert!(received < BASE_BYTES as u64 / 2, "{received} bytes were sent in spite of the mount");
-        let pulled = self.client.pull(&self.bed.reference(self.bed.mumbai(), OTHER_REPO, TAG)).digest();
+        let pulled = self.pull(&self.bed.reference(self.bed.mumbai(), OTHER_REPO, TAG)).digest();
         assert_eq!(pulled, self.bed.raw.same_everywhere(&self.bed.cluster, OTHER_REPO, TAG));
     }
 

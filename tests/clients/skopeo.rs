@@ -32,10 +32,13 @@ impl Client for Skopeo<'_> {
         }
     }
 
-    fn pull(&self, from: &str) -> Pulled {
+    fn pull_as(&self, from: &str, who: As<'_>) -> Pulled {
         let dir = self.sandbox.path(&format!("skopeo-pull-{}", self.pulls.replace(self.pulls.get() + 1)));
         let (from, to) = (format!("docker://{from}"), format!("dir:{}", path(&dir)));
-        let done = self.sandbox.run(&["skopeo", "copy", "--src-no-creds", &from, &to]);
+        let done = match who {
+            As::User(_) => self.sandbox.run(&["skopeo", "copy", &from, &to]),
+            As::Nobody => self.sandbox.run(&["skopeo", "copy", "--src-no-creds", &from, &to]),
+        };
         let manifest = fs::read(dir.join("manifest.json")).unwrap_or_default();
         Pulled { done, digest: Digest::sha256(&manifest).to_string() }
     }

@@ -8,6 +8,7 @@ pub mod http;
 pub mod registry;
 pub mod session;
 pub mod sites;
+pub mod token_service;
 
 use std::{
     fs,

@@ -13,6 +13,7 @@
 )]
 
 mod bootstrap;
+mod callers;
 mod copying;
 mod crash;
 mod demo;

@@ -1,0 +1,57 @@
+//! Tokens of another service, whose keys are fetched from it.
+
+use crate::support::{
+    Cluster, Node, Options,
+    http::Client,
+    registry::Lets,
+    token_service::{ISSUER, NamesKey, SERVICE, TokenService, User},
+};
+
+/// Whether a node lets in whoever sends this.
+fn status(node: &Node, authorization: &str) -> u16 {
+    Client::plain().get(&node.registry(), "/v2/", &[("Authorization", authorization)]).status
+}
+
+#[test]
+fn the_keys_of_another_service_are_fetched_again_when_they_change_and_kept_when_it_is_away() {
+    let ana = User {
+        name: "ana".to_owned(),
+        password: "s3cret".to_owned(),
+        names_key: NamesKey::Libtrust,
+        may: |_, _| true,
+    };
+    let service = TokenService::start(vec![ana]);
+    let (realm, jwks) = (service.realm(), service.jwks());
+    let auth = format!(
+        "[auth]\nmode = 'token'\n[auth.token]\nrealm = '{realm}'\nservice = '{SERVICE}'\nissuer = '{ISSUER}'\n\
+         jwks = '{jwks}'\njwks_refresh_seconds = 3600\n"
+    );
+    let mut cluster = Cluster::start(Options {
+        sites: vec!["frankfurt", "mumbai"],
+        behind: vec![("mumbai", "frankfurt")],
+        registry: Some(Lets::Anybody),
+        auth_toml: Some(auth),
+        ..Options::default()
+    });
+    let everywhere = |cluster: &Cluster, authorization: &str| -> Vec<u16> {
+        cluster.nodes().map(|node| status(node, authorization)).collect()
+    };
+    let first = service.authorization("ana", "team/app");
+    assert_eq!(everywhere(&cluster, &first), [200, 200, 200]);
+
+    // A site behind a site meets the new key first, and asks its way up.
+    service.renew_key();
+    let second = service.authorization("ana", "team/app");
+    assert_eq!(status(cluster.site("mumbai"), &second), 200);
+    assert_eq!(everywhere(&cluster, &second), [200, 200, 200]);
+    assert_eq!(everywhere(&cluster, &first), [401, 401, 401]);
+
+    service.works(false);
+    cluster.primary.stop();
+    assert_eq!(status(cluster.site("mumbai"), &second), 200);
+    cluster.primary.start();
+    for site in &cluster.sites {
+        site.wait_until(|status| status["state"] == "streaming");
+    }
+    assert_eq!(everywhere(&cluster, &second), [200, 200, 200]);
+}

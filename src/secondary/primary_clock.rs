@@ -10,32 +10,60 @@ use crate::clock::Clock;
 /// Heartbeats looked back at: a minute of them, because a path may be slow for longer than some.
 const SAMPLES: usize = 240;
 
+/// Less is the time it takes to read two clocks.
+const STEP_MIN: Duration = Duration::from_millis(10);
+/// More heartbeats than can have waited for a machine that was held: after three seconds without a word
+/// from it a connection is given up.
+const SAMPLES_AFTER_STEP: usize = 40;
+
 /// A heartbeat that travelled slowly makes the primary's clock look earlier than it is, so the
 /// largest of the last differences is the truest.
 #[derive(Debug, Default)]
-pub struct PrimaryClock(VecDeque<i64>);
+pub struct PrimaryClock {
+    samples: VecDeque<i64>,
+    /// By how much the local wall clock was set forward so far.
+    forward: Duration,
+    /// Heartbeats since it was last set forward, while that matters.
+    since_step: Option<usize>,
+}
 
 impl PrimaryClock {
     /// A heartbeat that was sent at `primary` arrived when the local clock's [`Clock::latest`] read `latest`, over a
-    /// path with that round trip. After a wall clock was set forward it looks too late for as long as
-    /// heartbeats from before are looked back at: the machine may have been held, and heartbeats that waited
-    /// for it are no proof of the contrary. All of the round trip is added where half is expected, so that no answer
+    /// path with that round trip; `forward` is by how much the local wall clock was set forward so far. All
+    /// of the round trip is added where half is expected, so that no answer
     /// looks younger than it is, also once the path is gone.
     /// Returns what [`PrimaryClock::ahead_micros`] is now.
-    pub fn heard(&mut self, primary: Timestamp, latest: Duration, rtt: Duration) -> i64 {
+    pub fn heard(&mut self, primary: Timestamp, latest: Duration, forward: Duration, rtt: Duration) -> i64 {
         let arrived = i128::from(primary.plus(rtt).as_micros());
         let latest = i128::try_from(latest.as_micros()).unwrap_or(i128::MAX);
-        if self.0.len() == SAMPLES {
-            self.0.pop_front();
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
         }
         let ahead = i64::try_from(arrived.saturating_sub(latest)).unwrap_or(i64::MAX);
-        self.0.push_back(ahead);
+        self.samples.push_back(ahead);
+        self.forget_before_step(forward);
         self.ahead_micros().unwrap_or(ahead)
     }
 
     /// Microseconds to add to the local [`Clock::latest`]; `None` before the first heartbeat.
     pub fn ahead_micros(&self) -> Option<i64> {
-        self.0.iter().max().copied()
+        self.samples.iter().max().copied()
+    }
+
+    /// Who held this machine set its wall clock forward, and then heartbeats from before are right as ever; or
+    /// somebody set it who did not hold it, and then they make the primary's clock look too late.
+    /// Heartbeats that waited for the machine say the latter in any case, those after them do not.
+    fn forget_before_step(&mut self, forward: Duration) {
+        if forward > self.forward + STEP_MIN {
+            (self.forward, self.since_step) = (forward, Some(0));
+        }
+        if let Some(since) = &mut self.since_step {
+            *since += 1;
+            if *since > SAMPLES_AFTER_STEP {
+                self.samples.drain(..self.samples.len() - *since);
+                self.since_step = None;
+            }
+        }
     }
 }
 
@@ -47,12 +75,30 @@ mod tests {
     fn the_quickest_heartbeat_counts_and_is_forgotten_in_time() {
         let mut clock = PrimaryClock::default();
         let (at, here) = (Timestamp::from_micros, Duration::from_micros);
-        let rtt = Duration::from_micros(30);
+        let (rtt, none) = (Duration::from_micros(30), Duration::ZERO);
         assert_eq!(clock.ahead_micros(), None);
-        clock.heard(at(10_500), here(10_000), rtt);
-        clock.heard(at(10_600), here(10_400), rtt);
+        clock.heard(at(10_500), here(10_000), none, rtt);
+        clock.heard(at(10_600), here(10_400), none, rtt);
         assert_eq!(clock.ahead_micros(), Some(530));
-        (0..SAMPLES).for_each(|_| _ = clock.heard(at(500), here(1000), rtt));
+        (0..SAMPLES).for_each(|_| _ = clock.heard(at(500), here(1000), none, rtt));
         assert_eq!(clock.ahead_micros(), Some(-470));
+    }
+
+    #[test]
+    fn a_step_forward_is_believed_to_be_one_once_enough_was_heard_since() {
+        let second = Duration::from_secs(1);
+        let mut clock = PrimaryClock::default();
+        let at = |secs: u64| Timestamp::from_secs(100 + secs);
+        for secs in 0..50 {
+            clock.heard(at(secs), second * secs as u32, Duration::ZERO, Duration::ZERO);
+        }
+        assert_eq!(clock.ahead_micros(), Some(100_000_000));
+        // The local clock is ten seconds further: was it held, or was its wall clock set?
+        let forward = second * 10;
+        for secs in 50..=50 + SAMPLES_AFTER_STEP as u64 {
+            assert_eq!(clock.ahead_micros(), Some(100_000_000), "perhaps it was held");
+            clock.heard(at(secs), second * secs as u32 + forward, forward, Duration::ZERO);
+        }
+        assert_eq!(clock.ahead_micros(), Some(90_000_000), "it was set");
     }
 }

@@ -383,7 +383,10 @@ impl Subscription {
                 let rtt = connections.log.rtt();
                 // A relay that has not heard of the primary knows neither its clock nor its state.
                 if heartbeat.closed_time > Timestamp::default() {
-                    let ahead = self.primary_clock.heard(heartbeat.now, self.parts.clock.latest(), rtt);
+                    let clock = &self.parts.clock;
+                    let (steady, latest) = (clock.steady(), clock.latest());
+                    let forward = latest.saturating_sub(steady);
+                    let ahead = self.primary_clock.heard(heartbeat.now, latest, forward, rtt);
                     self.parts.downstream.heard(heartbeat, ahead);
                     self.divergence.handle_heartbeat(&heartbeat);
                 }

@@ -22,7 +22,7 @@
 //! |---|---|---|
 //! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
 //! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] [`watch`] | small tools, which may use each other |
-//! | 1 | [`process`] [`blocking`] [`random`] [`planted`] | what differs between a real process and one of a simulation |
+//! | 1 | [`process`] [`blocking`] [`random`] [`planted`] [`bounds`] | what differs between a real process and one of a simulation |
 //! | 2 | [`store`] | blobs: verified while written, visible only when whole and durable |
 //! | 2 | [`log`] | append-only, checksummed, chained segments; group commit |
 //! | 2 | [`index`] | tags, manifests, links, referrers: a view of the log |
@@ -80,6 +80,7 @@
 //! ```
 
 pub mod blocking;
+pub mod bounds;
 pub mod clock;
 pub mod glob;
 pub mod planted;

@@ -27,11 +27,17 @@ pub enum Bug {
     ForgetEpochAtReconnect,
     /// Garbage collection takes what somebody counts on.
     CollectWithoutLeases,
+    /// A log whose fsync failed tries again and believes the second one.
+    BelieveSecondFsync,
+    /// A site tells by its wall clock how old its answers are.
+    AgeByWallClock,
+    /// A site remembers every "no".
+    RememberWithoutBound,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::AcknowledgeBeforeFsync,
         Self::SkipNewerToken,
         Self::SkipWriteIntent,
@@ -43,6 +49,9 @@ impl Bug {
         Self::LoseEventAtReconnect,
         Self::ForgetEpochAtReconnect,
         Self::CollectWithoutLeases,
+        Self::BelieveSecondFsync,
+        Self::AgeByWallClock,
+        Self::RememberWithoutBound,
     ];
 }
 

@@ -14,6 +14,7 @@ const TOOLS: &[&str] = &[
     "planted",
     "watch",
     "blocking",
+    "bounds",
     "random",
     "clock",
     "glob",

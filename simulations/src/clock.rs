@@ -1,7 +1,7 @@
 //! What the clocks of the world's machines show: each is off, and drifts.
 
 use std::{
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -17,6 +17,8 @@ const BEGINNING: Timestamp = Timestamp::from_secs(1_000_000_000);
 pub(crate) struct MachineClock {
     begun: Instant,
     ahead_micros: AtomicI64,
+    /// The latest time it ever showed.
+    newest: AtomicU64,
     forward: Forward,
     /// How much it gains, in parts of a million.
     drift: i64,
@@ -24,11 +26,28 @@ pub(crate) struct MachineClock {
 
 impl MachineClock {
     pub(crate) fn new(begun: Instant, ahead_micros: i64, drift: i64) -> Self {
-        Self { begun, ahead_micros: AtomicI64::new(ahead_micros), forward: Forward::new(), drift }
+        Self {
+            begun,
+            ahead_micros: AtomicI64::new(ahead_micros),
+            newest: AtomicU64::new(0),
+            forward: Forward::new(),
+            drift,
+        }
     }
 }
 
 impl MachineClock {
+    /// Somebody sets it by so much.
+    pub(crate) fn turn(&self, by_micros: i64) {
+        self.now();
+        self.ahead_micros.fetch_add(by_micros, Ordering::Relaxed);
+    }
+
+    /// Whether it shows a time that it showed before.
+    pub(crate) fn is_set_back(&self) -> bool {
+        self.now().as_micros() < self.newest.load(Ordering::Relaxed)
+    }
+
     /// What passed by the machine's own measure.
     fn passed_micros(&self) -> i64 {
         let elapsed = i64::try_from(self.begun.elapsed().as_micros()).unwrap_or(i64::MAX);
@@ -39,7 +58,9 @@ impl MachineClock {
 impl Clock for MachineClock {
     fn now(&self) -> Timestamp {
         let ahead = self.passed_micros() + self.ahead_micros.load(Ordering::Relaxed);
-        Timestamp::from_micros(BEGINNING.as_micros().saturating_add_signed(ahead))
+        let now = BEGINNING.as_micros().saturating_add_signed(ahead);
+        self.newest.fetch_max(now, Ordering::Relaxed);
+        Timestamp::from_micros(now)
     }
 
     fn steady(&self) -> Duration {

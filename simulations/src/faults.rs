@@ -49,7 +49,7 @@ impl World {
 
     async fn fault(self: &Arc<Self>, random: &Random) {
         let site = 1 + random.index(self.machines.len() - 1);
-        match random.below(100) {
+        match random.below(110) {
             0..14 => self.block(random, site, true, false),
             14..28 => self.block(random, site, false, true),
             28..44 => self.block(random, site, true, true),
@@ -61,7 +61,9 @@ impl World {
             88..91 => self.slow_disk(random, if random.percent(40) { 0 } else { site }),
             91..95 => self.rot(random, site).await,
             95..97 => self.collect(if random.percent(60) { 0 } else { site }),
-            _ => self.restore(random).await,
+            97..100 => self.restore(random).await,
+            100..105 => self.fail_fsync(random, if random.percent(40) { 0 } else { site }).await,
+            _ => self.turn_clock(random, if random.percent(30) { 0 } else { site }),
         }
     }
 
@@ -153,6 +155,56 @@ impl World {
         state.blobs.set_room(None);
     }
 
+    /// What was to be made durable is not, and nothing says so again: once, or for a while.
+    async fn fail_fsync(self: &Arc<Self>, random: &Random, number: usize) {
+        self.count_fault(if number == 0 { "fsync fails at the primary" } else { "fsync fails at a site" });
+        {
+            let state = self.machines[number].state();
+            let disk = match random.below(10) {
+                0 => &state.snapshots,
+                1 => &state.intents,
+                _ => &state.log,
+            };
+            match random.below(3) {
+                0 => disk.refuse_syncs(Some("")),
+                1 => disk.refuse_syncs(Some(".log")),
+                _ => disk.fail_sync(random.below(3)),
+            }
+        }
+        let (world, pause) = (Arc::clone(self), random.millis(100, 12_000));
+        drop(tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            world.mend_disks(number);
+        }));
+        // Then it shows what is on the disk.
+        if random.percent(40) {
+            tokio::time::sleep(random.millis(100, 3000)).await;
+            if !self.is_calm() {
+                self.kill(number, true);
+                self.start_later(random, number);
+            }
+        }
+    }
+
+    fn mend_disks(&self, number: usize) {
+        let state = self.machines[number].state();
+        [&state.log, &state.snapshots, &state.intents].into_iter().for_each(FaultyDisk::mend);
+    }
+
+    /// Somebody sets a wall clock, or whoever holds machines corrects it. The primary's is watched more closely.
+    fn turn_clock(&self, random: &Random, number: usize) {
+        let most = if number == 0 { 10_000_000 } else { 2 * 3600 * 1_000_000 };
+        let by = random.micros(60_000, most).as_micros() as i64;
+        let is_back = random.percent(50);
+        self.count_fault(match (number == 0, is_back) {
+            (true, true) => "clock of the primary set back",
+            (true, false) => "clock of the primary set forward",
+            (false, true) => "clock of a site set back",
+            (false, false) => "clock of a site set forward",
+        });
+        self.machines[number].clock.turn(if is_back { -by } else { by });
+    }
+
     fn slow_disk(&self, random: &Random, number: usize) {
         self.count_fault(if number == 0 { "disk of the primary slow" } else { "disk of a site slow" });
         self.machines[number].state().slow_until = Some(Instant::now() + random.millis(500, 10_000));
@@ -166,6 +218,7 @@ impl World {
             let at = blob.bytes.len() as u64 - 1 - random.below(HOLD_BACK_BYTES);
             let good = blob.bytes[at as usize];
             if self.change_blob(&blob.digest, at, good, !good) {
+                self.rotten().insert(blob.digest);
                 flipped.push((blob, at, good));
             }
         }
@@ -195,6 +248,7 @@ impl World {
             if !self.change_blob(&blob.digest, at, !good, good) {
                 self.put_back(blob);
             }
+            self.rotten().remove(&blob.digest);
         }
     }
 
@@ -285,6 +339,7 @@ impl World {
         self.network.paths(crate::network::Path::heal);
         for number in 0..self.machines.len() {
             self.room_again(number);
+            self.mend_disks(number);
         }
     }
 }

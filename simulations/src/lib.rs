@@ -7,9 +7,9 @@
 //! over quinn and rustls. Nodes are wired as `outport::app` wires them.
 //!
 //! **Simulated:** the network (every datagram has its own delay, or is lost, doubled, held up); the
-//! disks ([`outport::log::faulty`] below log, snapshots and intents; real files below the blob
-//! store, of which a power cut takes what was not synced); clocks, which are off by up to a day and
-//! drift; processes ([`outport::process`]), which are killed at whatever they wait for. tokio runs
+//! disks ([`outport::log::faulty`] below log, snapshots and intents, whose fsyncs may fail as they do on
+//! Linux; real files below the blob store, of which a power cut takes what was not synced); clocks, which
+//! are off by up to a day, drift and are set; processes ([`outport::process`]), which are killed at whatever they wait for. tokio runs
 //! on one thread with its time paused. Clients call the services of a node in its process; the
 //! HTTP layer, tokens' signatures and tickets are not in it. In half of the worlds some sites follow
 //! others, and in half of them some stores are too small for all blobs.
@@ -20,7 +20,8 @@
 //! before the token was issued, what was written through the same site, and `Outport-Min-Offset`;
 //! "no" was true after the pull began; no byte of a complete answer is wrong. A history that ended
 //! with a restore does not show to newer tokens. Every state of every index is compared with the
-//! truth as soon as it shows. At every start a log holds all that was durable. Every pull ends; once
+//! truth as soon as it shows. Every queue, cache and set that is bounded is seen below its bound whenever
+//! something comes in. At every start a log holds all that was durable. Every pull ends; once
 //! all is healed, every site has a live session, the primary's state and all blobs it keeps within
 //! two minutes.
 //!

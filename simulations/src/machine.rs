@@ -308,7 +308,7 @@ impl World {
         }
         if let Some(running) = state.running.take() {
             running.dead.cancel();
-            state.durable = self.oracle().mark(running.journal.log().head().seq);
+            state.durable = self.oracle().mark_at(running.journal.log().head());
         }
         let seed = self.random.number();
         let after = |disk: &FaultyDisk| if loses_power { disk.power_on(seed) } else { disk.after_kill() };

@@ -142,6 +142,14 @@ impl Oracle {
         Mark { branch: self.dead.len(), seq }
     }
 
+    /// The place of whichever history has it.
+    pub(crate) fn mark_at(&self, offset: Offset) -> Mark {
+        let holder = self.branch_of(offset);
+        let dead =
+            self.dead.iter().position(|branch| holder.is_some_and(|holder| std::ptr::eq(branch, holder)));
+        Mark { branch: dead.unwrap_or(self.dead.len()), seq: offset.seq }
+    }
+
     /// Where the present history has what was at `mark`.
     pub(crate) fn seq(&self, mark: Mark) -> u64 {
         let forks = self.dead.iter().chain([&self.now]).skip(mark.branch + 1).map(|branch| branch.fork);

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use outport::bounds::Fill;
+
 /// Counts of one world or, added up, of many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -33,6 +35,8 @@ pub struct Report {
     pub writes: BTreeMap<(&'static str, &'static str), u64>,
     /// Faults, by kind.
     pub faults: BTreeMap<&'static str, u64>,
+    /// How full what is bounded was at most.
+    pub fills: BTreeMap<&'static str, Fill>,
     /// How often each rule led to each decision.
     pub rules: BTreeMap<(String, String), u64>,
 }
@@ -55,6 +59,9 @@ impl Report {
         add_all(&mut self.writes, &other.writes);
         add_all(&mut self.faults, &other.faults);
         add_all(&mut self.rules, &other.rules);
+        for (what, fill) in &other.fills {
+            self.fills.entry(what).or_default().merge(*fill);
+        }
     }
 
     /// Pulls that ended.
@@ -96,7 +103,11 @@ impl fmt::Display for Report {
         pairs(f, "writes", &self.writes)?;
         writeln!(f, "faults")?;
         self.faults.iter().try_for_each(|(name, count)| writeln!(f, "  {name:<31} {count:>12}"))?;
-        pairs(f, "read rules", &self.rules)
+        pairs(f, "read rules", &self.rules)?;
+        writeln!(f, "fullest, of what may be")?;
+        self.fills
+            .iter()
+            .try_for_each(|(what, fill)| writeln!(f, "  {what:<40} {:>12} {:>12}", fill.most, fill.bound))
     }
 }
 

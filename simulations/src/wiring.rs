@@ -166,7 +166,7 @@ impl World {
             let state = machine.state();
             (state.intents.clone(), state.boots.to_string())
         };
-        let owner = (name.clone(), 1000);
+        let owner = (name.clone(), self.intents_max);
         let intents = Intents::open_on(Arc::new(disk), Some(&boot), past, owner, clock.steady_time());
         let edge = Edge {
             upstream: Arc::clone(&upstream),

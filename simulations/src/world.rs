@@ -1,6 +1,7 @@
 //! One world: what there is, and how it passes.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,8 +10,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use outport::{log::Retention, process, registry::Want};
-use outport_proto::Reference;
+use outport::{
+    bounds,
+    log::Retention,
+    process,
+    registry::{Want, journal::JournalError},
+};
+use outport_proto::{Digest, Reference};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +37,8 @@ use crate::{
 /// After the last fault everything must be well within this: an idle connection is noticed after
 /// 3 s, the longest backoff is 15 s and the longest pause before a copy is tried again 30 s.
 const RECOVERY_MAX: Duration = Duration::from_secs(120);
+/// How often a disk that failed is asked again.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// The world is busy for so long at the beginning of each of its cycles.
 const BUSY: Duration = Duration::from_secs(60);
 const CYCLE: Duration = Duration::from_secs(1200);
@@ -53,9 +61,13 @@ pub(crate) struct World {
     /// Whether sites that copy nothing ahead have room for some of the blobs only.
     pub(crate) is_tight: bool,
     pub(crate) remembered_max: usize,
+    /// Of how many write intents a site knows what they announce.
+    pub(crate) intents_max: usize,
     pub(crate) tail_events_max: u64,
     /// Nothing goes wrong and nobody acts any more.
     pub(crate) calm: CancellationToken,
+    /// Blobs of the primary whose bits are flipped, until a good copy is there again.
+    rotten: Mutex<BTreeSet<Digest>>,
     report: Arc<Mutex<Report>>,
     oracle: Mutex<Oracle>,
     broken: Mutex<Option<(Duration, Broken)>>,
@@ -68,6 +80,7 @@ pub(crate) struct World {
 pub(crate) fn run(options: &Options) -> anyhow::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.context("make a runtime")?;
+    bounds::forget();
     let outcome = runtime.block_on(async {
         let begun = Instant::now();
         let decisions = Decisions::default();
@@ -111,13 +124,15 @@ impl World {
             retention: retention(random.percent(50)),
             grace: if random.percent(50) { Duration::ZERO } else { GRACE },
             is_tight: random.percent(50),
-            remembered_max: if random.percent(50) { 0 } else { 50 },
+            remembered_max: if random.percent(50) { 0 } else { [5, 50][random.index(2)] },
+            intents_max: if random.percent(50) { 3 } else { 1000 },
             tail_events_max: if random.percent(50) { 25 } else { u64::MAX },
             options: options.clone(),
             begun,
             random,
             network,
             calm: CancellationToken::new(),
+            rotten: Mutex::default(),
             report,
             oracle: Mutex::default(),
             broken: Mutex::default(),
@@ -133,6 +148,7 @@ impl World {
         for number in 0..self.machines.len() {
             self.start(number);
         }
+        drop(tokio::spawn(Arc::clone(self).watch_bounds()));
         let clients = self.options.clients.unwrap_or_else(|| 3 + self.random.index(5));
         let mut living = tokio::task::JoinSet::new();
         for number in 0..clients {
@@ -165,6 +181,19 @@ impl World {
             biased;
             () = self.broke.cancelled() => {}
             () = life => {}
+        }
+    }
+
+    /// However full anything gets, it has its bound.
+    async fn watch_bounds(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            for (what, fill) in bounds::fills() {
+                if fill.is_over() {
+                    let (most, bound) = (fill.most, fill.bound);
+                    self.broken(Broken(format!("not bounded: {most} {what}, and {bound} may be")));
+                }
+            }
         }
     }
 
@@ -246,15 +275,25 @@ impl World {
         drop(process::spawn(async move {
             let error = journal.failure().await;
             tracing::warn!(number, %error, "a journal failed");
-            // Whoever watches over processes starts it again.
-            drop(tokio::spawn(async move {
-                if world.machines[number].running().is_some_and(|now| now.life == running.life) {
-                    world.kill(number, false);
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    world.start(number);
-                }
-            }));
+            drop(tokio::spawn(world.start_again(number, running, error)));
         }));
+    }
+
+    /// Whoever watches over processes starts a failed one again, once it ends: that is when it helps.
+    async fn start_again(self: Arc<Self>, number: usize, failed: Arc<Running>, error: JournalError) {
+        let runs = || self.machines[number].running().is_some_and(|now| now.life == failed.life);
+        while runs()
+            && matches!(error, JournalError::Log(_))
+            && let Err(reason) = failed.journal.log().probe()
+        {
+            tracing::warn!(number, %reason, "the disk does not make the log durable");
+            tokio::time::sleep(PROBE_INTERVAL).await;
+        }
+        if runs() {
+            self.kill(number, false);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            self.start(number);
+        }
     }
 
     fn compare(&self, number: usize, (hash, at): ([u8; 32], outport_proto::Offset)) {
@@ -295,6 +334,10 @@ impl World {
         lock(&self.oracle)
     }
 
+    pub(crate) fn rotten(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        lock(&self.rotten)
+    }
+
     pub(crate) fn report(&self) -> MutexGuard<'_, Report> {
         lock(&self.report)
     }
@@ -311,6 +354,7 @@ impl World {
         let mut report = self.report().clone();
         report.time = self.begun.elapsed();
         report.events = self.oracle().head();
+        report.fills = bounds::fills();
         report.rules = std::mem::take(&mut *lock(decisions));
         self.network.note(&[report.pulls(), report.events]);
         for count in report.rules.values() {

@@ -86,6 +86,12 @@ impl FaultyDisk {
         self.world().refused = part.map(str::to_owned);
     }
 
+    /// Syncs fail no longer. What failed stays so.
+    pub fn mend(&self) {
+        let mut world = self.world();
+        (world.fail_sync_at, world.refused) = (None, None);
+    }
+
     /// Lets the `append`-th append from now on (0 is the next) fail half way with an I/O error.
     pub fn fail_append(&self, append: u64) {
         let mut world = self.world();
@@ -125,7 +131,7 @@ impl FaultyDisk {
         let mut old = self.world();
         old.off = true;
         let mut random = Random(seed);
-        let mut survived = World::default();
+        let mut survived = World { refused: old.refused.clone(), ..World::default() };
         let mut names = old.durable_names.clone();
         for name in old.names.keys().chain(old.durable_names.keys()) {
             let now = old.names.get(name);
@@ -155,6 +161,7 @@ impl FaultyDisk {
             files: old.files.clone(),
             names: old.names.clone(),
             durable_names: old.durable_names.clone(),
+            refused: old.refused.clone(),
             ..World::default()
         };
         Self { world: Arc::new(Mutex::new(survived)), ..Self::default() }

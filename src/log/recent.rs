@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Record;
+use crate::bounds;
 
 /// What a record takes beside its encoded bytes, about: the decoded event shares the inline
 /// manifest with no one, so it counts twice.
@@ -34,6 +35,7 @@ impl Recent {
             let Some(oldest) = self.records.pop_front() else { break };
             self.bytes -= cost(&oldest);
         }
+        bounds::note("bytes of newest events", self.bytes, self.bytes_max);
     }
 
     pub(super) fn clear(&mut self) {

@@ -21,6 +21,7 @@ use super::{
     state::State,
 };
 use crate::{
+    bounds,
     clock::SharedClock,
     planted::{Bug, is_planted},
 };
@@ -232,6 +233,7 @@ impl Writer {
                     group = Group::after(self.tip);
                 }
             }
+            bounds::note("requests for one fsync", group.waiting.len(), GROUP_REQUESTS_MAX);
             if group.buffer.len() >= GROUP_BYTES_MAX {
                 let _ = self.flush(&mut group);
             }
@@ -382,7 +384,7 @@ impl Writer {
         let end = active.segment.end();
         let written = match active.file.append(&group.buffer) {
             Ok(()) if is_planted(Bug::AcknowledgeBeforeFsync) => Ok(()),
-            Ok(()) => active.file.sync().map_err(|error| Failure::Final("sync segment", error)),
+            Ok(()) => synced(&mut *active.file).map_err(|error| Failure::Final("sync segment", error)),
             Err(error) if is_full(&error) => active
                 .file
                 .truncate(end)
@@ -462,6 +464,14 @@ impl Writer {
                 stopped
             }
         }
+    }
+}
+
+/// Once. What a first fsync failed to write a second one does not, and says that it did.
+fn synced(file: &mut dyn File) -> io::Result<()> {
+    match file.sync() {
+        Err(_) if is_planted(Bug::BelieveSecondFsync) => file.sync(),
+        once => once,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{mem, sync::Arc, time::Duration};
 use outport_proto::{
     Offset, SiteName, codec,
     frame::{FromPrimary, FromSecondary, Keys, Refusal, Resume},
-    session::{Closed, Publisher, PublisherConfig, PublisherNotice},
+    session::{APPEND_BYTES_MAX, Closed, Publisher, PublisherConfig, PublisherNotice, WINDOW_BYTES},
 };
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use super::{
     source::{PrimaryIdentity, Source},
 };
 use crate::{
-    blocking,
+    blocking, bounds,
     fetch::framed::{FrameSink, FrameStream, FramedError, Incoming},
     log::LogError,
     registry::journal::Journal,
@@ -36,6 +36,9 @@ const CATCHING_UP: i32 = 0;
 /// A site has much to catch up when so many bytes of events are not durable there yet: about what any
 /// connection may send at once.
 const MUCH_BYTES: usize = 16 * 1024;
+
+/// The window may be passed by one event.
+const OUTSTANDING_MAX: usize = WINDOW_BYTES + APPEND_BYTES_MAX;
 
 /// Publishes the log to sites. Cloning gives another handle to the same publisher.
 #[derive(Clone)]
@@ -250,7 +253,10 @@ impl LogStream<'_> {
         match read {
             Ok(records) => {
                 let events = records.into_iter().map(|record| (record.event.offset, record.encoded));
-                self.session.handle_events(events).map_err(|error| FramedError::Broken(error.to_string()))
+                let handled = self.session.handle_events(events);
+                let outstanding = self.session.outstanding_bytes();
+                bounds::note("bytes of events on their way to a site", outstanding, OUTSTANDING_MAX);
+                handled.map_err(|error| FramedError::Broken(error.to_string()))
             }
             // The next look at the log's floor tells the session.
             Err(LogError::BelowFloor { .. }) => Ok(()),

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    blocking,
+    blocking, bounds,
     index::{Index, IndexError},
     shutdown::Shutdown,
     store::{SHARDS, Store, StoreError, Taken},
@@ -319,6 +319,7 @@ impl Shared {
             return None;
         }
         noted.insert(*digest, Noted { since: now, pass });
+        bounds::note("unlinked blobs", noted.len(), NOTED_MAX);
         Some(now)
     }
 

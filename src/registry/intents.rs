@@ -24,6 +24,7 @@ use outport_proto::{Event, Reference, RepoName, SiteName, Timestamp};
 use self::notes::{Note, Notes};
 use crate::{
     auth::ticket::{TICKET_LIFE_MAX, WRITE_TIME_MAX},
+    bounds,
     log::disk::SharedDisk,
 };
 
@@ -145,6 +146,7 @@ impl Intents {
                 Note::Everything
             } else {
                 open.add(intent.clone(), expires);
+                bounds::note("write intents", open.count, self.shared.intents_max);
                 Note::Intent(intent)
             }
         };

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::shutdown::Shutdown;
+use crate::{bounds, shutdown::Shutdown};
 
 /// The questions under way, by key.
 #[derive(Debug)]
@@ -86,6 +86,7 @@ where
             return Place::Alone;
         }
         lines.insert(key.clone(), Line { next: None });
+        bounds::note("questions under way", lines.len(), self.keys_max);
         let (sender, answer) = watch::channel(None);
         Place::First(sender, answer)
     }

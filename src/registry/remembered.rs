@@ -7,6 +7,11 @@ use std::{
 
 use outport_proto::{Digest, Event, Offset, Reference, RepoName};
 
+use crate::{
+    bounds,
+    planted::{Bug, is_planted},
+};
+
 /// What the primary was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Asked {
@@ -53,12 +58,13 @@ impl Remembered {
         if applied() > at {
             return;
         }
-        if state.count >= self.answers_max {
+        if state.count >= self.answers_max && !is_planted(Bug::RememberWithoutBound) {
             *state = State::default();
         }
         if state.repos.entry(repo.clone()).or_default().insert(asked, at).is_none() {
             state.count += 1;
         }
+        bounds::note("remembered answers", state.count, self.answers_max);
     }
 
     /// An event was applied: what was said of its repository holds no longer.

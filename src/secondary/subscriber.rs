@@ -385,8 +385,12 @@ impl Subscription {
                 if heartbeat.closed_time > Timestamp::default() {
                     let clock = &self.parts.clock;
                     let (steady, latest) = (clock.steady(), clock.latest());
+                    let here = match is_planted(Bug::AgeByWallClock) {
+                        true => clock.now().since(Timestamp::default()),
+                        false => latest,
+                    };
                     let forward = latest.saturating_sub(steady);
-                    let ahead = self.primary_clock.heard(heartbeat.now, latest, forward, rtt);
+                    let ahead = self.primary_clock.heard(heartbeat.now, here, forward, rtt);
                     self.parts.downstream.heard(heartbeat, ahead);
                     self.divergence.handle_heartbeat(&heartbeat);
                 }

@@ -10,6 +10,8 @@ use std::{
 use outport_proto::Offset;
 use tokio::time::Instant;
 
+use crate::bounds;
+
 /// How long a log is held for a site that has taken its snapshot, or was cut off while it did.
 const GRACE: Duration = Duration::from_secs(120);
 /// How long a log is held for one snapshot in all: a slow site must not fill the disk.
@@ -74,6 +76,8 @@ impl Holds {
             for number in over.iter().rev().skip(GRACES_MAX) {
                 held.places.remove(number);
             }
+            let over = held.places.values().filter(|place| place.is_over).count();
+            bounds::note("places of the log held a while longer", over, GRACES_MAX);
         });
     }
 

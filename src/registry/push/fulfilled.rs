@@ -16,7 +16,7 @@ use tokio::sync::{OnceCell, OwnedMutexGuard};
 use super::PushError;
 use crate::{
     auth::ticket::{TICKET_LIFE_MAX, WRITE_TIME_MAX},
-    blocking,
+    blocking, bounds,
     log::{Log, LogError, Retention},
 };
 
@@ -81,7 +81,9 @@ impl Fulfilled {
             }
             let turn =
                 turns.entry(intent.clone()).or_insert_with(|| Turns { since: now, done: Arc::default() });
-            Arc::clone(&turn.done)
+            let done = Arc::clone(&turn.done);
+            bounds::note("intents acted on", turns.len(), INTENTS_MAX);
+            done
         };
         Ok(Turn { done: done.lock_owned().await })
     }

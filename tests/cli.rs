@@ -21,6 +21,8 @@ fn the_examples_are_valid() {
         ("deploy/examples", "secondary.toml", "secondary"),
         ("deploy/compose", "primary.toml", "primary"),
         ("deploy/compose", "secondary.toml", "secondary"),
+        ("deploy/gitlab", "primary.toml", "primary"),
+        ("deploy/gitlab", "secondary.toml", "secondary"),
     ] {
         let config = home.config(&format!("{directory}/{file}"), |text| text);
         let output = run(&["config", "check", &config]);
@@ -417,6 +419,11 @@ impl Home {
             "primary.key",
             "site.crt",
             "site.key",
+            "registry-password",
+            "notification-secret",
+            "gitlab-token",
+            "gitlab-registry.crt",
+            "admin-token",
         ] {
             home.write(file, "");
         }

@@ -13,7 +13,6 @@ use lru::LruCache;
 use outport_proto::{Reference, RepoName};
 
 use super::Manifest;
-use crate::bounds;
 
 /// Enough that readers on a few cores seldom meet, and few enough that one shard's share of the
 /// limit still holds the largest inline manifest.
@@ -91,7 +90,6 @@ impl Hot {
             let Some((key, old)) = shard.manifests.pop_lru() else { break };
             shard.bytes -= key.bytes(&old);
         }
-        bounds::note("bytes of hot manifests", shard.bytes, self.shard_bytes_max);
     }
 
     /// Forgets keys whose manifests changed in the store; to be called after the change is there.

@@ -79,7 +79,11 @@ impl Upstream {
     pub(super) fn of(config: &config::Primary, url: &config::PublicUrl) -> Result<Self, StartError> {
         let gateway = config.gateway.clone().unwrap_or_default();
         let options = gateway.backend(url);
-        let options = options.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
+        let mut options = options.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
+        if let config::Auth::Token(token) = &config.auth {
+            // Clients are sent there with their passwords as well.
+            options.token_realm.get_or_insert_with(|| token.realm.as_str().to_owned());
+        }
         let tls = Arc::new(client(&gateway)?);
         let sources = gateway.notifications.iter().map(source).collect::<Result<Vec<_>, _>>()?;
         let reconcile = gateway.reconcile.options(!sources.is_empty());

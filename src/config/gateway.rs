@@ -27,7 +27,8 @@ pub struct Gateway {
     pub password_env: Option<String>,
     /// A file holding a bearer token, instead of user and password; read again for every request.
     pub token_file: Option<PathBuf>,
-    /// The token endpoint that the credentials may be sent to, if it is not at the registry's own host.
+    /// The token endpoint that the credentials may be sent to, if it is not at the registry's own host;
+    /// by default the one of `auth.token`.
     pub token_realm: Option<String>,
     /// Extra authorities for the registry's HTTPS, PEM; the system's are always trusted.
     pub authorities: Option<PathBuf>,

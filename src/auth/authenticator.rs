@@ -55,7 +55,8 @@ enum Mode {
 pub struct Wanted {
     /// The question.
     pub question: Question,
-    /// Another one, if to the first the answer is that there is no such thing.
+    /// Another one, if to the first the answer is that there is no such thing, or that the credentials do
+    /// not reach that far.
     pub instead: Option<Question>,
     /// Whether the answer may be for somebody who pushes: nothing but tokens says so.
     pub perhaps_push: bool,
@@ -264,9 +265,12 @@ impl Authenticator {
             }
             judged => judged?,
         };
-        if let (Verdict::Unknown, Some(instead)) = (judged.verdict, &wanted.instead) {
-            question = instead;
-            judged = self.judged(authorization, question).await?;
+        if let (Verdict::Unknown | Verdict::Denied, Some(instead)) = (judged.verdict, &wanted.instead) {
+            let of_instead = self.judged(authorization, instead).await?;
+            // That it is not there either does not make a denial less of one.
+            if (judged.verdict, of_instead.verdict) != (Verdict::Denied, Verdict::Unknown) {
+                (question, judged) = (instead, of_instead);
+            }
         }
         if judged.verdict != Verdict::Yes {
             return Err(refused(judged.verdict, authorization.is_some()));

@@ -198,7 +198,8 @@ fn authorization_of<'a>(headers: &'a HeaderMap, action: &Action) -> Result<Optio
 }
 
 /// What a registry is asked when it says who may. A repository in which nothing has a tag looks to some
-/// as if it did not exist: then it is asked for the very thing.
+/// as if it did not exist, and to list tags takes another right than to read at others: then it is asked for
+/// the very thing.
 fn wanted(action: &Action, is_head: bool) -> Wanted {
     let repository = |repo: &RepoName| Question::Repository(repo.clone());
     let (question, instead) = match action {

@@ -176,6 +176,12 @@ async fn the_registry_says_who_may() {
     let manifest = Question::Manifest { repo: untagged.clone(), reference: "1".parse().unwrap() };
     let caller = asks(Some(ANA), question("untagged", Some(manifest))).await.unwrap();
     assert!(caller.access.allows(&untagged, Action::Pull));
+    let secret: RepoName = "secret".parse().unwrap();
+    let readable = Question::Manifest { repo: secret.clone(), reference: "1".parse().unwrap() };
+    let caller = asks(Some(ANA), question("secret", Some(readable))).await.unwrap();
+    assert!(caller.access.allows(&secret, Action::Pull), "who may not list may read all the same");
+    let hidden = Question::Blob { repo: secret, digest: outport_proto::Digest::sha256(b"") };
+    assert_eq!(asks(Some(ANA), question("secret", Some(hidden))).await, Err(Refused::Denied));
     let blob = Question::Blob { repo: untagged, digest: outport_proto::Digest::sha256(b"") };
     assert_eq!(asks(Some(ANA), question("untagged", Some(blob))).await, Err(Refused::Unknown));
     let catalog = Wanted { question: Question::Catalog, ..pull() };

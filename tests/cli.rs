@@ -21,8 +21,6 @@ fn the_examples_are_valid() {
         ("deploy/examples", "secondary.toml", "secondary"),
         ("deploy/compose", "primary.toml", "primary"),
         ("deploy/compose", "secondary.toml", "secondary"),
-        ("deploy/gitlab", "primary.toml", "primary"),
-        ("deploy/gitlab", "secondary.toml", "secondary"),
     ] {
         let config = home.config(&format!("{directory}/{file}"), |text| text);
         let output = run(&["config", "check", &config]);
@@ -101,7 +99,7 @@ fn a_broken_configuration_is_one_line_that_says_where() {
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 27] = [
+    let broken: [(&str, &str, &str, Break); 28] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -139,6 +137,14 @@ fn a_broken_configuration_is_one_line_that_says_where() {
             let token = &rest[rest.find("# [auth.token]").unwrap()..rest.find("# jwks =").unwrap()];
             let rest = &rest[rest.find("[replication]\n").unwrap()..];
             format!("{before}[auth]\nmode = \"token\"\n{}{rest}", uncommented(token))
+        }),
+        (primary, "auth.token.certificates", "holds no certificate", |text| {
+            let text = text.replace("# upstream = ", "upstream = ");
+            let (before, rest) = text.split_once("[auth]").unwrap();
+            let token = &rest[rest.find("# [auth.token]").unwrap()..rest.find("# jwks =").unwrap()];
+            let token = uncommented(token).replace("registry-auth.crt", "users");
+            let rest = &rest[rest.find("[replication]\n").unwrap()..];
+            format!("{before}[auth]\nmode = \"token\"\n{token}{rest}")
         }),
         (primary, "replication.sites", "", |text| text.replace("\"mumbai\"", "\"Not A Name\"")),
         (primary, "replication.listen", "", |text| text.replace("0.0.0.0:5443", "0.0.0.0:99999")),
@@ -419,11 +425,6 @@ impl Home {
             "primary.key",
             "site.crt",
             "site.key",
-            "registry-password",
-            "notification-secret",
-            "gitlab-token",
-            "gitlab-registry.crt",
-            "admin-token",
         ] {
             home.write(file, "");
         }

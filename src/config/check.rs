@@ -1,6 +1,9 @@
 //! What the types cannot say: keys that must fit each other.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use outport_proto::frame::HOPS_MAX;
 
@@ -8,7 +11,7 @@ use super::{
     Admin, Auth, ConfigError, JwksPlace, Log, Primary, PrimaryReplication, PushMode, Secondary, Tls,
 };
 use crate::{
-    auth::AccessRules,
+    auth::{AccessRules, IssuerKeys, IssuerKeysError},
     policy::{RuleError, rule::STALENESS_BOUND_MS_MIN},
     primary::source::Relays,
 };
@@ -184,11 +187,23 @@ fn check_auth(path: &Path, auth: &Auth) -> Result<(), ConfigError> {
         }
         Auth::Token(token) => {
             let of_key = |key: &str, reason: String| ConfigError::of_key(path, key, reason);
+            let text = |key, file: &PathBuf| {
+                let text = std::fs::read_to_string(file);
+                text.map_err(|error| of_key(key, format!("{}: {error}", file.display())))
+            };
+            let wrong = |key: &'static str, file: &PathBuf| {
+                let file = file.display().to_string();
+                move |error: IssuerKeysError| of_key(key, format!("{file}: {error}"))
+            };
             if let Some(file) = &token.certificates {
-                check_files(path, "auth.token.certificates", &[file])?;
+                let key = "auth.token.certificates";
+                IssuerKeys::read(Some(&text(key, file)?), None).map_err(wrong(key, file))?;
             }
             match &token.jwks {
-                Some(JwksPlace::File(file)) => check_files(path, "auth.token.jwks", &[file])?,
+                Some(JwksPlace::File(file)) => {
+                    let key = "auth.token.jwks";
+                    IssuerKeys::read(None, Some(&text(key, file)?)).map_err(wrong(key, file))?;
+                }
                 Some(JwksPlace::Url(url)) if !is_http(url) => {
                     return Err(of_key(
                         "auth.token.jwks",

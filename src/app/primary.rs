@@ -152,6 +152,7 @@ pub async fn start(
 
     let public_url = config.registry.public_url.as_str();
     let callers = Callers::new(config, registry, &keys, &clock, journal.log(), &shutdown).await?;
+    metrics.register(|registry| callers.authenticator.register(registry));
     let addresses = Addresses::new(public_url, &callers.realm, &callers.service)
         .map_err(|error| StartError::new("use registry.public_url", error))?;
     let api = Api {

@@ -152,6 +152,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let pull = PullService::secondary(site, edge);
 
     let trust = Trust::new(&config.site, &clock, &quic_upstream)?;
+    metrics.register(|registry| trust.authenticator.register(registry));
     let ranks = ranks(Arc::clone(&policy), journal.index().clone());
     store.let_go_by(Arc::clone(&ranks));
     refill(&store, journal.index(), &flights, &shutdown);

@@ -12,6 +12,7 @@ use outport_proto::{
     Timestamp,
     frame::{AuthMode, Question, RegistryChallenge, Verdict},
 };
+use prometheus_client::registry::Registry;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
@@ -79,6 +80,13 @@ impl Authenticator {
     pub fn new(verifier: Verifier, verdicts: Option<Verdicts>) -> Self {
         let mode = ArcSwap::from_pointee(Mode::Tokens { foreign: false });
         Self { mode, verifier, verdicts, find_key: OnceLock::new(), looked: Mutex::default() }
+    }
+
+    /// Registers what is counted in `registry`, which adds the prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        if let Some(verdicts) = &self.verdicts {
+            verdicts.register(registry);
+        }
     }
 
     /// Looks so for keys that tokens of other issuers name and nobody knows. The first to be set stays.

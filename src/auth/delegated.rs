@@ -18,6 +18,7 @@ use outport_proto::{
     Timestamp, codec,
     frame::{Question, Verdict},
 };
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use tokio::time::Instant;
 
 use super::{NoRandomness, Secret, random};
@@ -66,6 +67,15 @@ pub struct Verdicts {
     key: hmac::Key,
     answers: Mutex<Answers>,
     pending: Mutex<HashMap<Hash, Arc<Slot>>>,
+    counted: Counted,
+}
+
+/// What is counted.
+#[derive(Default)]
+struct Counted {
+    remembered: Counter,
+    asked: Counter,
+    unanswered: Counter,
 }
 
 type Hash = [u8; 32];
@@ -112,7 +122,20 @@ impl Verdicts {
             key: hmac::Key::new(hmac::HMAC_SHA256, &random::bytes::<32>()?),
             answers: Mutex::new(answers),
             pending: Mutex::default(),
+            counted: Counted::default(),
         })
+    }
+
+    /// Registers what is counted in `registry`, which adds the prefix.
+    pub fn register(&self, registry: &mut Registry) {
+        let Counted { remembered, asked, unanswered } = &self.counted;
+        for (name, help, counter) in [
+            ("verdicts_remembered", "Callers let in, or not, by what the registry had said", remembered),
+            ("verdicts_asked", "Questions to the registry whether a caller may", asked),
+            ("verdicts_unanswered", "Those of them that were not answered", unanswered),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
     }
 
     /// Remembers so from now on, and nothing of what was said under another `revoked`.
@@ -136,7 +159,10 @@ impl Verdicts {
     ) -> Result<Judged, JudgeError> {
         let hash = self.hash(authorization, question);
         match self.remembered(&hash) {
-            Some(judged) => Ok(judged),
+            Some(judged) => {
+                self.counted.remembered.inc();
+                Ok(judged)
+            }
             None => self.asked(&hash, authorization, question).await,
         }
     }
@@ -211,7 +237,10 @@ impl Verdicts {
     ) -> Result<(Judged, Timestamp), JudgeError> {
         let revoked = self.answers.lock().unwrap_or_else(PoisonError::into_inner).revoked;
         let asked = self.clock.now();
-        let verdict = self.judge.judge(authorization, question).await?;
+        self.counted.asked.inc();
+        let verdict = self.judge.judge(authorization, question).await.inspect_err(|_| {
+            self.counted.unanswered.inc();
+        })?;
         Ok((Judged { verdict, asked }, revoked))
     }
 

@@ -65,7 +65,13 @@ fn a_registry_with_passwords_is_asked_who_may() {
     push(&bed, &image, bed.frankfurt(), "ana:wrong").failure(UNAUTHORIZED);
     push(&bed, &image, bed.frankfurt(), ANA).success();
     for node in [bed.mumbai(), &bed.cluster.primary] {
+        let asked = node.metric("outport_verdicts_asked_total", "");
         pull(&bed, node, BOB).success();
+        assert!(node.metric("outport_verdicts_remembered_total", "") >= 3.0, "a layer each, and the config");
+        assert!(
+            node.metric("outport_verdicts_asked_total", "") <= asked + 2.0,
+            "the repository and the ping"
+        );
         pull(&bed, node, "bob:wrong").failure(UNAUTHORIZED);
         pull(&bed, node, "").failure(UNAUTHORIZED);
     }

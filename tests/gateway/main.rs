@@ -13,9 +13,7 @@
 
 mod agreement;
 mod backfill;
-mod hostile;
 mod kills;
-mod liar;
 mod notifications;
 #[path = "../support/mod.rs"]
 mod support;

@@ -160,6 +160,9 @@ async fn who_asks_the_same_at_once_shares_one_question() {
     assert_eq!([one, two, three], [Err(broken()), Err(broken()), Err(broken())]);
     assert_eq!(world.asked(), 1);
     assert_eq!(ask().await, Ok(Verdict::Yes), "an error is not remembered");
+    assert_eq!(ask().await, Ok(Verdict::Yes));
+    let Counted { remembered, asked, unanswered } = &world.verdicts.counted;
+    assert_eq!((remembered.get(), asked.get(), unanswered.get()), (1, 2, 1));
     assert_eq!((world.asked(), world.verdicts.len()), (2, (1, 0)));
 }
 

@@ -44,8 +44,6 @@ use crate::shutdown::Shutdown;
 const BATCH: usize = 64;
 /// After a doubt a walk waits this long for others, so that many make one.
 const DOUBT_REST: Duration = Duration::from_secs(10);
-/// Walks over everything that doubts lead to are this far apart: anybody can raise doubts.
-const DOUBT_BETWEEN: Duration = Duration::from_secs(300);
 /// A walk that was stopped by an error is tried again after this at the earliest, and then more seldom.
 const STOPPED_REST_MIN: Duration = Duration::from_secs(30);
 /// Names in a report, of each kind.
@@ -103,7 +101,7 @@ pub struct ReconcileReport {
     pub unfit: u64,
     /// The first of those.
     pub unfit_names: Vec<String>,
-    /// Changes of tags that walks found and no notification has told of, since the start; always 0 without
+    /// Changes that walks found and no notification has told of, since the start; always 0 without
     /// notifications, and in the walk that backfills.
     pub missed: u64,
     /// Of those, how many were found since the last walk over everything began.
@@ -137,8 +135,6 @@ struct Shared {
     unnoticed: Mutex<HashMap<(RepoName, Reference), u64>>,
     /// A walk over everything is wanted soon.
     doubt: Notify,
-    /// A walk over some repositories is wanted soon.
-    doubt_of_some: Notify,
     /// A walk is wanted now.
     now: Notify,
 }
@@ -198,7 +194,6 @@ impl Reconciler {
             doubtful: Mutex::default(),
             unnoticed: Mutex::default(),
             doubt: Notify::new(),
-            doubt_of_some: Notify::new(),
             now: Notify::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -208,21 +203,15 @@ impl Reconciler {
     pub async fn run(self, shutdown: Shutdown) {
         let mut rest = STOPPED_REST_MIN;
         let mut next = Instant::now();
-        let mut whole_at = None::<Instant>;
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return,
                 () = self.shared.now.notified() => {}
-                () = self.shared.doubt.notified() => {
-                    let soon = Instant::now() + DOUBT_REST;
-                    next = next.min(whole_at.map_or(soon, |at| soon.max(at + DOUBT_BETWEEN)));
-                    continue;
-                }
-                () = self.doubted_repositories() => {}
+                () = self.doubted() => {}
                 () = sleep_until(next) => {}
             }
-            let wanted = self.next_wanted(next);
+            let wanted = self.next_wanted();
             let is_whole = wanted.repositories.is_empty();
             let ended = self.walk(wanted, &shutdown).await;
             let now = Instant::now();
@@ -230,7 +219,6 @@ impl Reconciler {
                 Ok(()) if is_whole => {
                     rest = STOPPED_REST_MIN;
                     next = now + self.shared.options.interval;
-                    whole_at = Some(now);
                 }
                 Ok(()) => {}
                 Err(Stopped::Shutdown) => return,
@@ -243,20 +231,17 @@ impl Reconciler {
         }
     }
 
-    async fn doubted_repositories(&self) {
-        self.shared.doubt_of_some.notified().await;
+    async fn doubted(&self) {
+        self.shared.doubt.notified().await;
         tokio::time::sleep(DOUBT_REST).await;
     }
 
     /// What was asked for, else what is in doubt, else everything.
-    fn next_wanted(&self, next: Instant) -> ReconcileWanted {
+    fn next_wanted(&self) -> ReconcileWanted {
         if let Some(wanted) = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return wanted;
         }
-        let mut doubtful = std::mem::take(&mut *self.doubtful());
-        if Instant::now() >= next {
-            doubtful.clear();
-        }
+        let doubtful = std::mem::take(&mut *self.doubtful());
         ReconcileWanted { repositories: doubtful.into_iter().collect(), accept_removals: false }
     }
 
@@ -281,7 +266,7 @@ impl Reconciler {
         self.note().clone()
     }
 
-    /// Something may have been missed: everything is walked soon, but not all the time.
+    /// Something may have been missed: everything is walked soon.
     pub fn doubt(&self) {
         self.shared.doubt.notify_one();
     }
@@ -289,7 +274,7 @@ impl Reconciler {
     /// Something of `repo` may have been missed: it is walked soon.
     pub fn doubt_repository(&self, repo: RepoName) {
         self.doubtful().insert(repo);
-        self.shared.doubt_of_some.notify_one();
+        self.shared.doubt.notify_one();
     }
 
     /// What a person should look at.
@@ -414,9 +399,7 @@ impl Reconciler {
         let mut report = self.note();
         report.found += found;
         report.gone += gone;
-        // Registries remove untagged manifests themselves (GitLab's garbage collection) and tell nobody.
-        let is_told_of = matches!(reference, Reference::Tag(_));
-        if !self.shared.options.notified || report.is_backfill || !is_told_of {
+        if !self.shared.options.notified || report.is_backfill {
             return;
         }
         report.missed += 1;

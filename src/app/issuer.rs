@@ -4,7 +4,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use crate::{
     },
     blocking,
     config::{JwksPlace, TokenAuth},
-    fetch::document::Documents,
+    fetch::{BoxFuture, document::Documents},
     shutdown::Shutdown,
 };
 
@@ -114,7 +113,8 @@ impl IssuerSource {
         let stop = shutdown.clone();
         shutdown.spawn(async move {
             while super::pause(&stop, LOOK_INTERVAL).await {
-                watched.look(false).await;
+                // Said in the log; the next look is soon.
+                let _ = watched.look(false).await;
             }
         });
     }
@@ -199,15 +199,19 @@ struct Watched {
 }
 
 impl Watched {
-    async fn look(&self, at_once: bool) {
+    /// Looks whether anything changed, and tells everybody.
+    ///
+    /// # Errors
+    /// What could not be seen, or used; it was said in the log when that began.
+    async fn look(&self, at_once: bool) -> Result<(), String> {
         let mut read = self.source.read.lock().await;
         match self.changed(&mut read, at_once).await {
             Ok(None) => {}
             Ok(Some(mode)) => {
-                let Some(authenticator) = self.authenticator.upgrade() else { return };
+                let Some(authenticator) = self.authenticator.upgrade() else { return Ok(()) };
                 if let Err(error) = authenticator.learn(&mode, &self.source.service) {
                     tracing::error!(%error, "new keys of tokens cannot be used; the old ones stay");
-                    return;
+                    return Err(error.to_string());
                 }
                 tracing::info!("the keys of tokens changed");
                 self.told.tell(mode);
@@ -217,6 +221,10 @@ impl Watched {
                 tracing::error!(%error, "the keys of tokens cannot be read again; the old ones stay");
                 read.wrong = Some(error);
             }
+        }
+        match read.wrong.as_ref().or(read.silent.as_ref()) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
         }
     }
 
@@ -236,10 +244,10 @@ impl Watched {
 }
 
 impl FindKey for Watched {
-    fn find<'a>(&'a self, unknown: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    fn find<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             tracing::info!(kid = unknown, "a token names a key that is not known: looking for it");
-            self.look(true).await;
+            self.look(true).await
         })
     }
 }

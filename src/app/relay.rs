@@ -152,7 +152,7 @@ impl Source for Relayed {
         unknown: &'a str,
     ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
         Box::pin(async move {
-            self.0.learn_key(unknown).await;
+            self.0.find_key(unknown).await.map_err(KeysDenied::Unavailable)?;
             self.keys(site, &[]).await
         })
     }

@@ -17,7 +17,7 @@ use crate::{
         Verifier,
     },
     clock::SharedClock,
-    fetch::{BoxFuture, primary::QuicUpstream},
+    fetch::{BoxFuture, UpstreamError, primary::QuicUpstream},
     http::{Addresses, SharedAddresses},
 };
 
@@ -85,24 +85,23 @@ struct AskForKeys {
 }
 
 impl FindKey for AskForKeys {
-    fn find<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, ()> {
+    fn find<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             let asked = tokio::time::timeout(FIND_KEY_TIMEOUT, self.upstream.own_keys(unknown.to_owned()));
-            let keys = match asked.await {
-                Ok(Ok(keys)) => keys,
-                Ok(Err(error)) => {
-                    tracing::info!(kid = unknown, %error, "a key of tokens that is not known here cannot be asked for");
-                    return;
-                }
-                Err(_) => return,
-            };
+            let keys = asked.await.unwrap_or(Err(UpstreamError::Timeout(FIND_KEY_TIMEOUT)));
+            let keys = keys.map_err(|error| {
+                tracing::info!(kid = unknown, %error, "a key of tokens that is not known here cannot be asked for");
+                error.to_string()
+            })?;
             // Those that the session brings are the same, and may come later.
             let (authenticator, addresses) = (self.authenticator.upgrade(), self.addresses.load_full());
             if let (Some(authenticator), Some(addresses)) = (authenticator, addresses)
                 && let Err(error) = authenticator.learn(&keys.auth, &addresses.service)
             {
                 tracing::error!(%error, "the primary's token keys cannot be used; the old ones stay");
+                return Err(error.to_string());
             }
+            Ok(())
         })
     }
 }

@@ -25,10 +25,16 @@ use super::{
 /// How long it takes at least from one look for unknown keys to the next.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Characters of a key's name that are passed on.
+const KEY_NAME_MAX: usize = 128;
+
 /// Looks for a key that a token names and nobody knows, where keys come from.
 pub trait FindKey: Send + Sync + 'static {
     /// Returns once the verifier trusts what there is now.
-    fn find<'a>(&'a self, unknown: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+    ///
+    /// # Errors
+    /// When that could not be seen; for people.
+    fn find<'a>(&'a self, unknown: &'a str) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 }
 
 /// Tells who callers are. Share it in an `Arc`.
@@ -37,8 +43,8 @@ pub struct Authenticator {
     verifier: Verifier,
     verdicts: Option<Verdicts>,
     find_key: OnceLock<Arc<dyn FindKey>>,
-    /// When keys were last looked for.
-    looked: Mutex<Option<Instant>>,
+    /// When keys were last looked for, and what came in between.
+    looked: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -245,18 +251,33 @@ impl Authenticator {
     }
 
     /// Looks for a key that a token names, unless that was done a moment ago.
-    pub async fn find_key(&self, unknown: &str) {
-        let Some(find_key) = self.find_key.get() else { return };
+    ///
+    /// # Errors
+    /// When where keys come from could not be seen; for people.
+    pub async fn find_key(&self, unknown: &str) -> Result<(), String> {
+        let Some(find_key) = self.find_key.get() else { return Ok(()) };
         let mut looked = self.looked.lock().await;
-        if looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
-            find_key.find(unknown).await;
-            *looked = Some(Instant::now());
+        if let Some((when, found)) = &*looked
+            && when.elapsed() < LOOK_INTERVAL
+        {
+            return found.clone();
         }
+        let found = find_key.find(unknown).await;
+        *looked = Some((Instant::now(), found.clone()));
+        found
     }
 
     async fn by_key_found(&self, authorization: Option<&str>, unknown: &str) -> Result<Caller, Refused> {
-        self.find_key(unknown).await;
-        Ok(self.by_token(authorization)?)
+        let found = self.find_key(unknown).await;
+        match (self.by_token(authorization), found) {
+            // It may be a new one: that is not for us to deny.
+            (Err(Refusal::Key(_)), Err(error)) => {
+                let reason =
+                    format!("the token's key is not known here, and was looked for in vain: {error}");
+                Err(Refused::Unavailable(reason.into()))
+            }
+            (by_token, _) => Ok(by_token?),
+        }
     }
 
     async fn by_verdict(&self, authorization: Option<&str>, wanted: Wanted) -> Result<Caller, Refused> {
@@ -353,9 +374,10 @@ fn refused(verdict: Verdict, had_credentials: bool) -> Refused {
     }
 }
 
-/// What a token calls its key; for people.
+/// What a token calls its key; for people, and no longer than they care to read.
 fn name_of_key(token: &str) -> String {
-    jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid).unwrap_or_default()
+    let name = jsonwebtoken::decode_header(token).ok().and_then(|header| header.kid);
+    name.unwrap_or_default().chars().take(KEY_NAME_MAX).collect()
 }
 
 enum Refusal {

@@ -209,7 +209,7 @@ impl Source for OwnSource {
     ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
         Box::pin(async move {
             if let Some(authenticator) = &self.authenticator {
-                authenticator.find_key(unknown).await;
+                authenticator.find_key(unknown).await.map_err(KeysDenied::Unavailable)?;
             }
             self.keys(site, &[]).await
         })

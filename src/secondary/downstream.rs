@@ -210,10 +210,12 @@ impl PassedOn {
     }
 
     /// Makes whoever gives out keys look for the one that a token calls `unknown`.
-    pub async fn learn_key(&self, unknown: &str) {
-        if let Err(error) = self.upstream.own_keys(unknown.to_owned()).await {
-            tracing::info!(%error, "a key of tokens that is not known cannot be looked for");
-        }
+    ///
+    /// # Errors
+    /// When that cannot be done; for people.
+    pub async fn find_key(&self, unknown: &str) -> Result<(), String> {
+        let asked = self.upstream.own_keys(unknown.to_owned()).await;
+        asked.map(drop).map_err(|error| error.to_string())
     }
 
     /// What the registry behind the primary says to `question` by whoever sends this `Authorization`.

@@ -43,9 +43,9 @@ impl Judge for Registry {
 }
 
 impl FindKey for Registry {
-    fn find<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, ()> {
+    fn find<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, Result<(), String>> {
         self.looked_for.lock().unwrap().push(unknown.to_owned());
-        Box::pin(std::future::ready(()))
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 

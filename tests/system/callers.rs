@@ -54,4 +54,7 @@ fn the_keys_of_another_service_are_fetched_again_when_they_change_and_kept_when_
         site.wait_until(|status| status["state"] == "streaming");
     }
     assert_eq!(everywhere(&cluster, &second), [200, 200, 200]);
+    service.renew_key();
+    let third = service.authorization("ana", "team/app");
+    assert_eq!(status(&cluster.primary, &third), 503, "it may be a new key, and nobody can be asked");
 }

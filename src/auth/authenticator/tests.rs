@@ -65,10 +65,32 @@ struct Appearing {
 }
 
 impl FindKey for Appearing {
-    fn find<'a>(&'a self, unknown: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    fn find<'a>(&'a self, unknown: &'a str) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>> {
         self.looked_for.lock().unwrap().push(unknown.to_owned());
         self.authenticator.upgrade().unwrap().learn(&trusting(&self.key), SERVICE).unwrap();
-        Box::pin(std::future::ready(()))
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// Where keys come from cannot be reached.
+struct Away;
+
+impl FindKey for Away {
+    fn find<'a>(&'a self, _: &'a str) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>> {
+        Box::pin(std::future::ready(Err("the issuer is away".to_owned())))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_cannot_be_looked_for_is_not_denied() {
+    let [known, new] = [(); 2].map(|()| SigningKey::generate().unwrap());
+    let authenticator = without_registry();
+    authenticator.learn(&trusting(&known), SERVICE).unwrap();
+    authenticator.find_keys_by(Arc::new(Away));
+    for _ in 0..2 {
+        let unsaid = authenticator.caller(Some(&token(&new)), pull).await.unwrap_err();
+        assert!(unsaid.to_string().ends_with("looked for in vain: the issuer is away"), "{unsaid}");
+        assert!(authenticator.caller(Some(&token(&known)), pull).await.is_ok());
     }
 }
 

@@ -290,3 +290,41 @@ fn keys_that_went_are_not_believed_any_longer() {
     verifier.set_foreign_keys(&none.jwks, &none.roots, ISSUER, AUDIENCE).unwrap();
     assert_eq!(verifier.verify(&token(&new)), Err(TokenError::NoKeys), "it cannot be told yet");
 }
+
+#[test]
+fn a_token_cannot_choose_how_it_is_verified() {
+    use base64::Engine as _;
+    let signer = Signer::rsa();
+    let certificate = signer.certificate();
+    let verifier = trusting(&bundle(&certificate.pem()));
+    let kid = signer.public().libtrust_id().unwrap();
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    for secret in
+        [certificate.der().to_vec(), certificate.pem().into_bytes(), signer.pair.subject_public_key_info()]
+    {
+        for mut header in [json!({ "kid": kid }), json!({}), x5c(&[&certificate])] {
+            header["alg"] = json!("HS256");
+            let message = format!("{}.{}", encode(&header), encode(&claims()));
+            let key = EncodingKey::from_secret(&secret);
+            let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+            assert_eq!(
+                verifier.verify(&format!("{message}.{signature}")),
+                Err(TokenError::Algorithm),
+                "{header}"
+            );
+            header["alg"] = json!("none");
+            let unsigned = format!("{}.{}.", encode(&header), encode(&claims()));
+            assert_eq!(verifier.verify(&unsigned), Err(TokenError::Malformed), "{header}");
+        }
+    }
+    let stranger = Signer::rsa();
+    let own_key = serde_json::to_value(stranger.public().named("mine")).unwrap();
+    for header in
+        [json!({ "jwk": own_key, "kid": kid }), json!({ "jku": "https://evil.example/keys", "kid": kid })]
+    {
+        assert_eq!(verifier.verify(&stranger.token(header, &claims())), Err(TokenError::Signature));
+    }
+    let mut critical = json!({ "kid": kid });
+    critical["crit"] = json!(["b64"]);
+    assert_eq!(verifier.verify(&signer.token(critical, &claims())), Err(TokenError::Malformed));
+}

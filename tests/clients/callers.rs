@@ -178,9 +178,28 @@ fn by_password(tool: &Tool) {
 
 /// The same by tokens of another service, which lets anybody pull.
 fn by_token(tool: &Tool) {
+    by_service(tool, |believing| believing);
+}
+
+/// The same by tokens that mean nothing to anybody but the registry.
+fn by_opaque_token(tool: &Tool) {
+    by_service(tool, |believing| Options {
+        auth_toml: Some("[auth]\nmode = 'delegated'\n".to_owned()),
+        gateway_toml: format!("{}token_realm = '{}'\n", believing.gateway_toml, realm_of(&believing)),
+        ..believing
+    });
+}
+
+fn realm_of(options: &Options) -> String {
+    let yaml = &options.registry_yaml;
+    let (_, rest) = yaml.split_once("realm: '").unwrap();
+    rest.split_once('\'').unwrap().0.to_owned()
+}
+
+fn by_service(tool: &Tool, adapted: impl FnOnce(Options) -> Options) {
     let service = TokenService::start(vec![user(":", NamesKey::Chain, |_, action| action == "pull")]);
     let files = tempfile::tempdir().unwrap();
-    let options = believing(&service, files.path());
+    let options = adapted(believing(&service, files.path()));
     let ways = Ways::Service { address: service.address.to_string() };
     let set_up = |bed: &Bed| {
         let password = bed.cluster.password.clone();
@@ -223,6 +242,11 @@ everybody! {
     skopeo_goes_by_tokens_of_another_service: by_token(skopeo);
     buildah_goes_by_tokens_of_another_service: by_token(buildah);
     containerd_goes_by_tokens_of_another_service: by_token(ctr);
+    docker_goes_by_tokens_that_only_the_registry_knows: by_opaque_token(docker);
+    podman_goes_by_tokens_that_only_the_registry_knows: by_opaque_token(podman);
+    skopeo_goes_by_tokens_that_only_the_registry_knows: by_opaque_token(skopeo);
+    buildah_goes_by_tokens_that_only_the_registry_knows: by_opaque_token(buildah);
+    containerd_goes_by_tokens_that_only_the_registry_knows: by_opaque_token(ctr);
     docker_needs_nothing_where_nobody_does: by_nothing(docker);
     podman_needs_nothing_where_nobody_does: by_nothing(podman);
     skopeo_needs_nothing_where_nobody_does: by_nothing(skopeo);

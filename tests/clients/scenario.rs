@@ -70,6 +70,8 @@ const UNAUTHORIZED: &[&str] = &[
     "denied",
     "authorization failed",
     "invalid username/password",
+    // containerd, of whom only the registry itself knows that they may not push.
+    "403 forbidden",
     // docker takes loopback addresses for insecure registries: it tries plain HTTP as well and tells of that.
     "malformed http response",
 ];

@@ -21,6 +21,7 @@ mod catching_up;
 mod costs;
 mod divergence;
 mod figures;
+mod gateway;
 #[path = "../replication/incident.rs"]
 mod incident;
 mod load;
@@ -58,6 +59,9 @@ const MEASURES: &[(&str, Measure)] = &[
     ("snapshot", catching_up::snapshot),
     ("sites-fan-out", scale::fan_out),
     ("sites-memory", scale::memory_a_site),
+    ("gateway-push", gateway::push),
+    ("gateway-manifest", gateway::manifest),
+    ("gateway-memory", gateway::memory),
     ("costs", costs::costs),
     ("divergence", divergence::divergence),
 ];

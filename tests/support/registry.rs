@@ -43,8 +43,9 @@ impl Registry {
         fs::create_dir_all(dir).unwrap();
         let storage = dir.join("storage");
         let password = random_hex();
+        let log = if more.contains("log:") { "" } else { "log: {level: info}\n" };
         let mut config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage:\n  filesystem: {{rootdirectory: '{}'}}\n  \
+            "version: 0.1\n{log}storage:\n  filesystem: {{rootdirectory: '{}'}}\n  \
              delete: {{enabled: true}}\nhttp: {{addr: '{ip}:{PORT}'}}\n",
             path(&storage)
         );

@@ -73,6 +73,8 @@ pub(super) struct Upstream {
     pub(super) cache_bytes: u64,
     /// Whether it knows its callers itself.
     shows_callers: bool,
+    /// Whether the gateway ends uploads whose token has ended.
+    finishes_expired: bool,
 }
 
 impl Upstream {
@@ -90,7 +92,15 @@ impl Upstream {
         let reconcile = reconcile.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
         let shows_callers = !matches!(config.auth, config::Auth::Outport(_));
         let cache_bytes = gateway.cache.0;
-        Ok(Self { options, tls, reconcile, sources, cache_bytes, shows_callers })
+        Ok(Self {
+            options,
+            tls,
+            reconcile,
+            sources,
+            cache_bytes,
+            shows_callers,
+            finishes_expired: gateway.finish_expired_uploads,
+        })
     }
 
     pub(super) fn parts(
@@ -137,7 +147,12 @@ impl Upstream {
             registry.register_collector(Box::new(GatewayCollector(Arc::clone(&admin))));
         });
         let proxy = Proxy::new(self.tls, "the registry behind this site");
-        let behind = Behind { gateway, proxy, shows_callers: self.shows_callers };
+        let behind = Behind {
+            gateway,
+            proxy,
+            shows_callers: self.shows_callers,
+            finishes_expired: self.finishes_expired,
+        };
         let registry = Registry { backend, above, admin };
         Ok(Parts { pull, push: None, writes: Writes::Behind(Box::new(behind)), behind: Some(registry) })
     }

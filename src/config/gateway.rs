@@ -50,6 +50,9 @@ pub struct Gateway {
     pub storage: Option<PathBuf>,
     /// Most bytes of blobs kept here: those used longest ago make room for new ones.
     pub cache: ByteSize,
+    /// Whether an upload that outlives the token it was begun with goes on with the gateway's own
+    /// credentials; what the registry sees of its callers otherwise is their own.
+    pub finish_expired_uploads: bool,
     /// Who tells of what happens at the registry.
     pub notifications: Vec<Notifications>,
     /// How everything the registry has is walked.
@@ -201,6 +204,7 @@ impl Default for Gateway {
             answer_seconds: 10,
             storage: None,
             cache: ByteSize(10 << 30),
+            finish_expired_uploads: false,
             notifications: Vec::new(),
             reconcile: Reconcile::default(),
         }

@@ -5,6 +5,7 @@
 //! is at the registry stands in the state that its `Location` carries, so that any request of it can be
 //! answered after a restart, and clients see this primary alone.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderName, HeaderValue, Response, StatusCode, Uri, header};
 use outport_proto::{
     Digest, RepoName, Timestamp,
@@ -55,6 +56,8 @@ pub struct Behind {
     pub proxy: Proxy,
     /// Whether the registry sees its callers' own credentials instead of the gateway's.
     pub shows_callers: bool,
+    /// Whether an upload goes on with the gateway's credentials when the token that it was begun with ends.
+    pub finishes_expired: bool,
 }
 
 /// The pushing half of a gateway's API, for one request.
@@ -216,11 +219,19 @@ impl Forwards<'_> {
         if !self.behind.shows_callers {
             return Ok(Shown::Gateway);
         }
-        let begun_by = || state.authorization.as_deref().map(HeaderValue::try_from).transpose();
-        let authorization = match asked.headers.get(header::AUTHORIZATION) {
+        let begun_by = state.authorization.as_deref();
+        let sent = asked.headers.get(header::AUTHORIZATION);
+        let authorization = match sent {
             Some(value) => Some(value.clone()),
-            None => begun_by().map_err(|_| ApiError::Internal)?,
+            None => begun_by.map(HeaderValue::try_from).transpose().map_err(|_| ApiError::Internal)?,
         };
+        // Its begin was let in by the registry itself, and the state is good for this upload alone.
+        let is_begun_by = sent.is_none_or(|sent| begun_by.is_some_and(|begun_by| sent == begun_by));
+        let has_ended = || begun_by.and_then(end_of_token).is_some_and(|end| end <= self.clock.now());
+        if self.behind.finishes_expired && is_begun_by && has_ended() {
+            tracing::info!(repo = %state.repository, actor = state.actor, "an upload outlives its token");
+            return Ok(Shown::Gateway);
+        }
         Ok(Shown::Caller(authorization))
     }
 
@@ -358,6 +369,17 @@ fn silent(error: BackendError) -> ApiError {
     ApiError::Unavailable("the registry behind this site gave no answer".into())
 }
 
+/// When the bearer token in an `Authorization` says that it ends. Nobody is let in by that.
+fn end_of_token(authorization: &str) -> Option<Timestamp> {
+    #[derive(serde::Deserialize)]
+    struct Claims {
+        exp: u64,
+    }
+    let token = authorization.strip_prefix("Bearer ")?;
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    serde_json::from_slice(&claims).ok().map(|Claims { exp }| Timestamp::from_secs(exp))
+}
+
 fn start_query(start: &UploadStart) -> String {
     match start {
         UploadStart::Session(None) => String::new(),
@@ -379,5 +401,27 @@ fn with_query(path: &str, query: &str) -> String {
         "" => path.to_owned(),
         query if path.contains('?') => format!("{path}&{query}"),
         query => format!("{path}?{query}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_token_ends() {
+        let token = |claims: &str| format!("Bearer e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+        assert_eq!(end_of_token(&token(r#"{"exp":7,"sub":"ana"}"#)), Some(Timestamp::from_secs(7)));
+        for other in [&token("{}"), &token(r#"{"exp":"7"}"#), "Bearer opaque", "Basic YTpi", ""] {
+            assert_eq!(end_of_token(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn queries_are_added_to_what_is_there() {
+        assert_eq!(with_query("/a", ""), "/a");
+        assert_eq!(with_query("/a", "b=c"), "/a?b=c");
+        assert_eq!(with_query("/a?_state=x%3D", "digest=sha256%3A00"), "/a?_state=x%3D&digest=sha256%3A00");
+        assert_eq!(pair("digest", "sha256:00"), "digest=sha256%3A00");
     }
 }

@@ -142,3 +142,36 @@ fn a_registry_that_lost_its_storage_takes_nothing_away() {
     wait_applied(&cluster, site);
     assert_eq!(tags(&Session::user(&cluster, site, REPOS), REPOS), tags(&direct(&cluster), REPOS));
 }
+
+#[test]
+fn blobs_come_from_the_registrys_own_files_when_it_is_down() {
+    let dir = tempfile::tempdir().unwrap();
+    // Where the cluster puts it is known once it is there.
+    let place = dir.path().join("storage");
+    let gateway_toml = format!("storage = '{}'\n", place.display());
+    std::fs::create_dir(&place).unwrap();
+    let options = Options {
+        registry: Some(Lets::Anybody),
+        registry_filled: Some(fill),
+        gateway_toml,
+        site_toml: "[[policy]]\nkeep = 'lazy'\n".to_owned(),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(options);
+    wait_backfilled(&cluster);
+    let registry = cluster.registry.as_mut().unwrap();
+    std::fs::remove_dir(&place).unwrap();
+    std::os::unix::fs::symlink(&registry.storage, &place).unwrap();
+    registry.kill();
+    let site = &cluster.sites[0];
+    wait_applied(&cluster, site);
+    let here = Session::user(&cluster, site, REPOS);
+    for repo in REPOS {
+        let manifest = here.get(&format!("/v2/{repo}/manifests/1.1")).json();
+        for layer in manifest["layers"].as_array().unwrap() {
+            let response = here.get(&format!("/v2/{repo}/blobs/{}", layer["digest"].as_str().unwrap()));
+            assert_eq!(response.status, 200, "{}", response.text());
+            assert_eq!(response.body.len() as u64, layer["size"].as_u64().unwrap());
+        }
+    }
+}

@@ -21,6 +21,8 @@ fn the_examples_are_valid() {
         ("deploy/examples", "secondary.toml", "secondary"),
         ("deploy/compose", "primary.toml", "primary"),
         ("deploy/compose", "secondary.toml", "secondary"),
+        ("deploy/gitlab", "primary.toml", "primary"),
+        ("deploy/gitlab", "secondary.toml", "secondary"),
     ] {
         let config = home.config(&format!("{directory}/{file}"), |text| text);
         let output = run(&["config", "check", &config]);
@@ -425,9 +427,17 @@ impl Home {
             "primary.key",
             "site.crt",
             "site.key",
+            "registry-password",
+            "notification-secret",
+            "gitlab-token",
+            "gitlab-registry.crt",
+            "admin-token",
         ] {
             home.write(file, "");
         }
+        // It is read when a configuration is checked.
+        let issuer = rcgen::generate_simple_self_signed(["gitlab.example.com".to_owned()]).unwrap();
+        home.write("gitlab-registry.crt", &issuer.cert.pem());
         home
     }
 

@@ -13,7 +13,9 @@
 
 mod agreement;
 mod backfill;
+mod hostile;
 mod kills;
+mod liar;
 mod notifications;
 #[path = "../support/mod.rs"]
 mod support;

@@ -46,6 +46,8 @@ pub struct Options {
     pub auth_toml: Option<String>,
     /// A registry that the primary stands in front of.
     pub registry: Option<registry::Lets>,
+    /// The URL of something else that the primary stands in front of.
+    pub upstream: Option<String>,
     /// More of its configuration, YAML at the top level.
     pub registry_yaml: String,
     /// Fills it before the primary starts.
@@ -76,6 +78,7 @@ impl Default for Options {
             primary_auth_toml: String::new(),
             auth_toml: None,
             registry: None,
+            upstream: None,
             registry_yaml: String::new(),
             registry_filled: None,
             gateway_toml: String::new(),
@@ -237,7 +240,13 @@ impl Cluster {
     }
 
     fn gateway_section(&self, options: &Options) -> String {
-        let Some(registry) = &self.registry else { return String::new() };
+        let more = &options.gateway_toml;
+        let Some(registry) = &self.registry else {
+            let upstream = options.upstream.as_ref();
+            return upstream
+                .map(|url| format!("upstream = '{url}'\n\n[gateway]\n{more}\n"))
+                .unwrap_or_default();
+        };
         let password = self.dir.path().join("registry-password");
         fs::write(&password, &registry.password).unwrap();
         let credentials = match options.registry {
@@ -246,7 +255,7 @@ impl Cluster {
             }
             Some(registry::Lets::Anybody) | None => String::new(),
         };
-        let (url, more) = (registry.url(), &options.gateway_toml);
+        let url = registry.url();
         format!("upstream = '{url}'\n\n[gateway]\n{credentials}{more}\n")
     }
 

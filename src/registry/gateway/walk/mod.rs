@@ -44,6 +44,8 @@ use crate::shutdown::Shutdown;
 const BATCH: usize = 64;
 /// After a doubt a walk waits this long for others, so that many make one.
 const DOUBT_REST: Duration = Duration::from_secs(10);
+/// Walks over everything that doubts lead to are this far apart: anybody can raise doubts.
+const DOUBT_BETWEEN: Duration = Duration::from_secs(300);
 /// A walk that was stopped by an error is tried again after this at the earliest, and then more seldom.
 const STOPPED_REST_MIN: Duration = Duration::from_secs(30);
 /// Names in a report, of each kind.
@@ -101,7 +103,7 @@ pub struct ReconcileReport {
     pub unfit: u64,
     /// The first of those.
     pub unfit_names: Vec<String>,
-    /// Changes that walks found and no notification has told of, since the start; always 0 without
+    /// Changes of tags that walks found and no notification has told of, since the start; always 0 without
     /// notifications, and in the walk that backfills.
     pub missed: u64,
     /// Of those, how many were found since the last walk over everything began.
@@ -135,6 +137,8 @@ struct Shared {
     unnoticed: Mutex<HashMap<(RepoName, Reference), u64>>,
     /// A walk over everything is wanted soon.
     doubt: Notify,
+    /// A walk over some repositories is wanted soon.
+    doubt_of_some: Notify,
     /// A walk is wanted now.
     now: Notify,
 }
@@ -194,6 +198,7 @@ impl Reconciler {
             doubtful: Mutex::default(),
             unnoticed: Mutex::default(),
             doubt: Notify::new(),
+            doubt_of_some: Notify::new(),
             now: Notify::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -203,15 +208,21 @@ impl Reconciler {
     pub async fn run(self, shutdown: Shutdown) {
         let mut rest = STOPPED_REST_MIN;
         let mut next = Instant::now();
+        let mut whole_at = None::<Instant>;
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return,
                 () = self.shared.now.notified() => {}
-                () = self.doubted() => {}
+                () = self.shared.doubt.notified() => {
+                    let soon = Instant::now() + DOUBT_REST;
+                    next = next.min(whole_at.map_or(soon, |at| soon.max(at + DOUBT_BETWEEN)));
+                    continue;
+                }
+                () = self.doubted_repositories() => {}
                 () = sleep_until(next) => {}
             }
-            let wanted = self.next_wanted();
+            let wanted = self.next_wanted(next);
             let is_whole = wanted.repositories.is_empty();
             let ended = self.walk(wanted, &shutdown).await;
             let now = Instant::now();
@@ -219,6 +230,7 @@ impl Reconciler {
                 Ok(()) if is_whole => {
                     rest = STOPPED_REST_MIN;
                     next = now + self.shared.options.interval;
+                    whole_at = Some(now);
                 }
                 Ok(()) => {}
                 Err(Stopped::Shutdown) => return,
@@ -231,17 +243,20 @@ impl Reconciler {
         }
     }
 
-    async fn doubted(&self) {
-        self.shared.doubt.notified().await;
+    async fn doubted_repositories(&self) {
+        self.shared.doubt_of_some.notified().await;
         tokio::time::sleep(DOUBT_REST).await;
     }
 
     /// What was asked for, else what is in doubt, else everything.
-    fn next_wanted(&self) -> ReconcileWanted {
+    fn next_wanted(&self, next: Instant) -> ReconcileWanted {
         if let Some(wanted) = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return wanted;
         }
-        let doubtful = std::mem::take(&mut *self.doubtful());
+        let mut doubtful = std::mem::take(&mut *self.doubtful());
+        if Instant::now() >= next {
+            doubtful.clear();
+        }
         ReconcileWanted { repositories: doubtful.into_iter().collect(), accept_removals: false }
     }
 
@@ -266,7 +281,7 @@ impl Reconciler {
         self.note().clone()
     }
 
-    /// Something may have been missed: everything is walked soon.
+    /// Something may have been missed: everything is walked soon, but not all the time.
     pub fn doubt(&self) {
         self.shared.doubt.notify_one();
     }
@@ -274,7 +289,7 @@ impl Reconciler {
     /// Something of `repo` may have been missed: it is walked soon.
     pub fn doubt_repository(&self, repo: RepoName) {
         self.doubtful().insert(repo);
-        self.shared.doubt.notify_one();
+        self.shared.doubt_of_some.notify_one();
     }
 
     /// What a person should look at.
@@ -399,7 +414,9 @@ impl Reconciler {
         let mut report = self.note();
         report.found += found;
         report.gone += gone;
-        if !self.shared.options.notified || report.is_backfill {
+        // Registries remove untagged manifests themselves (GitLab's garbage collection) and tell nobody.
+        let is_told_of = matches!(reference, Reference::Tag(_));
+        if !self.shared.options.notified || report.is_backfill || !is_told_of {
             return;
         }
         report.missed += 1;

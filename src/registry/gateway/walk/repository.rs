@@ -1,9 +1,9 @@
 //! Walking one repository.
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use outport_proto::{Digest, Reference, RepoName, Tag};
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{NAMED_MAX, Reconciler, Removals, Stopped};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 /// Rows of the index read at once.
 const PAGE: usize = 1000;
 /// How often a question is asked while the registry is silent, before the walk stops.
-const ATTEMPTS_MAX: u32 = 6;
+const ATTEMPTS_MAX: u32 = 5;
 /// And while it wants to be asked less often.
 const RESTS_MAX: u32 = 30;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -34,27 +34,51 @@ impl Reconciler {
     pub(super) async fn walk_repository(
         &self,
         repo: &RepoName,
-        removals: &Removals,
+        removals: &Arc<Removals>,
     ) -> Result<Walked, Stopped> {
         let mut walked = Walked::default();
-        for tag in self.tags(repo).await? {
-            self.look(repo, &Reference::Tag(tag), removals, &mut walked).await?;
-        }
+        let tags = self.tags(repo).await?.into_iter().map(Reference::Tag);
+        self.look_at_all(repo, tags, removals, &mut walked).await?;
         let mut last = None::<Digest>;
         loop {
             let page = self.shared.gateway.index().manifests(repo, last.as_ref(), PAGE);
             let page = page.map_err(GatewayError::from)?;
             let Some(end) = page.last() else { return Ok(walked) };
             last = Some(end.digest);
+            let mut open = Vec::new();
             for manifest in page {
-                for child in self.shared.gateway.unknown_children(&manifest)? {
-                    self.look(repo, &Reference::Digest(child), removals, &mut walked).await?;
-                }
+                open.extend(self.shared.gateway.unknown_children(&manifest)?);
                 let naming = self.shared.gateway.index().tags_naming(repo, &manifest.digest, 1);
                 // A tag that was looked at a moment ago names it.
                 if naming.map_err(GatewayError::from)?.is_empty() {
-                    self.look(repo, &Reference::Digest(manifest.digest), removals, &mut walked).await?;
+                    open.push(manifest.digest);
                 }
+            }
+            self.look_at_all(repo, open.into_iter().map(Reference::Digest), removals, &mut walked).await?;
+        }
+    }
+
+    /// Looks at many things of a repository, several at once.
+    async fn look_at_all(
+        &self,
+        repo: &RepoName,
+        mut references: impl Iterator<Item = Reference>,
+        removals: &Arc<Removals>,
+        walked: &mut Walked,
+    ) -> Result<(), Stopped> {
+        let mut looks = JoinSet::new();
+        loop {
+            while looks.len() < self.shared.options.concurrency
+                && let Some(reference) = references.next()
+            {
+                let (this, repo, removals) = (self.clone(), repo.clone(), Arc::clone(removals));
+                looks.spawn(async move { this.look(&repo, &reference, &removals).await });
+            }
+            let Some(looked) = looks.join_next().await else { return Ok(()) };
+            match looked.map_err(|_| Stopped::Crashed)?? {
+                Observed::Same => {}
+                Observed::Found(_) => walked.found += 1,
+                Observed::Gone(_) => walked.gone += 1,
             }
         }
     }
@@ -89,8 +113,7 @@ impl Reconciler {
         repo: &RepoName,
         reference: &Reference,
         removals: &Removals,
-        walked: &mut Walked,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Observed, Stopped> {
         let may_remove = || removals.take();
         let ask = || self.shared.gateway.observe_if(repo, reference, &may_remove);
         let observed = match self.patiently(ask).await {
@@ -107,16 +130,10 @@ impl Reconciler {
         self.note().looked_at += 1;
         match observed {
             Observed::Same => {}
-            Observed::Found(_) => {
-                walked.found += 1;
-                self.found_unnoticed(repo, reference, (1, 0));
-            }
-            Observed::Gone(_) => {
-                walked.gone += 1;
-                self.found_unnoticed(repo, reference, (0, 1));
-            }
+            Observed::Found(_) => self.found_unnoticed(repo, reference, (1, 0)),
+            Observed::Gone(_) => self.found_unnoticed(repo, reference, (0, 1)),
         }
-        Ok(())
+        Ok(observed)
     }
 
     pub(super) fn unfit(&self, name: String) {

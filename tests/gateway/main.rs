@@ -13,6 +13,7 @@
 
 mod agreement;
 mod backfill;
+mod delegated;
 mod hostile;
 mod kills;
 mod liar;

@@ -278,7 +278,11 @@ impl Backend {
     }
 
     /// Where an answer leads for a blob's bytes; `None` when it is not a redirect.
-    fn storage(&self, response: &Response<Incoming>, from: &Uri) -> Result<Option<Uri>, BackendError> {
+    pub(super) fn storage(
+        &self,
+        response: &Response<Incoming>,
+        from: &Uri,
+    ) -> Result<Option<Uri>, BackendError> {
         if !response.status().is_redirection() {
             return Ok(None);
         }
@@ -376,7 +380,7 @@ impl Body for RegistryBody {
     }
 }
 
-fn is_manifest(media_type: &str) -> bool {
+pub(super) fn is_manifest(media_type: &str) -> bool {
     [
         media_type::OCI_MANIFEST,
         media_type::OCI_INDEX,
@@ -400,7 +404,7 @@ pub(super) fn accepted() -> HeaderValue {
     HeaderValue::from_static(ACCEPTED)
 }
 
-fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, BackendError> {
+pub(super) fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, BackendError> {
     let Some(value) = headers.get(DOCKER_CONTENT_DIGEST) else { return Ok(None) };
     let digest = value.to_str().ok().and_then(|text| text.parse().ok());
     digest.map(Some).ok_or_else(|| BackendError::Protocol("Docker-Content-Digest is no digest".to_owned()))

@@ -76,6 +76,7 @@
 //!   index/      rebuilt from snapshot and log whenever it is in doubt
 //!   keys/       a primary's own secrets
 //!   intents/    what a secondary led to its primary and did not see happen yet
+//!   delegated.json  what the registry behind a primary demands of callers, and when its word was revoked
 //!   session     what a secondary was told by its primary
 //! ```
 

@@ -76,7 +76,9 @@ impl Callers {
                 let registry = registry.ok_or_else(|| {
                     StartError::new("use auth.mode", "there is no registry behind this primary to ask")
                 })?;
-                let delegation = Arc::new(Delegation::new(registry, delegated, clock));
+                let url = config.registry.upstream.as_ref().map(|url| url.as_str()).unwrap_or_default();
+                let delegation = Delegation::open(registry, url, delegated, &config.data_dir, clock)?;
+                let delegation = Arc::new(delegation);
                 let told = told(delegation.mode(), delegated.public_pull.clone());
                 let authenticator = delegation.authenticator(&told, clock)?;
                 shutdown.spawn(delegation::learn_challenge(Arc::clone(&authenticator), shutdown.clone()));

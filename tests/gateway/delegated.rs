@@ -10,7 +10,7 @@ use crate::{
     support::{
         Cluster, Node, Options,
         http::{Client, Response},
-        wait_for,
+        outport, wait_for,
     },
 };
 
@@ -91,4 +91,36 @@ fn a_login_page_in_front_of_the_registry_lets_nobody_in() {
         assert_eq!(get(node, LISTED, Some(MADE_UP)).status, 401, "{}", node.name);
         assert_eq!(get(node, "/v2/", Some(ANA)).status, 200, "{}", node.name);
     }
+}
+
+#[test]
+fn a_restart_while_the_registry_is_away_changes_nothing_at_sites() {
+    let is_down = Arc::new(AtomicBool::new(false));
+    let down = Arc::clone(&is_down);
+    let liar = Liar::open(move |asked| match down.load(SeqCst) {
+        true => Reply::Whole(502, Vec::new(), Vec::new()),
+        false => of_ana(asked),
+    });
+    let mut cluster = in_front_of(&liar, "allow_seconds = 3600\n");
+    assert_eq!(get(&cluster.sites[0], "/v2/", Some(ANA)).status, 200);
+    is_down.store(true, SeqCst);
+    cluster.primary.stop();
+    cluster.primary.start();
+    cluster.sites[0].wait_until(|status| status["state"] == "streaming");
+    assert_eq!(get(&cluster.sites[0], "/v2/", Some(ANA)).status, 200, "she was let in an hour ago at most");
+    for node in cluster.nodes() {
+        let login = get(node, "/v2/", None);
+        assert_eq!(login.status, 401, "{}: {}", node.name, login.text());
+        assert_eq!(login.header("www-authenticate"), Some("Basic realm=\"Registry\""));
+    }
+
+    // What was revoked stays so as well.
+    outport(&["revoke", "--admin", &cluster.primary.admin()]);
+    wait_for("the site to hear of it", || {
+        (get(&cluster.sites[0], "/v2/", Some(ANA)).status == 503).then_some(())
+    });
+    cluster.primary.stop();
+    cluster.primary.start();
+    cluster.sites[0].wait_until(|status| status["state"] == "streaming");
+    assert_eq!(get(&cluster.sites[0], "/v2/", Some(ANA)).status, 503);
 }

@@ -5,7 +5,7 @@
 //! refused: whoever finds an entry finds what the store held after the last apply.
 
 use std::{
-    hash::{BuildHasher, Hash},
+    hash::{DefaultHasher, Hash, Hasher as _},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,6 +13,7 @@ use lru::LruCache;
 use outport_proto::{Reference, RepoName};
 
 use super::Manifest;
+use crate::{bounds, random};
 
 /// Enough that readers on a few cores seldom meet, and few enough that one shard's share of the
 /// limit still holds the largest inline manifest.
@@ -41,7 +42,8 @@ impl HotKey {
 /// The cache.
 pub(super) struct Hot {
     shards: [Mutex<Shard>; SHARDS],
-    hasher: lru::DefaultHasher,
+    /// Which shard a key is in nobody knows before.
+    seed: u64,
     shard_bytes_max: usize,
 }
 
@@ -61,7 +63,7 @@ impl Hot {
         let shard = || Mutex::new(Shard { manifests: LruCache::unbounded(), bytes: 0, invalidations: 0 });
         Self {
             shards: std::array::from_fn(|_| shard()),
-            hasher: lru::DefaultHasher::default(),
+            seed: random::number(),
             shard_bytes_max: bytes_max / SHARDS,
         }
     }
@@ -90,6 +92,7 @@ impl Hot {
             let Some((key, old)) = shard.manifests.pop_lru() else { break };
             shard.bytes -= key.bytes(&old);
         }
+        bounds::note("bytes of hot manifests", shard.bytes, self.shard_bytes_max);
     }
 
     /// Forgets keys whose manifests changed in the store; to be called after the change is there.
@@ -114,7 +117,9 @@ impl Hot {
     }
 
     fn shard(&self, key: &HotKey) -> MutexGuard<'_, Shard> {
-        let shard = self.hasher.hash_one(key) as usize % SHARDS;
+        let mut hasher = DefaultHasher::new();
+        (self.seed, key).hash(&mut hasher);
+        let shard = hasher.finish() as usize % SHARDS;
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

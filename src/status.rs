@@ -51,6 +51,9 @@ pub struct GatewayStatus {
     pub reconciling: bool,
     /// Changes that walks found and no notification told of, since the start.
     pub missed: u64,
+    /// Tags and manifests that no site can serve, as the last walk found them.
+    #[serde(default)]
+    pub unfit: u64,
     /// What a person should look at; `null` otherwise.
     pub alarm: Option<String>,
 }

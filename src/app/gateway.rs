@@ -58,6 +58,7 @@ impl Registry {
             last_drift: report.last_drift,
             reconciling: report.running,
             missed: report.missed,
+            unfit: report.unfit,
             alarm: admin.reconciler.alarm(),
         })
     }
@@ -106,7 +107,7 @@ impl Upstream {
     pub(super) fn parts(
         self,
         site: Site,
-        data_dir: &DataDir,
+        (data_dir, is_restored): (&DataDir, bool),
         journal: &Journal,
         metrics: &Metrics,
         shutdown: &Shutdown,
@@ -138,8 +139,9 @@ impl Upstream {
         };
         let pull = PullService::secondary(site, edge);
         let above = Above { upstream, flights, exclusion: Arc::new(exclusion) };
-        let reconciler = Reconciler::new(gateway.clone(), self.reconcile, data_dir.join("reconcile"))
-            .map_err(|error| StartError::new("read how far the registry was walked", error))?;
+        let reconciler =
+            Reconciler::new(gateway.clone(), self.reconcile, data_dir.join("reconcile"), is_restored)
+                .map_err(|error| StartError::new("read how far the registry was walked", error))?;
         shutdown.spawn(reconciler.clone().run(shutdown.clone()));
         let intake = Intake::new(gateway.clone(), reconciler.clone(), self.sources);
         let admin = Arc::new(GatewayAdmin { reconciler, intake });

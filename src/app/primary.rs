@@ -142,7 +142,9 @@ pub async fn start(
             let (pull, writes) = (PullService::primary(site), Writes::Own(push.clone()));
             Parts { pull, push: Some(push), writes, behind: None }
         }
-        Some(upstream) => upstream.parts(site, &data_dir, &journal, &metrics, &shutdown)?,
+        Some(upstream) => {
+            upstream.parts(site, (&data_dir, history == History::Restored), &journal, &metrics, &shutdown)?
+        }
     };
     let is_gateway = behind.is_some();
     let (above, gateway, registry) = match behind {

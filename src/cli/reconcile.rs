@@ -20,7 +20,8 @@ const UNFIT: u8 = 3;
 /// Walk the registry that the primary stands in front of, and record what the log does not tell.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit codes: 0 the log agrees with the registry now, 1 error, 3 the same but for what no site could serve.
+Exit codes: 0 the log agrees with the registry now, 1 error, 3 the same but for what no site could serve, or
+what the registry gives no sensible answer about.
 
 The primary does the same by itself: after its start, on a timer, and when a notification was refused.")]
 pub(super) struct Reconcile {
@@ -61,7 +62,7 @@ impl Reconcile {
         if let Some(reason) = &ended.error {
             bail!("reconcile {}: {reason}", self.admin.address());
         }
-        Ok(if ended.unfit > 0 { ExitCode::from(UNFIT) } else { ExitCode::SUCCESS })
+        Ok(if ended.unfit > 0 || ended.failed > 0 { ExitCode::from(UNFIT) } else { ExitCode::SUCCESS })
     }
 
     fn query(&self) -> String {
@@ -89,10 +90,16 @@ fn render(report: &ReconcileReport) -> String {
     let mut text = format!(
         "{repositories} repositories, {looked_at} tags and manifests looked at: {found} new, {gone} gone"
     );
-    if *unfit > 0 {
-        text += &format!("\n{unfit} that no site could serve:");
-        unfit_names.iter().for_each(|name| text += &format!("\n  {name}"));
-        if *unfit > unfit_names.len() as u64 {
+    for (count, names, what) in [
+        (*unfit, unfit_names, "that no site could serve"),
+        (report.failed, &report.failed_names, "that the registry gives no sensible answer about"),
+    ] {
+        if count == 0 {
+            continue;
+        }
+        text += &format!("\n{count} {what}:");
+        names.iter().for_each(|name| text += &format!("\n  {name}"));
+        if count > names.len() as u64 {
             text += "\n  ...";
         }
     }

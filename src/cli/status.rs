@@ -94,7 +94,13 @@ fn behind(gateway: Option<&GatewayStatus>) -> String {
             )
         }
     };
-    format!("\n{walked}{}", alarm(gateway.alarm.as_ref()))
+    let unfit = match gateway.unfit {
+        0 => String::new(),
+        count => format!(
+            "\n{count} tags and manifests of the registry cannot be replicated: outport reconcile names them"
+        ),
+    };
+    format!("\n{walked}{unfit}{}", alarm(gateway.alarm.as_ref()))
 }
 
 fn render(page: &str) -> anyhow::Result<String> {

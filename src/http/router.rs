@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     auth::{
-        Authenticator, Caller, Demand, TicketOpener, TokenService, UploadStates,
+        Authenticator, Caller, Demand, Scope, TicketOpener, TokenService, UploadStates,
         upload_state::UPLOAD_STATE_PARAMETER,
     },
     clock::SharedClock,
@@ -272,7 +272,8 @@ impl Api {
         let proven = self.proven(role, action, asked).await?;
         let sufficient = match proven.by {
             Proof::Header => grants_all(&proven.caller, &action.scopes()),
-            Proof::Ticket => true,
+            // A ticket grants nothing by itself: what it leads to is done with the caller's own rights.
+            Proof::Ticket => grants_all(&proven.caller, &own_scopes(action)),
         };
         if sufficient { Ok(proven) } else { Err(insufficient(action, proven.by)) }
     }
@@ -352,6 +353,15 @@ impl Api {
 /// behind on the way and go on as nobody, without a word.
 fn no_tokens_here() -> ApiError {
     ApiError::Action(RouteError::NotFound.into())
+}
+
+/// What a request needs in the repository that it changes.
+fn own_scopes(action: &Action) -> Vec<Scope> {
+    let is_own = |scope: &Scope| match (scope, action.repo()) {
+        (Scope::Repository { name, .. }, Some(repo)) => name == repo,
+        _ => true,
+    };
+    action.scopes().into_iter().filter(is_own).collect()
 }
 
 /// It may have happened all the same; what is not acknowledged nobody has to see.

@@ -20,11 +20,26 @@ const TAGS: usize = 8;
 const PUSHERS: usize = 3;
 const LOAD: Duration = Duration::from_secs(12);
 
-/// Pushes until told to stop, each pusher to tags of its own; returns what the last acknowledged push of each
-/// tag was, and all that were begun since.
-fn push_until(stop: &AtomicBool, session: &Session, pusher: usize) -> BTreeMap<String, Vec<String>> {
-    // Of a tag: the digest acknowledged last, and those that may have come to be since.
-    let mut tags = BTreeMap::<String, Vec<String>>::new();
+/// What is known of a tag.
+#[derive(Default)]
+struct Pushed {
+    /// The push that was acknowledged last.
+    acknowledged: Option<String>,
+    /// Those since, which may have come to be or not.
+    since: Vec<String>,
+}
+
+impl Pushed {
+    fn may_be(&self, digest: &str) -> bool {
+        self.acknowledged.iter().chain(&self.since).any(|pushed| pushed == digest)
+    }
+}
+
+type Tags = BTreeMap<String, Pushed>;
+
+/// Pushes to tags of its own until told to stop.
+fn push_until(stop: &AtomicBool, session: &Session, pusher: usize) -> Tags {
+    let mut tags = Tags::new();
     let mut number = 0_u64;
     while !stop.load(Relaxed) {
         number += 1;
@@ -32,10 +47,10 @@ fn push_until(stop: &AtomicBool, session: &Session, pusher: usize) -> BTreeMap<S
         let layer = format!("{pusher} {number}");
         let manifest = crate::support::session::image(&[layer.as_bytes()]);
         let digest = outport_proto::Digest::sha256(&manifest).to_string();
-        let may_be = tags.entry(tag.clone()).or_default();
+        let pushed = tags.entry(tag.clone()).or_default();
         match session.try_push_image(REPO, &tag, &[layer.as_bytes()]) {
-            Ok(_) => *may_be = vec![digest],
-            Err(_) => may_be.push(digest),
+            Ok(_) => *pushed = Pushed { acknowledged: Some(digest), since: Vec::new() },
+            Err(_) => pushed.since.push(digest),
         }
     }
     tags
@@ -44,7 +59,7 @@ fn push_until(stop: &AtomicBool, session: &Session, pusher: usize) -> BTreeMap<S
 fn under_load(cluster: &mut Cluster, mut disturb: impl FnMut(&mut Cluster, u32)) {
     let stop = AtomicBool::new(false);
     let session = Session::user(cluster, &cluster.primary, &[REPO]);
-    let pushed = Mutex::new(BTreeMap::<String, Vec<String>>::new());
+    let pushed = Mutex::new(Tags::new());
     thread::scope(|scope| {
         for pusher in 0..PUSHERS {
             let (session, stop, pushed) = (&session, &stop, &pushed);
@@ -64,20 +79,28 @@ fn under_load(cluster: &mut Cluster, mut disturb: impl FnMut(&mut Cluster, u32))
 }
 
 /// Nothing acknowledged is lost, nothing false is recorded: registry, primary and sites agree.
-fn agree(cluster: &Cluster, pushed: &BTreeMap<String, Vec<String>>) {
+fn agree(cluster: &Cluster, pushed: &Tags) {
+    // Before anything is walked: what was acknowledged is in the log.
+    let anyone = Session::anyone(cluster, &cluster.primary, &[REPO]);
+    let mut acknowledged = 0;
+    for (tag, pushed) in pushed.iter().filter(|(_, pushed)| pushed.acknowledged.is_some()) {
+        let head = anyone.head(&format!("/v2/{REPO}/manifests/{tag}"));
+        let named = head.header("docker-content-digest");
+        assert!(named.is_some_and(|digest| pushed.may_be(digest)), "{tag}: {} {named:?}", head.status);
+        acknowledged += 1;
+    }
+    assert!(acknowledged > TAGS, "hardly anything was pushed: {acknowledged}");
     let output = std::process::Command::new(crate::support::BINARY)
         .args(["reconcile", "--admin", &cluster.primary.admin()])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let theirs = tags(&direct(cluster), &[REPO]);
-    let mut acknowledged = 0;
-    for (tag, may_be) in pushed {
+    for (tag, pushed) in pushed {
         let named = theirs.get(&format!("{REPO}:{tag}"));
-        assert!(named.is_none_or(|digest| may_be.contains(digest)), "{tag}: {named:?} of {may_be:?}");
-        acknowledged += usize::from(named.is_some());
+        assert!(named.is_none_or(|digest| pushed.may_be(digest)), "{tag}: {named:?}");
+        assert!(named.is_some() || pushed.acknowledged.is_none(), "{tag} was acknowledged and is gone");
     }
-    assert!(acknowledged > TAGS, "hardly anything was pushed: {acknowledged}");
     for node in cluster.nodes() {
         if node.name != cluster.primary.name {
             wait_applied(cluster, node);

@@ -122,7 +122,7 @@ impl Backend {
             return length_of(response.headers()).map(Some);
         }
         match response.status() {
-            StatusCode::OK => return length_of(response.headers()).map(Some),
+            StatusCode::OK => return size_of(digest, response.headers()).map(Some),
             StatusCode::NOT_FOUND => {}
             _ => return self.no(response).await.map(|()| None),
         }
@@ -130,7 +130,7 @@ impl Backend {
         // it; nobody reads that.
         let response = self.ask(&Question::get(&path), asker).await?;
         match response.status() {
-            StatusCode::OK => length_of(response.headers()).map(Some),
+            StatusCode::OK => size_of(digest, response.headers()).map(Some),
             _ => self.no(response).await.map(|()| None),
         }
     }
@@ -408,6 +408,21 @@ pub(super) fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, BackendEr
     let Some(value) = headers.get(DOCKER_CONTENT_DIGEST) else { return Ok(None) };
     let digest = value.to_str().ok().and_then(|text| text.parse().ok());
     digest.map(Some).ok_or_else(|| BackendError::Protocol("Docker-Content-Digest is no digest".to_owned()))
+}
+
+/// The size of a blob, from the head of what says that it is that one: anything in front of a registry can
+/// answer 200 with a page of its own.
+fn size_of(digest: &Digest, headers: &HeaderMap) -> Result<u64, BackendError> {
+    if let Some(said) = digest_of(headers)?
+        && said != *digest
+    {
+        return Err(BackendError::Content { expected: *digest, actual: Box::new(said) });
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    if content_type.starts_with(b"text/html") && !headers.contains_key(DOCKER_CONTENT_DIGEST) {
+        return Err(BackendError::Protocol("a page instead of a blob".to_owned()));
+    }
+    length_of(headers)
 }
 
 fn length_of(headers: &HeaderMap) -> Result<u64, BackendError> {

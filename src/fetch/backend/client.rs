@@ -213,7 +213,8 @@ pub(super) fn is_absence(body: &[u8]) -> bool {
         code: String,
     }
     let Ok(Errors { errors }) = serde_json::from_slice(body) else { return false };
-    let absent = ["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UNKNOWN", "NOT_FOUND"];
+    let absent =
+        ["MANIFEST_UNKNOWN", "NAME_UNKNOWN", "BLOB_UNKNOWN", "TAG_UNKNOWN", "TAG_EXPIRED", "NOT_FOUND"];
     !errors.is_empty() && errors.iter().all(|error| absent.contains(&error.code.as_str()))
 }
 

@@ -111,7 +111,8 @@ impl Needs<'_> {
             Self::Pull(repo) => format!("repository:{repo}:pull"),
             Self::Push(repo, None) => format!("repository:{repo}:pull,push"),
             Self::Push(repo, Some(from)) => format!("repository:{repo}:pull,push repository:{from}:pull"),
-            Self::Delete(repo) => format!("repository:{repo}:delete"),
+            // Some registries delete by the right to push.
+            Self::Delete(repo) => format!("repository:{repo}:pull,push,delete"),
         }
     }
 }

@@ -27,11 +27,14 @@ pub struct NamePage {
 #[derive(Deserialize)]
 struct Tags {
     /// `null` where a repository has none.
+    #[serde(deserialize_with = "Option::deserialize")]
     tags: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 struct Repositories {
+    /// What holds none at all is no catalog.
+    #[serde(deserialize_with = "Option::deserialize")]
     repositories: Option<Vec<String>>,
 }
 

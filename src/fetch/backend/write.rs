@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use outport_proto::{Reference, RepoName, Tag, route::Endpoint};
+use outport_proto::{Digest, Reference, RepoName, Tag, route::Endpoint};
 
 use super::{
     Asker, Backend, BackendError,
+    answer::digest_of,
     client::{ERROR_BYTES_MAX, Question},
 };
 
@@ -56,7 +57,19 @@ impl Backend {
         let content_type = HeaderValue::try_from(media_type)
             .map_err(|_| BackendError::Protocol("a media type that is none".to_owned()))?;
         let question = Question { method: Method::PUT, body: bytes, ..Question::get(&path) };
-        self.change(question.with(header::CONTENT_TYPE, content_type), asker, &[StatusCode::CREATED]).await
+        let digest = match reference {
+            Reference::Digest(digest) => *digest,
+            Reference::Tag(_) => Digest::sha256(&question.body),
+        };
+        let question = question.with(header::CONTENT_TYPE, content_type);
+        let answered = self.change(question, asker, &[StatusCode::CREATED]).await?;
+        if let Answered::Done(headers) = &answered
+            && let Some(actual) = digest_of(headers)?.filter(|actual| *actual != digest)
+        {
+            // It keeps something else than what it was given.
+            return Err(BackendError::Content { expected: digest, actual: Box::new(actual) });
+        }
+        Ok(answered)
     }
 
     /// Deletes a manifest, a tag or a blob.

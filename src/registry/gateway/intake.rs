@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use aws_lc_rs::constant_time;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use outport_proto::Reference;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
@@ -159,6 +158,7 @@ impl Admitted<'_> {
                     self.counters.failed.fetch_add(1, Relaxed);
                     tracing::warn!(source = self.source.name, %error, ?hint, "nothing came of a notification");
                     self.intake.reconciler.doubt();
+                    continue;
                 }
             }
             self.note(hint);
@@ -169,16 +169,8 @@ impl Admitted<'_> {
     fn note(&self, hint: &Hint) {
         let reconciler = &self.intake.reconciler;
         match hint {
-            Hint::Tag { repo, tag, digest } => {
-                reconciler.noticed(repo, &Reference::Tag(tag.clone()));
-                if let Some(digest) = digest {
-                    reconciler.noticed(repo, &Reference::Digest(*digest));
-                }
-            }
-            Hint::Manifest { repo, digest } | Hint::Deleted { repo, digest } => {
-                reconciler.noticed(repo, &Reference::Digest(*digest));
-            }
-            Hint::Blob { .. } => {}
+            Hint::Tag { repo, tag, digest } => reconciler.noticed(repo, tag, *digest),
+            Hint::Manifest { .. } | Hint::Deleted { .. } | Hint::Blob { .. } => {}
             Hint::Everything => reconciler.doubt(),
             Hint::Repository { repo } => reconciler.doubt_repository(repo.clone()),
         }

@@ -21,7 +21,10 @@ mod upstream;
 pub mod walk;
 mod write;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use outport_proto::{Offset, Reference, RepoName};
 
@@ -58,8 +61,13 @@ struct Shared {
     fulfilled: Fulfilled,
     doubts: Doubts,
     budget: Budget,
+    on_find: OnceLock<OnFind>,
+    on_give_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
     shutdown: Shutdown,
 }
+
+/// Is told of what a question found: a tag that nobody had told of.
+type OnFind = Box<dyn Fn(&RepoName, &Reference) + Send + Sync>;
 
 /// Why something was not looked at, or not recorded. Nothing is recorded then.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -118,6 +126,8 @@ impl Gateway {
             fulfilled: Fulfilled::default(),
             doubts: Doubts::default(),
             budget: Budget::new(removals_max),
+            on_find: OnceLock::new(),
+            on_give_up: OnceLock::new(),
             shutdown,
         };
         Self { shared: Arc::new(shared) }
@@ -131,6 +141,16 @@ impl Gateway {
     /// Newest event that everything here is answered at or behind.
     pub fn applied(&self) -> Offset {
         self.shared.journal.applied()
+    }
+
+    /// Who keeps account of what questions find. The first one is told.
+    fn on_find(&self, tell: impl Fn(&RepoName, &Reference) + Send + Sync + 'static) {
+        let _ = self.shared.on_find.set(Box::new(tell));
+    }
+
+    /// Who looks again where a doubt was given up. The first one is told.
+    fn on_give_up(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_give_up.set(Box::new(tell));
     }
 
     fn index(&self) -> &Index {

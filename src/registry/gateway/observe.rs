@@ -1,7 +1,7 @@
 //! Asking the registry about one thing and recording the answer.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, hash_map::Entry},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -40,43 +40,68 @@ pub enum Observed {
     /// It has what the log says, or lacks what the log lacks.
     Same,
     /// It had something that was missing in the log, or something else.
-    Found(Offset),
+    Found,
     /// It lacks what the log had.
-    Gone(Offset),
+    Gone,
 }
 
 /// Whether something may be removed from the log; asked once for each.
 pub(super) type MayRemove<'a> = dyn Fn() -> bool + Send + Sync + 'a;
 
-/// How much questions may remove. A registry that lost its storage says "no" to whatever is asked, and sites
-/// ask for much: beyond this the log stays as it is, and a walk stops with an alarm.
+/// How much may be removed in an hour without anybody saying so. A registry that lost its storage says "no" to
+/// whatever is asked, and sites and walks ask for much: beyond this the log stays as it is.
 #[derive(Debug)]
 pub(super) struct Budget {
     an_hour: u64,
-    /// Since when, and how much of it is left.
-    left: Mutex<(Instant, u64)>,
+    state: Mutex<Left>,
+}
+
+#[derive(Debug)]
+struct Left {
+    since: Instant,
+    removals: u64,
+    /// More was gone than that: nothing is removed any more until a walk found all in order.
+    is_closed: bool,
 }
 
 impl Budget {
     pub(super) fn new(an_hour: u64) -> Self {
-        Self { an_hour, left: Mutex::new((Instant::now(), an_hour)) }
+        let left = Left { since: Instant::now(), removals: an_hour, is_closed: false };
+        Self { an_hour, state: Mutex::new(left) }
     }
 
     /// Takes the right to remove one more.
     pub(super) fn take(&self) -> bool {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        if left.0.elapsed() >= HOUR {
-            *left = (Instant::now(), self.an_hour);
+        let mut left = self.lock();
+        if left.since.elapsed() >= HOUR {
+            *left = Left { since: Instant::now(), removals: self.an_hour, ..*left };
         }
-        let taken = left.1 > 0;
-        left.1 = left.1.saturating_sub(1);
+        let taken = !left.is_closed && left.removals > 0;
+        left.removals = left.removals.saturating_sub(1);
         taken
+    }
+
+    /// Nothing is removed until [`Budget::open`].
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+    }
+
+    /// All that was gone is back, or was removed because somebody said so.
+    pub(super) fn open(&self) {
+        let mut left = self.lock();
+        if left.is_closed {
+            *left = Left { since: Instant::now(), removals: self.an_hour, is_closed: false };
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Left> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What has to be looked at again until the registry answers.
+/// What has to be looked at again until the registry answers, and for how long at least.
 #[derive(Debug, Default)]
-pub(super) struct Doubts(Mutex<HashSet<Doubtful>>);
+pub(super) struct Doubts(Mutex<HashMap<Doubtful, Instant>>);
 
 /// Something at the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -138,7 +163,7 @@ impl Gateway {
             if known == Some(digest) {
                 return Ok(Observed::Same);
             }
-            return self.commit_tags(record, tags).await.map(Observed::Found);
+            return self.commit_tags(record, tags).await.map(|_| Observed::Found);
         }
         let mut found = self.backend().manifest(repo, &reference).await?;
         if found.is_none() && known.is_some() {
@@ -151,13 +176,13 @@ impl Gateway {
                 if known == Some(digest) && self.index().manifest_record(repo, &digest)?.is_some() {
                     return Ok(Observed::Same);
                 }
-                self.record(repo, manifest, tags).await.map(Observed::Found)
+                self.record(repo, manifest, tags).await.map(|_| Observed::Found)
             }
             None if known.is_none() => Ok(Observed::Same),
             None if !may_remove() => Err(GatewayError::NotRemoved),
             None => {
                 let change = Change::TagDeleted { repo: repo.clone(), tag: tag.clone() };
-                self.commit(OBSERVER, None, vec![change]).await.map(Observed::Gone)
+                self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
             }
         }
     }
@@ -177,7 +202,7 @@ impl Gateway {
             }
             match self.backend().manifest(repo, &reference).await? {
                 Some(_) if known => return Ok(Observed::Same),
-                Some(manifest) => return self.record(repo, manifest, &[]).await.map(Observed::Found),
+                Some(manifest) => return self.record(repo, manifest, &[]).await.map(|_| Observed::Found),
                 None if !known => return Ok(Observed::Same),
                 None => {}
             }
@@ -193,7 +218,7 @@ impl Gateway {
             return Err(GatewayError::NotRemoved);
         }
         let change = Change::ManifestDeleted { repo: repo.clone(), digest: *digest };
-        self.commit(OBSERVER, None, vec![change]).await.map(Observed::Gone)
+        self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
     }
 
     /// Looks whether the registry has a blob in `repo` and records it.
@@ -222,7 +247,7 @@ impl Gateway {
                 (None, None) => return Ok(Observed::Same),
                 (Some(size), _) => {
                     let change = Change::BlobCommitted { repo: repo.clone(), digest: *digest, size };
-                    return self.commit(OBSERVER, None, vec![change]).await.map(Observed::Found);
+                    return self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Found);
                 }
                 (None, Some(_)) => {}
             }
@@ -238,25 +263,37 @@ impl Gateway {
             return Err(GatewayError::NotRemoved);
         }
         let change = Change::BlobDeleted { repo: repo.clone(), digest: *digest };
-        self.commit(OBSERVER, None, vec![change]).await.map(Observed::Gone)
+        self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
     }
 
     /// Looks at something until it is known how the registry has it: what was sent there may have happened,
     /// or may happen yet, as long as the registry may work on it (`pending`). Beyond a number of such things at
     /// once, and after a restart, this is left to the next walk.
     pub(super) fn doubt(&self, thing: Doubtful, pending: Duration) {
+        let until = Instant::now() + pending;
         {
             let mut doubts = self.doubts();
-            if doubts.len() >= DOUBTS_MAX || !doubts.insert(thing.clone()) {
-                return;
+            let is_full = doubts.len() >= DOUBTS_MAX;
+            match doubts.entry(thing.clone()) {
+                Entry::Occupied(mut known) => {
+                    let longer = until.max(*known.get());
+                    known.insert(longer);
+                    return;
+                }
+                Entry::Vacant(_) if is_full => {
+                    self.give_up();
+                    return;
+                }
+                Entry::Vacant(place) => _ = place.insert(until),
             }
         }
         let (place, shutdown) = (InDoubt { gateway: self.clone(), thing }, self.shared.shutdown.clone());
         drop(self.shared.shutdown.spawn(async move {
             let InDoubt { gateway, thing } = &place;
-            let (begun, mut pause) = (Instant::now(), DOUBT_PAUSE_MIN);
+            let mut pause = DOUBT_PAUSE_MIN;
             loop {
-                let is_last = begun.elapsed() >= pending;
+                let until = gateway.doubts().get(thing).copied();
+                let is_last = until.is_none_or(|until| Instant::now() >= until);
                 let looked = match thing {
                     Doubtful::Manifest(repo, reference) => gateway.observe(repo, reference).await,
                     Doubtful::Blob(repo, digest) => gateway.observe_blob(repo, digest).await,
@@ -272,6 +309,7 @@ impl Gateway {
                     }
                     Err(error) => {
                         tracing::warn!(?thing, %error, "what became of a request stays open");
+                        gateway.give_up();
                         return;
                     }
                 }
@@ -289,7 +327,14 @@ impl Gateway {
         }));
     }
 
-    fn doubts(&self) -> MutexGuard<'_, HashSet<Doubtful>> {
+    /// A doubt is left to a walk.
+    fn give_up(&self) {
+        if let Some(tell) = self.shared.on_give_up.get() {
+            tell();
+        }
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, HashMap<Doubtful, Instant>> {
         self.shared.doubts.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -51,7 +51,13 @@ impl GatewayUpstream {
             let (gateway, (repo, reference)) = (self.gateway.clone(), key.clone());
             async move {
                 let may_remove = || gateway.shared.budget.take();
-                gateway.observe_if(&repo, &reference, &may_remove).await
+                let observed = gateway.observe_if(&repo, &reference, &may_remove).await;
+                if let (Ok(Observed::Found | Observed::Gone), Some(tell)) =
+                    (&observed, gateway.shared.on_find.get())
+                {
+                    tell(&repo, &reference);
+                }
+                observed
             }
         };
         judged(self.manifests.ask(&key, question).await, || {
@@ -79,8 +85,9 @@ impl GatewayUpstream {
         repo: &RepoName,
         reference: &Reference,
     ) -> Result<At<Option<ManifestPut>>, UpstreamError> {
+        let is_new = !self.gateway.index().has_repository(repo).map_err(unreadable)?;
         self.look(repo, reference).await?;
-        if !self.gateway.index().has_repository(repo).map_err(unreadable)? {
+        if is_new {
             self.learn(repo).await?;
         }
         let at = self.at().await?;

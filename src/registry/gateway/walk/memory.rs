@@ -1,7 +1,8 @@
 //! How far walks came, on disk: a walk of a large registry takes longer than some nodes run.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -20,6 +21,10 @@ pub(super) struct Last {
     pub(super) drift: Option<u64>,
     /// How far the one is that did not end.
     pub(super) cursor: Option<Cursor>,
+    /// Whether more was gone at once than is removed unasked: then nothing more is, until somebody says so
+    /// or it is back.
+    #[serde(default)]
+    pub(super) removals_refused: bool,
 }
 
 /// Where a walk is.
@@ -48,6 +53,11 @@ impl Memory {
         Ok(Self { file, last: Arc::new(Mutex::new(last)) })
     }
 
+    /// Remembers nothing of before.
+    pub(super) fn anew(file: PathBuf) -> Self {
+        Self { file, last: Arc::default() }
+    }
+
     pub(super) fn last(&self) -> Last {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -57,7 +67,12 @@ impl Memory {
     }
 
     pub(super) async fn ended(&self, now: u64, drift: u64) -> io::Result<()> {
-        self.change(|last| *last = Last { reconciled_at: Some(now), drift: Some(drift), cursor: None }).await
+        self.change(|last| *last = Last { reconciled_at: Some(now), drift: Some(drift), ..Last::default() })
+            .await
+    }
+
+    pub(super) async fn removals_refused(&self) -> io::Result<()> {
+        self.change(|last| last.removals_refused = true).await
     }
 
     async fn change(&self, change: impl FnOnce(&mut Last)) -> io::Result<()> {
@@ -69,7 +84,9 @@ impl Memory {
         let file = self.file.clone();
         let written = blocking::spawn(move || {
             let new = file.with_extension("new");
-            fs::write(&new, text)?;
+            let mut written = fs::File::create(&new)?;
+            written.write_all(&text)?;
+            written.sync_all()?;
             fs::rename(&new, &file)
         });
         written.await.map_err(io::Error::other)?

@@ -12,9 +12,10 @@ mod memory;
 mod pace;
 mod repositories;
 mod repository;
+mod standing;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::{Reference, RepoName};
+use outport_proto::{Digest, Reference, RepoName, Tag};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Notify,
@@ -36,6 +37,7 @@ use self::{
     memory::{Cursor, Memory},
     pace::Pace,
     repository::Walked,
+    standing::{By, Standing},
 };
 use super::{Gateway, GatewayError};
 use crate::shutdown::Shutdown;
@@ -48,10 +50,12 @@ const DOUBT_REST: Duration = Duration::from_secs(10);
 const DOUBT_BETWEEN: Duration = Duration::from_secs(300);
 /// A walk that was stopped by an error is tried again after this at the earliest, and then more seldom.
 const STOPPED_REST_MIN: Duration = Duration::from_secs(30);
+/// Repositories in doubt at once; more are everything.
+const DOUBTFUL_MAX: usize = 10_000;
 /// Names in a report, of each kind.
 const NAMED_MAX: usize = 10;
-/// Changes found by walks of which a notification may still tell, at most.
-const UNNOTICED_MAX: usize = 100_000;
+/// So many things in a row that the registry gives no answer about are not single ones.
+const FAILED_IN_A_ROW_MAX: u64 = 20;
 
 /// How walks go.
 #[derive(Clone, Debug)]
@@ -103,14 +107,13 @@ pub struct ReconcileReport {
     pub unfit: u64,
     /// The first of those.
     pub unfit_names: Vec<String>,
-    /// Changes of tags that walks found and no notification has told of, since the start; always 0 without
-    /// notifications, and in the walk that backfills.
+    /// What the registry gave no answer about that makes sense.
+    pub failed: u64,
+    /// The first of those, as `repository:tag: why`.
+    pub failed_names: Vec<String>,
+    /// Changes of tags that were found and no notification has told of, since the start; always 0 without
+    /// notifications, and before the walk that backfills has ended.
     pub missed: u64,
-    /// Of those, how many were found since the last walk over everything began.
-    pub unnoticed: u64,
-    /// Which walk that is.
-    #[serde(skip)]
-    unnoticed_since: u64,
     /// When the last walk over everything ended, in seconds since the Unix epoch; `null` before.
     pub last_reconciled_at: Option<u64>,
     /// Changes that it had found: how far the log was from the registry.
@@ -133,8 +136,9 @@ struct Shared {
     report: Mutex<ReconcileReport>,
     wanted: Mutex<Option<ReconcileWanted>>,
     doubtful: Mutex<BTreeSet<RepoName>>,
-    /// What walks found and no notification has told of yet, with the walk.
-    unnoticed: Mutex<HashMap<(RepoName, Reference), u64>>,
+    standing: Standing,
+    /// Things in a row that there was no answer about.
+    failed_in_a_row: AtomicU64,
     /// A walk over everything is wanted soon.
     doubt: Notify,
     /// A walk over some repositories is wanted soon.
@@ -163,25 +167,23 @@ enum Stopped {
     Crashed,
 }
 
-/// How much a walk may still remove.
-#[derive(Debug)]
-struct Removals(AtomicU64);
-
-impl Removals {
-    /// Takes the right to remove one more.
-    fn take(&self) -> bool {
-        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
-    }
-}
-
 impl Reconciler {
-    /// Walks the registry of `gateway`; `file` holds how far it came.
+    /// Walks the registry of `gateway`; `file` holds how far it came, which is of no use when the log is an
+    /// older copy (`is_restored`).
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub fn new(gateway: Gateway, options: ReconcileOptions, file: PathBuf) -> std::io::Result<Self> {
-        let memory = Memory::open(file)?;
+    pub fn new(
+        gateway: Gateway,
+        options: ReconcileOptions,
+        file: PathBuf,
+        is_restored: bool,
+    ) -> std::io::Result<Self> {
+        let memory = if is_restored { Memory::anew(file) } else { Memory::open(file)? };
         let last = memory.last();
+        if last.removals_refused {
+            gateway.shared.budget.close();
+        }
         let report = ReconcileReport {
             is_backfill: last.reconciled_at.is_none(),
             last_reconciled_at: last.reconciled_at,
@@ -196,20 +198,31 @@ impl Reconciler {
             report: Mutex::new(report),
             wanted: Mutex::default(),
             doubtful: Mutex::default(),
-            unnoticed: Mutex::default(),
+            standing: Standing::default(),
+            failed_in_a_row: AtomicU64::new(0),
             doubt: Notify::new(),
             doubt_of_some: Notify::new(),
             now: Notify::new(),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        let this = Self { shared: Arc::new(shared) };
+        let finds = this.clone();
+        let doubts = this.clone();
+        this.shared.gateway.on_give_up(move || doubts.doubt());
+        this.shared
+            .gateway
+            .on_find(move |repo, reference| finds.found_unnoticed(repo, reference, By::Question));
+        Ok(this)
     }
 
     /// Walks until shutdown.
     pub async fn run(self, shutdown: Shutdown) {
         let mut rest = STOPPED_REST_MIN;
+        // When everything is walked next, and what is in doubt of some repositories.
         let mut next = Instant::now();
+        let mut next_of_some = None::<Instant>;
         let mut whole_at = None::<Instant>;
         loop {
+            let first = next_of_some.map_or(next, |of_some| of_some.min(next));
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return,
@@ -219,42 +232,44 @@ impl Reconciler {
                     next = next.min(whole_at.map_or(soon, |at| soon.max(at + DOUBT_BETWEEN)));
                     continue;
                 }
-                () = self.doubted_repositories() => {}
-                () = sleep_until(next) => {}
+                () = self.shared.doubt_of_some.notified() => {
+                    next_of_some = next_of_some.or(Some(Instant::now() + DOUBT_REST));
+                    continue;
+                }
+                () = sleep_until(first) => {}
             }
-            let wanted = self.next_wanted(next);
+            let is_due = Instant::now() >= next;
+            let wanted = self.next_wanted(is_due);
             let is_whole = wanted.repositories.is_empty();
+            if is_whole || !is_due {
+                next_of_some = None;
+            }
             let ended = self.walk(wanted, &shutdown).await;
             let now = Instant::now();
+            whole_at = if is_whole { Some(now) } else { whole_at };
             match ended {
                 Ok(()) if is_whole => {
                     rest = STOPPED_REST_MIN;
                     next = now + self.shared.options.interval;
-                    whole_at = Some(now);
                 }
                 Ok(()) => {}
                 Err(Stopped::Shutdown) => return,
                 Err(error) => {
                     tracing::error!(%error, "reconciling stopped");
-                    next = now + rest;
+                    next = if is_whole { now + rest } else { next.min(now + rest) };
                     rest = (rest * 2).min(self.shared.options.interval.max(STOPPED_REST_MIN));
                 }
             }
         }
     }
 
-    async fn doubted_repositories(&self) {
-        self.shared.doubt_of_some.notified().await;
-        tokio::time::sleep(DOUBT_REST).await;
-    }
-
     /// What was asked for, else what is in doubt, else everything.
-    fn next_wanted(&self, next: Instant) -> ReconcileWanted {
+    fn next_wanted(&self, is_due: bool) -> ReconcileWanted {
         if let Some(wanted) = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return wanted;
         }
         let mut doubtful = std::mem::take(&mut *self.doubtful());
-        if Instant::now() >= next {
+        if is_due {
             doubtful.clear();
         }
         ReconcileWanted { repositories: doubtful.into_iter().collect(), accept_removals: false }
@@ -288,20 +303,19 @@ impl Reconciler {
 
     /// Something of `repo` may have been missed: it is walked soon.
     pub fn doubt_repository(&self, repo: RepoName) {
-        self.doubtful().insert(repo);
+        let mut doubtful = self.doubtful();
+        if doubtful.len() >= DOUBTFUL_MAX {
+            doubtful.clear();
+            self.shared.doubt.notify_one();
+            return;
+        }
+        doubtful.insert(repo);
         self.shared.doubt_of_some.notify_one();
     }
 
     /// What a person should look at.
     pub fn alarm(&self) -> Option<String> {
-        let report = self.note();
-        if let Some(error) = &report.error {
-            return Some(format!("reconciling with the registry stopped: {error}"));
-        }
-        (report.unnoticed > 0).then(|| {
-            let count = report.unnoticed;
-            format!("the registry's notifications do not all come: the last walk found {count} changes that none told of")
-        })
+        self.shared.standing.alarm()
     }
 
     fn note(&self) -> MutexGuard<'_, ReconcileReport> {
@@ -316,13 +330,9 @@ impl Reconciler {
         {
             let mut report = self.note();
             let pass = if report.running { report.pass } else { report.pass + 1 };
-            let is_whole = wanted.repositories.is_empty();
             *report = ReconcileReport {
                 pass,
                 running: true,
-                // A walk over some repositories says nothing of the others.
-                unnoticed: if is_whole { 0 } else { report.unnoticed },
-                unnoticed_since: if is_whole { pass } else { report.unnoticed_since },
                 is_backfill: report.is_backfill,
                 missed: report.missed,
                 last_reconciled_at: report.last_reconciled_at,
@@ -330,6 +340,8 @@ impl Reconciler {
                 ..ReconcileReport::default()
             };
         }
+        self.shared.failed_in_a_row.store(0, Relaxed);
+        let is_whole = wanted.repositories.is_empty();
         let ended = tokio::select! {
             biased;
             () = shutdown.requested() => Err(Stopped::Shutdown),
@@ -348,6 +360,9 @@ impl Reconciler {
             ),
             Err(error) => report.error = Some(error.to_string()),
         }
+        if !matches!(ended, Err(Stopped::Shutdown)) {
+            self.shared.standing.ended(&report, is_whole);
+        }
         ended
     }
 
@@ -360,15 +375,11 @@ impl Reconciler {
             None => 0,
         };
         let mut drift = cursor.map_or(0, |cursor| cursor.drift);
-        {
-            let mut report = self.note();
-            report.repositories_expected = Some(repositories.len() as u64);
-            report.repositories = begin as u64;
-        }
-        let removals = if wanted.accept_removals { u64::MAX } else { self.shared.options.removals_max };
-        let removals = Arc::new(Removals(AtomicU64::new(removals)));
-        for batch in repositories[begin..].chunks(BATCH) {
-            drift += self.walk_batch(batch, &removals).await?;
+        self.note().repositories_expected = Some(repositories.len() as u64);
+        // Those before where it stopped were walked a while ago, and before whatever stopped it.
+        let (before, behind) = repositories.split_at(begin);
+        for batch in behind.chunks(BATCH).chain(before.chunks(BATCH)) {
+            drift += self.walk_batch(batch, wanted.accept_removals).await?;
             if let Some(after) = batch.last().filter(|_| is_whole) {
                 let cursor = Cursor { after: after.clone(), drift };
                 self.shared.memory.reached(cursor).await.map_err(Stopped::Memory)?;
@@ -384,6 +395,7 @@ impl Reconciler {
         let now = self.shared.gateway.shared.clock.now().as_secs();
         let drift = if self.note().is_backfill { 0 } else { drift };
         self.shared.memory.ended(now, drift).await.map_err(Stopped::Memory)?;
+        self.shared.gateway.shared.budget.open();
         let mut report = self.note();
         report.is_backfill = false;
         report.last_reconciled_at = Some(now);
@@ -392,15 +404,15 @@ impl Reconciler {
     }
 
     /// Walks some repositories, several at once; returns what was found in them.
-    async fn walk_batch(&self, batch: &[RepoName], removals: &Arc<Removals>) -> Result<u64, Stopped> {
+    async fn walk_batch(&self, batch: &[RepoName], accept_removals: bool) -> Result<u64, Stopped> {
         let (mut walks, mut drift) = (JoinSet::new(), 0);
         let mut waiting = batch.iter();
         loop {
             while walks.len() < self.shared.options.concurrency
                 && let Some(repo) = waiting.next()
             {
-                let (this, repo, removals) = (self.clone(), repo.clone(), Arc::clone(removals));
-                walks.spawn(async move { this.walk_repository(&repo, &removals).await });
+                let (this, repo) = (self.clone(), repo.clone());
+                walks.spawn(async move { this.walk_repository(&repo, accept_removals).await });
             }
             let Some(ended) = walks.join_next().await else { return Ok(drift) };
             let Walked { found, gone } = ended.map_err(|_| Stopped::Crashed)??;
@@ -409,37 +421,23 @@ impl Reconciler {
         }
     }
 
-    /// Counts something that a walk found and a notification should have told of; it may still.
-    fn found_unnoticed(&self, repo: &RepoName, reference: &Reference, (found, gone): (u64, u64)) {
-        let mut report = self.note();
-        report.found += found;
-        report.gone += gone;
+    /// Something was found that a notification should have told of; it may still.
+    fn found_unnoticed(&self, repo: &RepoName, reference: &Reference, by: By) {
         // Registries remove untagged manifests themselves (GitLab's garbage collection) and tell nobody.
-        let is_told_of = matches!(reference, Reference::Tag(_));
-        if !self.shared.options.notified || report.is_backfill || !is_told_of {
+        let Reference::Tag(tag) = reference else { return };
+        let named = self.shared.gateway.index().tag(repo, tag).ok().flatten().map(|entry| entry.digest);
+        let mut report = self.note();
+        if !self.shared.options.notified || report.is_backfill {
             return;
         }
-        report.missed += 1;
-        report.unnoticed += 1;
-        let mut unnoticed = self.unnoticed();
-        if unnoticed.len() < UNNOTICED_MAX {
-            unnoticed.insert((repo.clone(), reference.clone()), report.pass);
-        }
+        self.shared.standing.found((repo.clone(), tag.clone(), named), by);
+        report.missed = self.shared.standing.missed();
     }
 
-    /// A notification told of this, late if a walk was there before it.
-    pub fn noticed(&self, repo: &RepoName, reference: &Reference) {
-        let found_by = self.unnoticed().remove(&(repo.clone(), reference.clone()));
-        let Some(pass) = found_by else { return };
-        let mut report = self.note();
-        report.missed = report.missed.saturating_sub(1);
-        if pass >= report.unnoticed_since {
-            report.unnoticed = report.unnoticed.saturating_sub(1);
-        }
-    }
-
-    fn unnoticed(&self) -> MutexGuard<'_, HashMap<(RepoName, Reference), u64>> {
-        self.shared.unnoticed.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A notification told of a tag, and what it names; late if it was found before.
+    pub fn noticed(&self, repo: &RepoName, tag: &Tag, named: Option<Digest>) {
+        self.shared.standing.noticed((repo.clone(), tag.clone(), named));
+        self.note().missed = self.shared.standing.missed();
     }
 }
 

@@ -1,11 +1,11 @@
 //! Walking one repository.
 
-use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use outport_proto::{Digest, Reference, RepoName, Tag};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{NAMED_MAX, Reconciler, Removals, Stopped};
+use super::{By, FAILED_IN_A_ROW_MAX, NAMED_MAX, Reconciler, Stopped};
 use crate::{
     fetch::backend::BackendError,
     registry::gateway::{
@@ -34,11 +34,11 @@ impl Reconciler {
     pub(super) async fn walk_repository(
         &self,
         repo: &RepoName,
-        removals: &Arc<Removals>,
+        accept_removals: bool,
     ) -> Result<Walked, Stopped> {
         let mut walked = Walked::default();
         let tags = self.tags(repo).await?.into_iter().map(Reference::Tag);
-        self.look_at_all(repo, tags, removals, &mut walked).await?;
+        self.look_at_all(repo, tags, accept_removals, &mut walked).await?;
         let mut last = None::<Digest>;
         loop {
             let page = self.shared.gateway.index().manifests(repo, last.as_ref(), PAGE);
@@ -54,7 +54,8 @@ impl Reconciler {
                     open.push(manifest.digest);
                 }
             }
-            self.look_at_all(repo, open.into_iter().map(Reference::Digest), removals, &mut walked).await?;
+            let open = open.into_iter().map(Reference::Digest);
+            self.look_at_all(repo, open, accept_removals, &mut walked).await?;
         }
     }
 
@@ -63,7 +64,7 @@ impl Reconciler {
         &self,
         repo: &RepoName,
         mut references: impl Iterator<Item = Reference>,
-        removals: &Arc<Removals>,
+        accept_removals: bool,
         walked: &mut Walked,
     ) -> Result<(), Stopped> {
         let mut looks = JoinSet::new();
@@ -71,14 +72,14 @@ impl Reconciler {
             while looks.len() < self.shared.options.concurrency
                 && let Some(reference) = references.next()
             {
-                let (this, repo, removals) = (self.clone(), repo.clone(), Arc::clone(removals));
-                looks.spawn(async move { this.look(&repo, &reference, &removals).await });
+                let (this, repo) = (self.clone(), repo.clone());
+                looks.spawn(async move { this.look(&repo, &reference, accept_removals).await });
             }
             let Some(looked) = looks.join_next().await else { return Ok(()) };
             match looked.map_err(|_| Stopped::Crashed)?? {
                 Observed::Same => {}
-                Observed::Found(_) => walked.found += 1,
-                Observed::Gone(_) => walked.gone += 1,
+                Observed::Found => walked.found += 1,
+                Observed::Gone => walked.gone += 1,
             }
         }
     }
@@ -89,11 +90,23 @@ impl Reconciler {
         loop {
             let next = listed.next.clone();
             let ask = || async { Ok(self.shared.gateway.backend().tags(repo, next.as_deref()).await?) };
-            // That there is no such repository is for each of its tags to say.
-            let Some(page) = self.patiently(ask).await? else { break };
-            let more = listed.take(page, TAGS_MAX);
-            if !more.map_err(|error| Stopped::List(format!("{repo}: {error}")))? {
-                break;
+            let page = match self.patiently(ask).await {
+                Ok(Some(page)) => page,
+                // That there is no such repository is for each of its tags to say.
+                Ok(None) => break,
+                Err(stopped) => {
+                    self.failed(format!("the tags of {repo}"), stopped)?;
+                    break;
+                }
+            };
+            match listed.take(page, TAGS_MAX) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    let error = Stopped::Gateway(error.into());
+                    self.failed(format!("the tags of {repo}"), error)?;
+                    break;
+                }
             }
         }
         listed.unfit.into_iter().for_each(|name| self.unfit(format!("{repo}:{name}: not a tag")));
@@ -112,10 +125,11 @@ impl Reconciler {
         &self,
         repo: &RepoName,
         reference: &Reference,
-        removals: &Removals,
+        accept_removals: bool,
     ) -> Result<Observed, Stopped> {
-        let may_remove = || removals.take();
-        let ask = || self.shared.gateway.observe_if(repo, reference, &may_remove);
+        let gateway = &self.shared.gateway;
+        let may_remove = || accept_removals || gateway.shared.budget.take();
+        let ask = || gateway.observe_if(repo, reference, &may_remove);
         let observed = match self.patiently(ask).await {
             Ok(observed) => observed,
             Err(Stopped::Gateway(GatewayError::Unfit { reason, .. })) => {
@@ -123,17 +137,42 @@ impl Reconciler {
                 Observed::Same
             }
             Err(Stopped::Gateway(GatewayError::NotRemoved)) => {
+                gateway.shared.budget.close();
+                self.shared.memory.removals_refused().await.map_err(Stopped::Memory)?;
                 return Err(Stopped::Removals(self.shared.options.removals_max));
             }
-            Err(stopped) => return Err(stopped),
+            Err(stopped) => self.failed(format!("{repo}: {reference}"), stopped)?,
         };
-        self.note().looked_at += 1;
+        let mut report = self.note();
+        report.looked_at += 1;
         match observed {
             Observed::Same => {}
-            Observed::Found(_) => self.found_unnoticed(repo, reference, (1, 0)),
-            Observed::Gone(_) => self.found_unnoticed(repo, reference, (0, 1)),
+            Observed::Found => report.found += 1,
+            Observed::Gone => report.gone += 1,
+        }
+        drop(report);
+        if observed != Observed::Same {
+            self.found_unnoticed(repo, reference, By::Walk);
         }
         Ok(observed)
+    }
+
+    /// What the registry gives no sensible answer about does not keep the rest from being walked, unless that
+    /// goes for everything.
+    fn failed(&self, what: String, stopped: Stopped) -> Result<Observed, Stopped> {
+        let Stopped::Gateway(error @ (GatewayError::Backend(_) | GatewayError::Busy)) = stopped else {
+            return Err(stopped);
+        };
+        let in_a_row = self.shared.failed_in_a_row.fetch_add(1, Relaxed) + 1;
+        if in_a_row >= FAILED_IN_A_ROW_MAX {
+            return Err(Stopped::Gateway(error));
+        }
+        let mut report = self.note();
+        report.failed += 1;
+        if report.failed_names.len() < NAMED_MAX {
+            report.failed_names.push(format!("{what}: {error}"));
+        }
+        Ok(Observed::Same)
     }
 
     pub(super) fn unfit(&self, name: String) {
@@ -154,7 +193,10 @@ impl Reconciler {
         loop {
             self.shared.pace.turn().await;
             let error = match ask().await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.shared.failed_in_a_row.store(0, Relaxed);
+                    return Ok(answer);
+                }
                 Err(error) => error,
             };
             let wait = match &error {
@@ -162,7 +204,7 @@ impl Reconciler {
                     rests += 1;
                     retry_after.unwrap_or(pause).clamp(PAUSE_MIN, PAUSE_MAX)
                 }
-                error if error.is_silence() && attempts < ATTEMPTS_MAX => {
+                error if error.may_pass() && attempts < ATTEMPTS_MAX => {
                     attempts += 1;
                     pause
                 }

@@ -201,9 +201,11 @@ impl Publisher {
         self.last_heard = now;
     }
 
-    /// The keys of this site; they are sent if their generation differs from what was sent.
+    /// The keys of this site; they are sent if they differ from what was sent. Not by generation: a primary
+    /// that was started again with others counts from where it was, and a relay passes them on in the same
+    /// session.
     pub fn handle_keys(&mut self, keys: Keys) {
-        self.keys_due |= keys.generation != self.keys.generation;
+        self.keys_due |= keys != self.keys;
         self.keys = keys;
     }
 

@@ -32,6 +32,10 @@ pub struct PrimaryStatus {
     /// Why no push is taken, when a person should look at it; `null` otherwise.
     #[serde(default)]
     pub alarm: Option<String>,
+    /// What a person should know of whatever says who callers are: keys of tokens that cannot be fetched
+    /// again; `null` otherwise.
+    #[serde(default)]
+    pub auth_alarm: Option<String>,
     /// The registry that it stands in front of; `null` when it is one itself.
     #[serde(default)]
     pub gateway: Option<Box<GatewayStatus>>,

@@ -101,7 +101,7 @@ fn a_broken_configuration_is_one_line_that_says_where() {
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 28] = [
+    let broken: [(&str, &str, &str, Break); 29] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -145,6 +145,14 @@ fn a_broken_configuration_is_one_line_that_says_where() {
             let (before, rest) = text.split_once("[auth]").unwrap();
             let token = &rest[rest.find("# [auth.token]").unwrap()..rest.find("# jwks =").unwrap()];
             let token = uncommented(token).replace("registry-auth.crt", "users");
+            let rest = &rest[rest.find("[replication]\n").unwrap()..];
+            format!("{before}[auth]\nmode = \"token\"\n{token}{rest}")
+        }),
+        (primary, "auth.token.jwks", "jwks_insecure", |text| {
+            let text = text.replace("# upstream = ", "upstream = ");
+            let (before, rest) = text.split_once("[auth]").unwrap();
+            let token = &rest[rest.find("# [auth.token]").unwrap()..rest.find("# certificates =").unwrap()];
+            let token = format!("{}jwks = \"http://gitlab.example.com/keys\"\n", uncommented(token));
             let rest = &rest[rest.find("[replication]\n").unwrap()..];
             format!("{before}[auth]\nmode = \"token\"\n{token}{rest}")
         }),

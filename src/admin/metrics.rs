@@ -24,7 +24,12 @@ type Labels = Vec<(&'static str, String)>;
 impl Collector for StatusCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (own_head, store, sites) = match (self.0)() {
-            Status::Primary(primary) => (Some(primary.head_seq), primary.store, primary.sites),
+            Status::Primary(primary) => {
+                let help = "1 while keys of tokens cannot be fetched again";
+                let family = encoder.encode_descriptor("auth_alarm", help, None, MetricType::Gauge)?;
+                ConstGauge::new(f64::from(u8::from(primary.auth_alarm.is_some()))).encode(family)?;
+                (Some(primary.head_seq), primary.store, primary.sites)
+            }
             Status::Secondary(mut site) => {
                 let behind = std::mem::take(&mut site.sites);
                 (None, site.store, std::iter::once(*site).chain(behind).collect())

@@ -8,7 +8,7 @@ use outport_proto::frame::{AuthMode, Keys};
 use super::{
     StartError,
     delegation::{self, Delegation},
-    issuer::IssuerSource,
+    issuer::{IssuerSource, KeysAlarm},
 };
 use crate::{
     admin::Revoke,
@@ -35,6 +35,8 @@ pub(super) struct Callers {
     pub(super) tokens: Option<Arc<TokenService>>,
     /// Who may do what, if that is known here.
     pub(super) rules: Option<AccessRules>,
+    /// What a person should know of the keys of tokens, where they are fetched from elsewhere.
+    pub(super) alarm: KeysAlarm,
     /// Makes void what is remembered of callers, if anything is.
     pub(super) revoke: Option<Revoke>,
 }
@@ -55,7 +57,16 @@ impl Callers {
         let by = |told, realm: String, service: String| {
             let verifier = Verifier::new(Arc::clone(clock), Leeway::default());
             let authenticator = Arc::new(Authenticator::new(verifier, None));
-            Self { authenticator, told, realm, service, tokens: None, rules: None, revoke: None }
+            Self {
+                authenticator,
+                told,
+                realm,
+                service,
+                tokens: None,
+                rules: None,
+                alarm: KeysAlarm::default(),
+                revoke: None,
+            }
         };
         let callers = match &config.auth {
             config::Auth::Outport(own) => {
@@ -66,9 +77,10 @@ impl Callers {
                 Self { tokens: Some(Arc::new(tokens)), rules: Some(rules), ..callers }
             }
             config::Auth::Token(token) => {
-                let (issuer, mode) = IssuerSource::open(token, &config.data_dir.join("keys")).await?;
+                let (issuer, mode) = IssuerSource::open(token, &config.data_dir.join("keys"), clock).await?;
                 let told = told(mode, token.public_pull.clone());
                 let callers = by(told, token.realm.as_str().to_owned(), token.service.clone());
+                let callers = Self { alarm: issuer.alarm(), ..callers };
                 issuer.watch(&callers.authenticator, &callers.told, shutdown);
                 callers
             }

@@ -1,6 +1,7 @@
 //! Looks after the keys of another issuer: reads its files again when they change, and fetches its key
 //! set again on a timer and when a token names a key that nobody knows. A key set that was fetched is
 //! remembered on disk: a primary that starts while the issuer is away must not take keys from its sites.
+//! It is believed for a while: whoever keeps the issuer from us must not keep a key in use that it withdrew.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::frame::AuthMode;
+use arc_swap::ArcSwapOption;
+use outport_proto::{Timestamp, frame::AuthMode};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Mutex, time::Instant};
 
@@ -19,6 +21,7 @@ use crate::{
         tls,
     },
     blocking,
+    clock::SharedClock,
     config::{JwksPlace, TokenAuth},
     fetch::{BoxFuture, document::Documents},
     shutdown::Shutdown,
@@ -35,7 +38,24 @@ pub(super) struct IssuerSource {
     jwks: Option<Jwks>,
     /// Where the key set is remembered that was fetched last.
     memory: PathBuf,
+    clock: SharedClock,
     read: Mutex<Read>,
+    alarm: KeysAlarm,
+}
+
+/// What a person should know of the keys of tokens. Cloning gives another handle.
+#[derive(Clone, Default)]
+pub(super) struct KeysAlarm(Arc<ArcSwapOption<String>>);
+
+impl KeysAlarm {
+    /// What is wrong; `None` while nothing is.
+    pub(super) fn reason(&self) -> Option<String> {
+        self.0.load().as_deref().cloned()
+    }
+
+    fn set(&self, reason: Option<String>) {
+        self.0.store(reason.map(Arc::new));
+    }
 }
 
 /// In the directory of the primary's own keys.
@@ -46,11 +66,19 @@ const MEMORY_FILE: &str = "issuer-keys.json";
 struct Remembered {
     url: String,
     jwks: String,
+    /// When, in seconds since the Unix epoch.
+    fetched_at: Option<u64>,
 }
 
 enum Jwks {
     File(PathBuf),
-    Url { url: String, documents: Box<Documents>, refresh: Duration },
+    Url {
+        url: String,
+        documents: Box<Documents>,
+        refresh: Duration,
+        /// How long a set is believed after it was fetched.
+        stale: Duration,
+    },
 }
 
 /// What was there when it was last looked.
@@ -59,7 +87,9 @@ struct Read {
     bundle: Option<String>,
     jwks: Option<String>,
     /// When the key set was last asked for at its URL.
-    fetched: Option<Instant>,
+    asked: Option<Instant>,
+    /// When it was last had from there.
+    fetched_at: Option<Timestamp>,
     /// What is wrong since then, so that it is said once.
     wrong: Option<String>,
     /// The same for the URL.
@@ -72,7 +102,11 @@ impl IssuerSource {
     ///
     /// # Errors
     /// When a file cannot be read or holds something else.
-    pub(super) async fn open(config: &TokenAuth, keys_dir: &Path) -> Result<(Self, AuthMode), StartError> {
+    pub(super) async fn open(
+        config: &TokenAuth,
+        keys_dir: &Path,
+        clock: &SharedClock,
+    ) -> Result<(Self, AuthMode), StartError> {
         let jwks = match &config.jwks {
             None => None,
             Some(JwksPlace::File(path)) => Some(Jwks::File(path.clone())),
@@ -80,6 +114,7 @@ impl IssuerSource {
                 url: url.clone(),
                 documents: Box::new(documents(config)?),
                 refresh: Duration::from_secs(config.jwks_refresh_seconds.into()),
+                stale: Duration::from_secs(u64::from(config.jwks_stale_hours) * 3600),
             }),
         };
         let source = Self {
@@ -88,18 +123,26 @@ impl IssuerSource {
             certificates: config.certificates.clone(),
             jwks,
             memory: keys_dir.join(MEMORY_FILE),
+            clock: Arc::clone(clock),
             read: Mutex::default(),
+            alarm: KeysAlarm::default(),
         };
         let mut read = source.read.lock().await;
         read.bundle =
             source.bundle().await.map_err(|error| StartError::new("read auth.token.certificates", error))?;
-        read.jwks = source.remembered().await;
+        (read.jwks, read.fetched_at) = source.remembered().await.unzip();
         let jwks = source.key_set(&mut read, true).await;
         read.jwks = jwks.map_err(|error| StartError::new("read auth.token.jwks", error))?;
         let mode =
             source.mode_of(&read).map_err(|error| StartError::new("read the keys of auth.token", error))?;
+        source.alarm.set(read.trouble());
         drop(read);
         Ok((source, mode))
+    }
+
+    /// What a person should know of it.
+    pub(super) fn alarm(&self) -> KeysAlarm {
+        self.alarm.clone()
     }
 
     /// Looks again and again until shutdown, and whenever `authenticator` meets a key it does not know.
@@ -127,53 +170,65 @@ impl IssuerSource {
     }
 
     /// The key set as it is now; `read` has it as it was. A URL is asked when it is time, or `at_once`, and
-    /// when it does not answer the key set is as it was.
+    /// when it does not answer the key set is as it was, until that is too old to be believed.
     async fn key_set(&self, read: &mut Read, at_once: bool) -> Result<Option<String>, String> {
         match &self.jwks {
             None => Ok(None),
             Some(Jwks::File(path)) => read_file(path).await.map(Some),
-            Some(Jwks::Url { url, documents, refresh }) => {
+            Some(Jwks::Url { url, documents, refresh, stale }) => {
                 // Without any keys nobody gets in: that is not left for long.
                 let refresh = if read.jwks.is_some() { *refresh } else { LOOK_INTERVAL.min(*refresh) };
-                let is_due = at_once || read.fetched.is_none_or(|fetched| fetched.elapsed() >= refresh);
+                let is_due = at_once || read.asked.is_none_or(|asked| asked.elapsed() >= refresh);
                 if !is_due {
-                    return Ok(read.jwks.clone());
+                    return Ok(self.believed(read, *stale));
                 }
-                read.fetched = Some(Instant::now());
+                read.asked = Some(Instant::now());
                 let fetched = documents.get(url, ISSUER_KEYS_BYTES_MAX).await.and_then(|jwks| {
                     let keys = IssuerKeys::read(None, Some(&jwks));
                     keys.map(|_| jwks).map_err(|error| error.to_string())
                 });
                 match fetched {
                     Ok(jwks) => {
-                        read.silent = None;
-                        if read.jwks.as_ref() != Some(&jwks) {
-                            self.remember(url, &jwks).await;
-                        }
+                        let now = self.clock.now();
+                        (read.silent, read.fetched_at) = (None, Some(now));
+                        self.remember(url, &jwks, now).await;
                         Ok(Some(jwks))
                     }
                     Err(error) => {
                         if read.silent.as_ref() != Some(&error) {
-                            tracing::error!(url, %error, "the keys of tokens cannot be had; the old ones stay");
+                            tracing::error!(url, %error, "the keys of tokens cannot be had; the old ones stay for now");
                             read.silent = Some(error);
                         }
-                        Ok(read.jwks.clone())
+                        Ok(self.believed(read, *stale))
                     }
                 }
             }
         }
     }
 
-    /// The key set that was fetched last from the same URL.
-    async fn remembered(&self) -> Option<String> {
+    /// The key set that was fetched last, unless that is longer ago than `stale`.
+    fn believed(&self, read: &Read, stale: Duration) -> Option<String> {
+        let is_stale = read.fetched_at.is_some_and(|at| self.clock.now().since(at) >= stale);
+        if is_stale && read.jwks.is_some() {
+            tracing::error!(
+                "the keys of tokens are too old to be believed: tokens are refused until there are new ones"
+            );
+        }
+        read.jwks.clone().filter(|_| !is_stale)
+    }
+
+    /// The key set that was fetched last from the same URL, and when.
+    async fn remembered(&self) -> Option<(String, Timestamp)> {
         let Some(Jwks::Url { url, .. }) = &self.jwks else { return None };
         let text = read_file(&self.memory).await.ok()?;
         let remembered: Remembered = serde_json::from_str(&text).ok()?;
-        (remembered.url == *url).then_some(remembered.jwks)
+        let at = remembered.fetched_at.map_or_else(|| self.clock.now(), Timestamp::from_secs);
+        (remembered.url == *url).then_some((remembered.jwks, at))
     }
 
-    async fn remember(&self, url: &str, jwks: &str) {
-        let remembered = Remembered { url: url.to_owned(), jwks: jwks.to_owned() };
+    async fn remember(&self, url: &str, jwks: &str, at: Timestamp) {
+        let fetched_at = Some(at.as_secs());
+        let remembered = Remembered { url: url.to_owned(), jwks: jwks.to_owned(), fetched_at };
         let memory = self.memory.clone();
         let written = blocking::spawn(move || {
             let text = serde_json::to_string(&remembered).map_err(|error| error.to_string())?;
@@ -191,6 +246,19 @@ impl IssuerSource {
     }
 }
 
+impl Read {
+    /// What is wrong now.
+    fn trouble(&self) -> Option<String> {
+        let why = self.wrong.as_ref().or(self.silent.as_ref())?;
+        Some(match self.jwks {
+            None if self.fetched_at.is_some() => {
+                format!("the keys of tokens are too old to be believed, and cannot be had again: {why}")
+            }
+            _ => format!("the keys of tokens cannot be had again: {why}"),
+        })
+    }
+}
+
 /// A source, and those who must know of what changes there.
 struct Watched {
     source: IssuerSource,
@@ -205,8 +273,16 @@ impl Watched {
     /// What could not be seen, or used; it was said in the log when that began.
     async fn look(&self, at_once: bool) -> Result<(), String> {
         let mut read = self.source.read.lock().await;
-        match self.changed(&mut read, at_once).await {
-            Ok(None) => {}
+        let changed = self.changed(&mut read, at_once).await;
+        if let Err(error) = &changed
+            && read.wrong.as_ref() != Some(error)
+        {
+            tracing::error!(%error, "the keys of tokens cannot be read again; the old ones stay");
+            read.wrong = Some(error.clone());
+        }
+        self.source.alarm.set(read.trouble());
+        match changed {
+            Ok(None) | Err(_) => {}
             Ok(Some(mode)) => {
                 let Some(authenticator) = self.authenticator.upgrade() else { return Ok(()) };
                 if let Err(error) = authenticator.learn(&mode, &self.source.service) {
@@ -215,11 +291,6 @@ impl Watched {
                 }
                 tracing::info!("the keys of tokens changed");
                 self.told.tell(mode);
-            }
-            Err(error) if read.wrong.as_ref() == Some(&error) => {}
-            Err(error) => {
-                tracing::error!(%error, "the keys of tokens cannot be read again; the old ones stay");
-                read.wrong = Some(error);
             }
         }
         match read.wrong.as_ref().or(read.silent.as_ref()) {
@@ -236,7 +307,8 @@ impl Watched {
             read.wrong = None;
             return Ok(None);
         }
-        let now = Read { bundle, jwks, fetched: read.fetched, wrong: None, silent: read.silent.take() };
+        let Read { asked, fetched_at, .. } = *read;
+        let now = Read { bundle, jwks, asked, fetched_at, wrong: None, silent: read.silent.clone() };
         let mode = self.source.mode_of(&now)?;
         *read = now;
         Ok(Some(mode))

@@ -11,6 +11,7 @@ use super::{
     callers::{Callers, Told},
     data_dir::DataDir,
     gateway::{Parts, Registry, Upstream},
+    issuer::KeysAlarm,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
@@ -208,7 +209,7 @@ pub async fn start(
         rules: callers.rules,
         clock: Arc::clone(&clock),
     };
-    let status = status(cluster, &journal, &store, fleet, (&clock, gateway.as_ref()));
+    let status = status(cluster, &journal, &store, fleet, (&clock, gateway.as_ref(), callers.alarm));
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     // It is what everybody else fills from; with a registry behind it, it is but a cache of that.
@@ -288,7 +289,7 @@ fn status(
     journal: &Journal,
     store: &Store,
     fleet: Fleet,
-    (clock, gateway): (&SharedClock, Option<&Arc<GatewayAdmin>>),
+    (clock, gateway, auth_alarm): (&SharedClock, Option<&Arc<GatewayAdmin>>, KeysAlarm),
 ) -> StatusSource {
     let (journal, store, clock) = (journal.clone(), store.clone(), Arc::clone(clock));
     let gateway = gateway.cloned();
@@ -305,6 +306,7 @@ fn status(
             floor_seq: log.floor().seq,
             store: store_status(&store),
             alarm: super::able(&journal).err(),
+            auth_alarm: auth_alarm.reason(),
             gateway: gateway.as_deref().map(Registry::status),
             sites,
         })

@@ -235,7 +235,8 @@ impl Authenticator {
             Some(Ok(Authorization::Bearer(token))) => {
                 self.verifier.verify(token).map_err(|error| match error {
                     TokenError::NoKeys => Refusal::Other(Refused::Unavailable(
-                        "this site has not received the keys of tokens yet".into(),
+                        "the keys of tokens are not known here yet, or were fetched too long ago to be believed"
+                            .into(),
                     )),
                     TokenError::UnknownKey => Refusal::Key(name_of_key(token)),
                     error => {

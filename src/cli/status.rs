@@ -116,7 +116,9 @@ fn render(page: &str) -> anyhow::Result<String> {
                 bytes(primary.store.bytes),
                 primary.store.blobs,
             ),
-            behind(primary.gateway.as_deref()) + &alarm(primary.alarm.as_ref()),
+            behind(primary.gateway.as_deref())
+                + &alarm(primary.alarm.as_ref())
+                + &alarm(primary.auth_alarm.as_ref()),
             primary.sites.iter().collect::<Vec<_>>(),
         ),
         NodeStatus::Secondary(site) => (

@@ -57,6 +57,14 @@ pub struct TokenAuth {
     /// for at once.
     #[serde(default = "jwks_refresh_seconds")]
     pub jwks_refresh_seconds: u32,
+    /// How long a key set is believed after it was fetched from a URL, in hours: tokens are refused from
+    /// then on, with status 503.
+    #[serde(default = "jwks_stale_hours")]
+    pub jwks_stale_hours: u32,
+    /// Take the key set from an `http` URL that is not on this machine: whoever is on the way there can
+    /// issue tokens.
+    #[serde(default)]
+    pub jwks_insecure: bool,
     /// Extra authorities for HTTPS to the key set's URL, PEM; the system's are always trusted.
     pub https_authorities: Option<PathBuf>,
     /// Globs of repositories that anybody may pull from without a token. Only sites that cannot reach the
@@ -139,6 +147,10 @@ const TOKEN_LIFETIME_SECONDS: u32 = 300;
 
 const fn jwks_refresh_seconds() -> u32 {
     300
+}
+
+const fn jwks_stale_hours() -> u32 {
+    24
 }
 
 /// As it stands in the file: every key of every mode.

@@ -1,7 +1,7 @@
 //! What the types cannot say: keys that must fit each other.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -210,6 +210,11 @@ fn check_auth(path: &Path, auth: &Auth) -> Result<(), ConfigError> {
                         "expected a file or an http or https URL".to_owned(),
                     ));
                 }
+                Some(JwksPlace::Url(url)) if !token.jwks_insecure && !is_private(url) => {
+                    let reason = "whoever is on the way to an http URL can issue tokens: say https, or \
+                                  auth.token.jwks_insecure = true";
+                    return Err(of_key("auth.token.jwks", reason.to_owned()));
+                }
                 Some(JwksPlace::Url(_)) | None => {}
             }
             if let Some(file) = &token.https_authorities {
@@ -217,6 +222,10 @@ fn check_auth(path: &Path, auth: &Auth) -> Result<(), ConfigError> {
             }
             if token.jwks_refresh_seconds == 0 {
                 return Err(of_key("auth.token.jwks_refresh_seconds", "must be at least 1".to_owned()));
+            }
+            if u64::from(token.jwks_stale_hours) * 3600 < u64::from(token.jwks_refresh_seconds) {
+                let reason = "must be at least 1, and not less than auth.token.jwks_refresh_seconds";
+                return Err(of_key("auth.token.jwks_stale_hours", reason.to_owned()));
             }
             public_pull("auth.token.public_pull", &token.public_pull)?;
         }
@@ -229,6 +238,15 @@ fn check_auth(path: &Path, auth: &Auth) -> Result<(), ConfigError> {
 fn is_http(url: &str) -> bool {
     url.parse::<http::Uri>()
         .is_ok_and(|url| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some())
+}
+
+/// Whether nobody on the way can change what is answered at this URL.
+fn is_private(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|url| {
+        let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_loopback = host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.is_loopback());
+        url.scheme_str() == Some("https") || is_loopback
+    })
 }
 
 /// A site that relays connects itself, and no way down comes back.

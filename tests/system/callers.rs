@@ -5,6 +5,7 @@ use crate::support::{
     http::Client,
     registry::Lets,
     token_service::{ISSUER, NamesKey, SERVICE, TokenService, User},
+    wait_for,
 };
 
 /// Whether a node lets in whoever sends this.
@@ -54,7 +55,29 @@ fn the_keys_of_another_service_are_fetched_again_when_they_change_and_kept_when_
         site.wait_until(|status| status["state"] == "streaming");
     }
     assert_eq!(everywhere(&cluster, &second), [200, 200, 200]);
+    let alarm = |cluster: &Cluster| cluster.primary.status()["auth_alarm"].as_str().map(str::to_owned);
+    assert!(alarm(&cluster).is_some_and(|alarm| alarm.contains("cannot be had again")));
+    assert_eq!(cluster.primary.metric("outport_auth_alarm", ""), 1.0);
     service.renew_key();
     let third = service.authorization("ana", "team/app");
     assert_eq!(status(&cluster.primary, &third), 503, "it may be a new key, and nobody can be asked");
+
+    // Whoever keeps the service away must not keep its old keys in use for ever.
+    cluster.primary.stop();
+    let kept = cluster.primary.data().join("keys/issuer-keys.json");
+    let mut keys: serde_json::Value = serde_json::from_slice(&std::fs::read(&kept).unwrap()).unwrap();
+    let at = keys["fetched_at"].as_u64().unwrap();
+    keys["fetched_at"] = (at - 25 * 3600).into();
+    std::fs::write(&kept, keys.to_string()).unwrap();
+    cluster.primary.start();
+    for site in &cluster.sites {
+        site.wait_until(|status| status["state"] == "streaming");
+        wait_for("the site to hear of it", || (status(site, &second) == 503).then_some(()));
+    }
+    assert_eq!(everywhere(&cluster, &second), [503, 503, 503]);
+    assert!(alarm(&cluster).is_some_and(|alarm| alarm.contains("too old to be believed")));
+    service.works(true);
+    let fourth = service.authorization("ana", "team/app");
+    wait_for("the keys to be fetched", || (everywhere(&cluster, &fourth) == [200, 200, 200]).then_some(()));
+    assert_eq!(alarm(&cluster), None);
 }

@@ -18,7 +18,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::{
     Access, AccessRules, Action, Actions, Authorization, Caller, ChallengeError, Scope, Secret, TokenError,
     Verifier,
-    delegated::{JudgeError, Judged, Remembering, Verdicts},
+    delegated::{JudgeError, Judged, Remembering, Unjudged, Verdicts},
     verifier::KeySetError,
 };
 
@@ -205,9 +205,22 @@ impl Authenticator {
     }
 
     /// Who sends this `Authorization` to write where the registry will see it. Their token says what they
-    /// may; where none does, the registry says it itself.
-    pub async fn writer_at_registry(&self, authorization: Option<&str>) -> Result<Caller, Refused> {
+    /// may; where none does, the registry says it itself, and is asked with the `question` before it gets to
+    /// see a request with credentials that it never said yes to.
+    pub async fn writer_at_registry(
+        &self,
+        authorization: Option<&str>,
+        question: impl FnOnce() -> Question,
+    ) -> Result<Caller, Refused> {
         if self.leaves_writes_to_registry() {
+            let credentials = authorization.map(Secret::from);
+            let is_known = |verdicts: &Verdicts| verdicts.knows(credentials.as_ref());
+            let is_stranger = matches!(**self.mode.load(), Mode::Delegated { .. })
+                && !self.verdicts.as_ref().is_none_or(is_known);
+            if is_stranger && self.judged(authorization, &question()).await?.verdict == Verdict::Unauthorized
+            {
+                return Err(refused(Verdict::Unauthorized, true));
+            }
             return Ok(unlimited(authorization));
         }
         let wanted = || Wanted { question: Question::Ping, instead: None, perhaps_push: true };
@@ -222,7 +235,7 @@ impl Authenticator {
         &self,
         authorization: Option<&Secret>,
         question: &Question,
-    ) -> Result<Verdict, JudgeError> {
+    ) -> Result<Verdict, Unjudged> {
         let verdicts = self.verdicts.as_ref();
         let verdicts = verdicts.ok_or_else(|| JudgeError("there is no registry to ask".to_owned()))?;
         verdicts.now(authorization, question).await.map(|judged| judged.verdict)
@@ -325,11 +338,17 @@ impl Authenticator {
             return Err(Refused::Unavailable("there is no registry to ask who may do this".into()));
         };
         let authorization = authorization.map(Secret::from);
-        verdicts.of(authorization.as_ref(), question).await.map_err(|error| {
-            tracing::info!(%error, "the registry does not say whether a caller may");
-            Refused::Unavailable(
-                format!("the registry was asked whether you may, without an answer: {error}").into(),
-            )
+        verdicts.of(authorization.as_ref(), question).await.map_err(|error| match error {
+            Unjudged::TooMany { retry_after } => {
+                tracing::debug!("a caller is not asked about: too many wrong credentials");
+                Refused::TooMany { retry_after }
+            }
+            Unjudged::Unsaid(error) => {
+                tracing::info!(%error, "the registry does not say whether a caller may");
+                Refused::Unavailable(
+                    format!("the registry was asked whether you may, without an answer: {error}").into(),
+                )
+            }
         })
     }
 }
@@ -410,6 +429,12 @@ pub enum Refused {
     /// There is no such thing, as far as the registry tells these credentials.
     #[error("the registry knows no such thing")]
     Unknown,
+    /// Nobody is asked about these credentials now: too many wrong ones were tried.
+    #[error("too many callers come with credentials that the registry has not let in")]
+    TooMany {
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// It cannot be told now; for people.
     #[error("{0}")]
     Unavailable(Cow<'static, str>),

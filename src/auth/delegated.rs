@@ -3,7 +3,10 @@
 //!
 //! What is remembered is found by a hash under a key random to this process of the credentials and what
 //! they are for; the credentials themselves are not kept. Who asks what somebody asks already waits for
-//! the same answer. An error is no answer: it goes to those who wait, and the next one asks again.
+//! the same answer. An error is no answer: it goes to those who wait, and the next one asks again. How many
+//! credentials may be tried that turn out to be none is bounded (`strangers`).
+
+mod strangers;
 
 use std::{
     collections::HashMap,
@@ -23,6 +26,7 @@ use tokio::time::Instant;
 
 use super::{NoRandomness, Secret, random};
 use crate::clock::SharedClock;
+use strangers::Strangers;
 
 /// Different questions on their way at once; whoever comes beyond that asks alone.
 const PENDING_MAX: usize = 4096;
@@ -42,6 +46,20 @@ pub trait Judge: Send + Sync + 'static {
 #[error("{0}")]
 pub struct JudgeError(pub String);
 
+/// Why somebody was not judged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unjudged {
+    /// Neither yes nor no was said.
+    #[error(transparent)]
+    Unsaid(#[from] JudgeError),
+    /// The registry is not asked: too many credentials were tried that it does not let in.
+    #[error("too many callers come with credentials that the registry has not let in")]
+    TooMany {
+        /// When to come again.
+        retry_after: Duration,
+    },
+}
+
 /// How long what was said is remembered, and how much of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remembering {
@@ -53,6 +71,10 @@ pub struct Remembering {
     /// Answers at most.
     pub answers_max: usize,
 }
+
+/// Credentials that may be tried in a minute and are not let in, of those that the registry never said yes
+/// to: beyond that it is not asked about others.
+pub const WRONG_PER_MINUTE: u32 = 60;
 
 impl Default for Remembering {
     fn default() -> Self {
@@ -67,6 +89,7 @@ pub struct Verdicts {
     key: hmac::Key,
     answers: Mutex<Answers>,
     pending: Mutex<HashMap<Hash, Arc<Slot>>>,
+    strangers: Strangers,
     counted: Counted,
 }
 
@@ -76,6 +99,7 @@ struct Counted {
     remembered: Counter,
     asked: Counter,
     unanswered: Counter,
+    kept_off: Counter,
 }
 
 type Hash = [u8; 32];
@@ -103,7 +127,7 @@ struct Answer {
 
 /// A question on its way: whoever holds the lock asks, the others find the answer.
 #[derive(Default)]
-struct Slot(tokio::sync::Mutex<Option<Result<Judged, JudgeError>>>);
+struct Slot(tokio::sync::Mutex<Option<Result<Judged, Unjudged>>>);
 
 impl Verdicts {
     /// Nothing is remembered yet.
@@ -122,17 +146,19 @@ impl Verdicts {
             key: hmac::Key::new(hmac::HMAC_SHA256, &random::bytes::<32>()?),
             answers: Mutex::new(answers),
             pending: Mutex::default(),
+            strangers: Strangers::new(Remembering::default().answers_max),
             counted: Counted::default(),
         })
     }
 
     /// Registers what is counted in `registry`, which adds the prefix.
     pub fn register(&self, registry: &mut Registry) {
-        let Counted { remembered, asked, unanswered } = &self.counted;
+        let Counted { remembered, asked, unanswered, kept_off } = &self.counted;
         for (name, help, counter) in [
             ("verdicts_remembered", "Callers let in, or not, by what the registry had said", remembered),
             ("verdicts_asked", "Questions to the registry whether a caller may", asked),
             ("verdicts_unanswered", "Those of them that were not answered", unanswered),
+            ("verdicts_kept_off", "Callers turned away unasked: too many wrong credentials", kept_off),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -146,18 +172,21 @@ impl Verdicts {
         }
         answers.revoked = revoked;
         answers.remembering = remembering;
+        self.strangers.limit(remembering.answers_max);
+    }
+
+    /// Whether the registry has said yes to these credentials, whatever was wanted, and did not refuse them
+    /// since. Who comes without any is known.
+    pub fn knows(&self, authorization: Option<&Secret>) -> bool {
+        authorization.is_none_or(|secret| self.strangers.knows(&self.hash(Some(secret), &[])))
     }
 
     /// What was said about this a short while ago, or is said now.
     ///
     /// # Errors
     /// When neither yes nor no is said.
-    pub async fn of(
-        &self,
-        authorization: Option<&Secret>,
-        question: &Question,
-    ) -> Result<Judged, JudgeError> {
-        let hash = self.hash(authorization, question);
+    pub async fn of(&self, authorization: Option<&Secret>, question: &Question) -> Result<Judged, Unjudged> {
+        let hash = self.hash_of(authorization, question);
         match self.remembered(&hash) {
             Some(judged) => {
                 self.counted.remembered.inc();
@@ -171,15 +200,16 @@ impl Verdicts {
     ///
     /// # Errors
     /// When neither yes nor no is said.
-    pub async fn now(
-        &self,
-        authorization: Option<&Secret>,
-        question: &Question,
-    ) -> Result<Judged, JudgeError> {
-        self.asked(&self.hash(authorization, question), authorization, question).await
+    pub async fn now(&self, authorization: Option<&Secret>, question: &Question) -> Result<Judged, Unjudged> {
+        self.asked(&self.hash_of(authorization, question), authorization, question).await
     }
 
-    fn hash(&self, authorization: Option<&Secret>, question: &Question) -> Hash {
+    fn hash_of(&self, authorization: Option<&Secret>, question: &Question) -> Hash {
+        // Nothing in a question is too large to be written down.
+        self.hash(authorization, &codec::encode_value(question).unwrap_or_default())
+    }
+
+    fn hash(&self, authorization: Option<&Secret>, of: &[u8]) -> Hash {
         let mut context = hmac::Context::with_key(&self.key);
         match authorization {
             // With its length, so that no credentials run into what they are for.
@@ -189,8 +219,7 @@ impl Verdicts {
             }
             None => context.update(&u64::MAX.to_le_bytes()),
         }
-        // Nothing in a question is too large to be written down.
-        context.update(&codec::encode_value(question).unwrap_or_default());
+        context.update(of);
         let mut hash = [0; 32];
         hash.copy_from_slice(context.sign().as_ref());
         hash
@@ -211,7 +240,7 @@ impl Verdicts {
         hash: &Hash,
         authorization: Option<&Secret>,
         question: &Question,
-    ) -> Result<Judged, JudgeError> {
+    ) -> Result<Judged, Unjudged> {
         let Some(turn) = self.join(hash) else {
             return self.ask(authorization, question).await.map(|(judged, _)| judged);
         };
@@ -234,13 +263,30 @@ impl Verdicts {
         &self,
         authorization: Option<&Secret>,
         question: &Question,
-    ) -> Result<(Judged, Timestamp), JudgeError> {
+    ) -> Result<(Judged, Timestamp), Unjudged> {
+        let credentials = authorization.map(|secret| self.hash(Some(secret), &[]));
+        let admitted = match credentials {
+            Some(credentials) if !self.strangers.knows(&credentials) => {
+                let admitted = self.strangers.admit().await;
+                Some(admitted.inspect_err(|_| _ = self.counted.kept_off.inc())?)
+            }
+            _ => None,
+        };
         let revoked = self.answers.lock().unwrap_or_else(PoisonError::into_inner).revoked;
         let asked = self.clock.now();
         self.counted.asked.inc();
-        let verdict = self.judge.judge(authorization, question).await.inspect_err(|_| {
+        let said = self.judge.judge(authorization, question).await.inspect_err(|_| {
             self.counted.unanswered.inc();
-        })?;
+        });
+        if let (Ok(Verdict::Yes) | Err(_), Some(admitted)) = (&said, admitted) {
+            admitted.forgive();
+        }
+        let verdict = said?;
+        match (verdict, credentials) {
+            (Verdict::Yes, Some(credentials)) => self.strangers.know(credentials),
+            (Verdict::Unauthorized, Some(credentials)) => self.strangers.forget(&credentials),
+            _ => {}
+        }
         Ok((Judged { verdict, asked }, revoked))
     }
 

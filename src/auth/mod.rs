@@ -37,7 +37,7 @@ pub mod verifier;
 pub use authenticator::{Authenticator, Demand, FindKey, Refused, Wanted};
 pub use authority::{Authority, AuthorityError, Identity, NodeIdentity, site_of};
 pub use challenge::{Authorization, BasicChallenge, Challenge, ChallengeError};
-pub use delegated::{Judge, JudgeError, Judged, Remembering, Verdicts};
+pub use delegated::{Judge, JudgeError, Judged, Remembering, Unjudged, Verdicts, WRONG_PER_MINUTE};
 pub use files::FileError;
 pub use issuer_keys::{IssuerKeys, IssuerKeysError};
 pub use keys::{KeysError, PrimaryKeys};

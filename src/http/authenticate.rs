@@ -85,7 +85,8 @@ impl Api {
         let Some(opened) = self.opened_ticket(role, action, asked)? else {
             let announced = self.announced(role, action, asked)?;
             let authorization = authorization_of(&asked.headers, action)?;
-            let caller = self.authenticator.writer_at_registry(authorization).await;
+            let question = || wanted(action, false).question;
+            let caller = self.authenticator.writer_at_registry(authorization, question).await;
             let caller = caller.map_err(|refused| explain(refused, action))?;
             let authorization = asked.headers.get(header::AUTHORIZATION).cloned().map(secret);
             return Ok(Proven { caller, by: Proof::Header, announced, authorization });
@@ -95,9 +96,11 @@ impl Api {
         if authorization.is_none() && !self.authenticator.leaves_writes_to_registry() {
             return Err(ApiError::Denied("the ticket holds no credentials"));
         }
-        let caller = self.authenticator.writer_at_registry(authorization).await;
+        let question = || wanted(action, false).question;
+        let caller = self.authenticator.writer_at_registry(authorization, question).await;
         let caller = caller.map_err(|refused| match refused {
             Refused::Unavailable(reason) => ApiError::Unavailable(reason),
+            Refused::TooMany { retry_after } => ApiError::TooManyWrong { retry_after },
             _ => ApiError::Denied("the credentials in the ticket are not valid"),
         })?;
         let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok().map(secret));
@@ -237,6 +240,7 @@ fn explain(refused: Refused, action: &Action) -> ApiError {
             _ => PullError::NameUnknown,
         }),
         Refused::Unavailable(reason) => ApiError::Unavailable(reason),
+        Refused::TooMany { retry_after } => ApiError::TooManyWrong { retry_after },
     }
 }
 

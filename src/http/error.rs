@@ -73,6 +73,12 @@ pub(super) enum ApiError {
     /// The site cannot answer yet or for the moment.
     #[error("{0}")]
     Unavailable(Cow<'static, str>),
+    /// Too many wrong credentials were tried to ask about others.
+    #[error("too many callers come with credentials that the registry has not let in")]
+    TooManyWrong {
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// The site itself failed.
     #[error("the registry failed")]
     Internal,
@@ -152,6 +158,9 @@ impl ApiError {
             Self::Token(error) => token_reply(error),
             Self::Unavailable(_) => {
                 Reply::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE").retry_after(RETRY_AFTER)
+            }
+            Self::TooManyWrong { retry_after } => {
+                Reply::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS").retry_after(*retry_after)
             }
             Self::Internal => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
         }

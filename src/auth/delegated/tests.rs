@@ -50,7 +50,11 @@ impl World {
     async fn says(&self, authorization: &str, repo: &str) -> Result<Verdict, JudgeError> {
         let question = Question::Repository(repo.parse().unwrap());
         let secret = (!authorization.is_empty()).then(|| Secret::from(authorization));
-        self.verdicts.of(secret.as_ref(), &question).await.map(|judged| judged.verdict)
+        let judged = self.verdicts.of(secret.as_ref(), &question).await;
+        judged.map(|judged| judged.verdict).map_err(|error| match error {
+            Unjudged::Unsaid(error) => error,
+            Unjudged::TooMany { retry_after } => JudgeError(format!("again in {retry_after:?}")),
+        })
     }
 
     fn asked(&self) -> usize {
@@ -112,9 +116,9 @@ async fn what_is_kept_holds_no_credentials_and_differs_from_process_to_process()
     let (one, two) = (world([]), world([]));
     let question = Question::Ping;
     let secret = Secret::from("Basic YW5hOnMzY3JldA==");
-    let hash = one.verdicts.hash(Some(&secret), &question);
-    assert_eq!(hash, one.verdicts.hash(Some(&secret), &question));
-    assert_ne!(hash, two.verdicts.hash(Some(&secret), &question));
+    let hash = one.verdicts.hash_of(Some(&secret), &question);
+    assert_eq!(hash, one.verdicts.hash_of(Some(&secret), &question));
+    assert_ne!(hash, two.verdicts.hash_of(Some(&secret), &question));
     assert_eq!(format!("{:?}", one.verdicts), "Verdicts(..)");
 }
 
@@ -161,7 +165,7 @@ async fn who_asks_the_same_at_once_shares_one_question() {
     assert_eq!(world.asked(), 1);
     assert_eq!(ask().await, Ok(Verdict::Yes), "an error is not remembered");
     assert_eq!(ask().await, Ok(Verdict::Yes));
-    let Counted { remembered, asked, unanswered } = &world.verdicts.counted;
+    let Counted { remembered, asked, unanswered, .. } = &world.verdicts.counted;
     assert_eq!((remembered.get(), asked.get(), unanswered.get()), (1, 2, 1));
     assert_eq!((world.asked(), world.verdicts.len()), (2, (1, 0)));
 }
@@ -203,4 +207,61 @@ async fn answers_are_bounded_and_what_was_used_lately_stays() {
     let question = Question::Repository("a".parse().unwrap());
     world.verdicts.now(Some(&Secret::from("Basic ana")), &question).await.unwrap();
     assert_eq!(world.asked(), 6, "whoever remembers it in their turn gets no old answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn made_up_credentials_are_not_tried_without_an_end() {
+    let most = usize::try_from(WRONG_PER_MINUTE).unwrap();
+    let wrong = std::iter::repeat_n(Ok(Verdict::Unauthorized), most);
+    let world = world(std::iter::once(Ok(Verdict::Yes)).chain(wrong));
+    assert_eq!(world.says("Basic ana", "team/app").await, Ok(Verdict::Yes));
+    for number in 0..most {
+        let made_up = format!("Basic {number}");
+        assert_eq!(world.says(&made_up, "team/app").await, Ok(Verdict::Unauthorized));
+    }
+    for number in 0..100 {
+        let kept_off = world.says(&format!("Basic {number}"), "team/other").await;
+        assert_eq!(kept_off, Err(JudgeError("again in 1s".to_owned())));
+    }
+    assert_eq!((world.asked(), world.verdicts.counted.kept_off.get()), (1 + most, 100));
+    // Who was let in goes on, and so does who comes without credentials.
+    assert_eq!(world.says("Basic ana", "team/other").await, Ok(Verdict::Yes));
+    assert_eq!(world.says("", "team/other").await, Ok(Verdict::Yes));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(world.says("Basic bob", "team/other").await, Ok(Verdict::Yes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_with_good_credentials_come_at_once() {
+    let world = Arc::new(world([]));
+    world.judge.may_answer.forget_permits(1000);
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..500 {
+        let world = Arc::clone(&world);
+        all.spawn(async move { world.says(&format!("Bearer {number}"), "team/app").await });
+    }
+    while world.asked() < 32 {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(world.asked(), 32, "the others wait for their turn");
+    world.judge.may_answer.add_permits(1000);
+    assert_eq!(all.join_all().await, vec![Ok(Verdict::Yes); 500]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_before_the_answer_has_tried_all_the_same() {
+    let world = world([]);
+    world.judge.may_answer.forget_permits(1000);
+    for number in 0..WRONG_PER_MINUTE {
+        let made_up = format!("Basic {number}");
+        let mut asks = Box::pin(world.says(&made_up, "team/app"));
+        tokio::select! {
+            biased;
+            _ = &mut asks => panic!("nobody has answered"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    world.judge.may_answer.add_permits(1000);
+    assert!(world.says("Basic another", "team/app").await.is_err());
 }

@@ -157,3 +157,35 @@ async fn without_its_challenge_nobody_is_asked_for_a_password() {
     let site = site_with(&primary, authenticator, &mode);
     site.ask(ask("GET", "/v2/")).await.refused(503, "UNAVAILABLE");
 }
+
+#[tokio::test]
+async fn made_up_credentials_are_turned_away_before_the_registry_hears_of_them() {
+    let primary = with_image().await;
+    let (authenticator, mode) = delegating(&primary);
+    let site = site_with(&primary, authenticator, &mode);
+    let ana = basic("ana", "s3cret");
+    site.ask(get("team/app").by(&ana)).await.is(200);
+    for number in 0..crate::auth::WRONG_PER_MINUTE {
+        site.ask(get("team/app").by(&basic("ana", &number.to_string()))).await.is(401);
+    }
+    for ask in [get("team/app"), ask("GET", "/v2/"), ask("POST", "/v2/team/app/blobs/uploads/")] {
+        let kept_off = site.ask(ask.by(&basic("ana", "again"))).await;
+        kept_off.refused(429, "TOOMANYREQUESTS");
+        assert_eq!(kept_off.header("retry-after"), "1");
+    }
+    site.ask(get("team/app").by(&ana)).await.is(200);
+    site.ask(get("public/other")).await.is(401);
+
+    // The same before a push at the primary, which would carry them to the registry.
+    let (authenticator, mode) = delegating(&primary);
+    authenticator.learn(&mode, "").unwrap();
+    let question = || Question::Repository("team/app".parse().unwrap());
+    for number in 0..crate::auth::WRONG_PER_MINUTE {
+        let made_up = basic("ana", &number.to_string());
+        let refused = authenticator.writer_at_registry(Some(&made_up), question).await;
+        assert!(matches!(refused, Err(crate::auth::Refused::Unauthorized(_))));
+    }
+    let kept_off = authenticator.writer_at_registry(Some(&basic("ana", "again")), question).await;
+    assert!(matches!(kept_off, Err(crate::auth::Refused::TooMany { .. })));
+    assert!(authenticator.writer_at_registry(None, question).await.is_ok());
+}

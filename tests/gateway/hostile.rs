@@ -22,26 +22,26 @@ use crate::{
 };
 
 const REPO: &str = "team/app";
-const LAYER: &[u8] = b"the layer that was meant";
+pub const LAYER: &[u8] = b"the layer that was meant";
 
-fn in_front_of(liar: &Liar, gateway_toml: &str) -> Cluster {
+pub fn in_front_of(liar: &Liar, gateway_toml: &str) -> Cluster {
     let gateway_toml = format!("answer_seconds = 1\n{gateway_toml}");
     let upstream = Some(liar.url());
     Cluster::start(Options { sites: vec!["mumbai"], upstream, gateway_toml, ..Options::default() })
 }
 
-fn json(headers: &[(&'static str, String)], value: &serde_json::Value) -> Reply {
+pub fn json(headers: &[(&'static str, String)], value: &serde_json::Value) -> Reply {
     Reply::ok(headers, value.to_string().as_bytes())
 }
 
-fn manifest_of(bytes: &[u8]) -> Reply {
+pub fn manifest_of(bytes: &[u8]) -> Reply {
     let digest = Digest::sha256(bytes).to_string();
     let headers = [("Content-Type", OCI_MANIFEST.to_owned()), ("Docker-Content-Digest", digest)];
     Reply::ok(&headers, bytes)
 }
 
 /// A registry with nothing in it but what `special` says.
-fn nothing_but(special: impl Fn(&Asked) -> Option<Reply> + Send + Sync + 'static) -> Liar {
+pub fn nothing_but(special: impl Fn(&Asked) -> Option<Reply> + Send + Sync + 'static) -> Liar {
     Liar::open(move |asked| {
         if let Some(reply) = special(asked) {
             return reply;

@@ -15,6 +15,8 @@ pub struct Asked {
     /// With its query.
     pub path: String,
     pub authorization: Option<String>,
+    /// What GitLab's API is shown instead.
+    pub private_token: Option<String>,
 }
 
 /// What is answered.
@@ -116,7 +118,8 @@ fn receive(reader: &mut BufReader<&TcpStream>) -> Option<Asked> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let mut words = line.split(' ').map(str::to_owned);
-    let mut asked = Asked { method: words.next()?, path: words.next()?, authorization: None };
+    let mut asked =
+        Asked { method: words.next()?, path: words.next()?, authorization: None, private_token: None };
     let mut length = 0;
     loop {
         let mut line = String::new();
@@ -124,6 +127,7 @@ fn receive(reader: &mut BufReader<&TcpStream>) -> Option<Asked> {
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         match name.to_ascii_lowercase().as_str() {
             "authorization" => asked.authorization = Some(value.trim().to_owned()),
+            "private-token" => asked.private_token = Some(value.trim().to_owned()),
             "content-length" => length = value.trim().parse().ok()?,
             _ => {}
         }

@@ -18,5 +18,7 @@ mod hostile;
 mod kills;
 mod liar;
 mod notifications;
+mod pushes;
+mod sources;
 #[path = "../support/mod.rs"]
 mod support;

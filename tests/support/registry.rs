@@ -96,6 +96,11 @@ impl Registry {
         fs::write(self.config.with_file_name("htpasswd"), all.map(line).collect::<String>()).unwrap();
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the registry runs").id()
+    }
+
     /// Kills it without a word.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("the registry runs");

@@ -413,7 +413,8 @@ pub(super) fn digest_of(headers: &HeaderMap) -> Result<Option<Digest>, BackendEr
 /// The size of a blob, from the head of what says that it is that one: anything in front of a registry can
 /// answer 200 with a page of its own.
 fn size_of(digest: &Digest, headers: &HeaderMap) -> Result<u64, BackendError> {
-    if let Some(said) = digest_of(headers)?
+    // A registry may name it by its own algorithm.
+    if let Some(said) = digest_of(headers)?.filter(|said| said.algorithm() == digest.algorithm())
         && said != *digest
     {
         return Err(BackendError::Content { expected: *digest, actual: Box::new(said) });

@@ -64,7 +64,9 @@ impl Backend {
         let question = question.with(header::CONTENT_TYPE, content_type);
         let answered = self.change(question, asker, &[StatusCode::CREATED]).await?;
         if let Answered::Done(headers) = &answered
-            && let Some(actual) = digest_of(headers)?.filter(|actual| *actual != digest)
+            && let Some(actual) = digest_of(headers)?
+            && actual.algorithm() == digest.algorithm()
+            && actual != digest
         {
             // It keeps something else than what it was given.
             return Err(BackendError::Content { expected: digest, actual: Box::new(actual) });

@@ -18,6 +18,8 @@ use crate::{
 const PAGE: usize = 1000;
 /// How often a question is asked while the registry is silent, before the walk stops.
 const ATTEMPTS_MAX: u32 = 5;
+/// And while it answers that it failed.
+const FAILURES_MAX: u32 = 2;
 /// And while it wants to be asked less often.
 const RESTS_MAX: u32 = 30;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -160,8 +162,15 @@ impl Reconciler {
     /// What the registry gives no sensible answer about does not keep the rest from being walked, unless that
     /// goes for everything.
     fn failed(&self, what: String, stopped: Stopped) -> Result<Observed, Stopped> {
-        let Stopped::Gateway(error @ (GatewayError::Backend(_) | GatewayError::Busy)) = stopped else {
-            return Err(stopped);
+        let error = match stopped {
+            // It is down: that goes for everything.
+            Stopped::Gateway(GatewayError::Backend(
+                BackendError::Unreachable(_) | BackendError::Timeout(_),
+            )) => {
+                return Err(stopped);
+            }
+            Stopped::Gateway(error @ (GatewayError::Backend(_) | GatewayError::Busy)) => error,
+            stopped => return Err(stopped),
         };
         let in_a_row = self.shared.failed_in_a_row.fetch_add(1, Relaxed) + 1;
         if in_a_row >= FAILED_IN_A_ROW_MAX {
@@ -203,6 +212,10 @@ impl Reconciler {
                 GatewayError::Backend(BackendError::TooMany { retry_after }) if rests < RESTS_MAX => {
                     rests += 1;
                     retry_after.unwrap_or(pause).clamp(PAUSE_MIN, PAUSE_MAX)
+                }
+                // What it fails at may be this one thing.
+                GatewayError::Backend(BackendError::Status { .. }) if attempts >= FAILURES_MAX => {
+                    return Err(error.into());
                 }
                 error if error.may_pass() && attempts < ATTEMPTS_MAX => {
                     attempts += 1;

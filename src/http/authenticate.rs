@@ -234,6 +234,7 @@ fn explain(refused: Refused, action: &Action) -> ApiError {
     match refused {
         Refused::Unauthorized(error) => ApiError::Unauthorized { scopes: action.scopes(), error },
         Refused::Denied => ApiError::Denied("the registry denies this to these credentials"),
+        Refused::Unknown if matches!(action, Action::Referrers { .. }) => ApiError::NoReferrers,
         Refused::Unknown => ApiError::Pull(match action {
             Action::GetManifest { .. } => PullError::ManifestUnknown,
             Action::GetBlob { .. } => PullError::BlobUnknown,

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderValue, Response, StatusCode, header};
-use outport_proto::{frame::RegistryChallenge, route::RouteError};
+use outport_proto::{frame::RegistryChallenge, oci::media_type, route::RouteError};
 use serde_json::json;
 
 use super::{action::ActionError, body::Body};
@@ -73,6 +73,10 @@ pub(super) enum ApiError {
     /// The site cannot answer yet or for the moment.
     #[error("{0}")]
     Unavailable(Cow<'static, str>),
+    /// Nothing refers to what is not there, as far as this caller may know: an answer to clients, and no
+    /// error. Source: OCI distribution specification, "Listing referrers".
+    #[error("nothing refers to what is not there")]
+    NoReferrers,
     /// Too many wrong credentials were tried to ask about others.
     #[error("too many callers come with credentials that the registry has not let in")]
     TooManyWrong {
@@ -117,6 +121,13 @@ impl ApiError {
     pub(super) fn into_response(self, demand: Option<&RegistryChallenge>) -> Response<Body> {
         let message = self.to_string();
         let reply = self.reply(demand);
+        if let Self::NoReferrers = self {
+            let none = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [] });
+            let mut response = Response::new(Body::full(none.to_string()));
+            let media_type = HeaderValue::from_static(media_type::OCI_INDEX);
+            response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+            return response;
+        }
         let body = json!({ "errors": [{ "code": reply.code, "message": message, "detail": null }] });
         let mut response = Response::new(Body::full(body.to_string()));
         *response.status_mut() = reply.status;
@@ -159,6 +170,7 @@ impl ApiError {
             Self::Unavailable(_) => {
                 Reply::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE").retry_after(RETRY_AFTER)
             }
+            Self::NoReferrers => Reply::new(StatusCode::OK, ""),
             Self::TooManyWrong { retry_after } => {
                 Reply::new(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS").retry_after(*retry_after)
             }

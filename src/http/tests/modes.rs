@@ -134,6 +134,9 @@ async fn the_registry_behind_says_who_may() {
     site.ask(get("team/app")).await.is(401);
     site.ask(get("public/app")).await.is(200);
     site.ask(get("team/nothing").by(&ana)).await.refused(404, "MANIFEST_UNKNOWN");
+    let nothing = format!("/v2/team/nothing/referrers/{}", outport_proto::Digest::sha256(b"?"));
+    let nothing = site.ask(ask("GET", nothing).by(&ana)).await.is(200);
+    assert_eq!(nothing.json()["manifests"], serde_json::json!([]));
     let unsaid = site.ask(ask("GET", "/v2/_catalog").by(&ana)).await;
     unsaid.refused(503, "UNAVAILABLE");
     assert!(unsaid.json()["errors"][0]["message"].as_str().unwrap().contains("it is down"));

@@ -21,10 +21,18 @@ mod registry;
 mod support;
 mod uploads;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
 
-use registry::Registry;
-use support::{Cluster, Options, registry::Lets};
+use registry::{Registry, WayIn};
+use support::{
+    Cluster, Options, path,
+    registry::{Lets, OWNER},
+    token_service::{ISSUER, NamesKey, SERVICE, TokenService, User},
+};
 
 /// A row: what is demanded, and the check of it.
 type Row = (&'static str, fn(&Registry));
@@ -58,6 +66,58 @@ fn a_primary_in_front_of_a_registry_conforms() {
 fn a_secondary_of_a_primary_in_front_of_a_registry_conforms() {
     let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..gateway() });
     run_but(&Registry::new(&cluster, &cluster.sites[0]), NOT_BEHIND);
+}
+
+#[test]
+fn a_registry_that_says_itself_who_may_conforms_at_the_gateway_and_behind_it() {
+    let auth_toml = Some("[auth]\nmode = 'delegated'\n".to_owned());
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], auth_toml, ..gateway() });
+    let password = cluster.registry.as_ref().unwrap().password.clone();
+    let way_in = WayIn::Password { user: OWNER, password };
+    run_but(&Registry::by(way_in.clone(), &cluster.sites[0]), NOT_BEHIND);
+    run_but(&Registry::by(way_in, &cluster.primary).below("gateway"), NOT_BEHIND);
+}
+
+#[test]
+fn a_registry_that_believes_tokens_conforms_at_the_gateway_and_behind_it() {
+    let (service, files) = (TokenService::start(vec![owner()]), tempfile::tempdir().unwrap());
+    let cluster = Cluster::start(believing(&service, files.path()));
+    let way_in = WayIn::Service { service, user: OWNER };
+    run_but(&Registry::by(way_in.clone(), &cluster.sites[0]), NOT_BEHIND);
+    run_but(&Registry::by(way_in, &cluster.primary).below("gateway"), NOT_BEHIND);
+}
+
+fn owner() -> User {
+    User {
+        name: OWNER.to_owned(),
+        password: "s3cret".to_owned(),
+        names_key: NamesKey::Libtrust,
+        may: |_, _| true,
+    }
+}
+
+/// A site behind a gateway, and a registry that believes the same tokens of `service`; files lie in `files`.
+fn believing(service: &TokenService, files: &Path) -> Options {
+    let (bundle, password) = (files.join("bundle.crt"), files.join("password"));
+    service.write_bundle(&bundle);
+    fs::write(&password, owner().password).unwrap();
+    let (bundle, password, realm) = (path(&bundle), path(&password), service.realm());
+    Options {
+        sites: vec!["mumbai"],
+        registry: Some(Lets::Anybody),
+        registry_yaml: format!(
+            "auth:\n  token: {{realm: '{realm}', service: '{SERVICE}', issuer: '{ISSUER}', \
+             rootcertbundle: '{bundle}'}}\n"
+        ),
+        gateway_toml: format!(
+            "username = '{OWNER}'\npassword_file = '{password}'\ntoken_realm = '{realm}'\n"
+        ),
+        auth_toml: Some(format!(
+            "[auth]\nmode = 'token'\n[auth.token]\nrealm = '{realm}'\nservice = '{SERVICE}'\n\
+             issuer = '{ISSUER}'\ncertificates = '{bundle}'\n"
+        )),
+        ..options()
+    }
 }
 
 /// What CNCF Distribution 2.8 does not do as the specification asks, or not at all: the gateway answers

@@ -1,11 +1,13 @@
 //! The registry under test as a client sees it.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use outport_proto::{Algorithm, Digest};
 use serde_json::json;
 
 use crate::support::{
     Cluster, Node, USER,
     http::{Client, Response, token},
+    token_service::TokenService,
 };
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -18,9 +20,9 @@ pub struct Registry {
     client: Client,
     /// Where requests begin.
     address: String,
-    /// Where tokens come from.
-    primary: String,
-    password: String,
+    way_in: WayIn,
+    /// What the names of its repositories begin with.
+    root: String,
     /// The repository that paths without one are about.
     pub repo: String,
     /// Another one of the same row.
@@ -28,13 +30,29 @@ pub struct Registry {
     authorization: String,
 }
 
+/// How the client proves who it is.
+#[derive(Clone)]
+pub enum WayIn {
+    /// By tokens that the primary gives [`USER`] for a password.
+    Own { primary: String, password: String },
+    /// By a user's password in every request.
+    Password { user: &'static str, password: String },
+    /// By tokens that a service gives a user.
+    Service { service: TokenService, user: &'static str },
+}
+
 impl Registry {
     pub fn new(cluster: &Cluster, node: &Node) -> Self {
+        let (primary, password) = (cluster.primary.registry(), cluster.password.clone());
+        Self::by(WayIn::Own { primary, password }, node)
+    }
+
+    pub fn by(way_in: WayIn, node: &Node) -> Self {
         let mut registry = Self {
             client: Client::plain(),
             address: node.registry(),
-            primary: cluster.primary.registry(),
-            password: cluster.password.clone(),
+            way_in,
+            root: "conformance".to_owned(),
             repo: String::new(),
             other: String::new(),
             authorization: String::new(),
@@ -43,16 +61,21 @@ impl Registry {
         registry
     }
 
+    /// The same registry, with repositories below another root.
+    pub fn below(self, root: &str) -> Self {
+        Self { root: root.to_owned(), ..self }
+    }
+
     /// The same registry, with repositories named after a row.
     pub fn with_repo(&self, row: &str) -> Self {
         let name: String = row.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
-        let repo = format!("conformance/{}", words.join("-").to_lowercase());
+        let repo = format!("{}/{}", self.root, words.join("-").to_lowercase());
         let mut registry = Self {
             client: self.client.clone(),
             address: self.address.clone(),
-            primary: self.primary.clone(),
-            password: self.password.clone(),
+            way_in: self.way_in.clone(),
+            root: self.root.clone(),
             other: format!("{repo}/other"),
             repo,
             authorization: String::new(),
@@ -66,8 +89,8 @@ impl Registry {
         Self {
             client: self.client.clone(),
             address: self.address.clone(),
-            primary: self.primary.clone(),
-            password: self.password.clone(),
+            way_in: self.way_in.clone(),
+            root: self.root.clone(),
             repo: self.other.clone(),
             other: self.repo.clone(),
             authorization: self.authorization.clone(),
@@ -80,10 +103,17 @@ impl Registry {
             format!("repository:{}:pull,push,delete", self.other),
             "registry:catalog:*".to_owned(),
         ];
-        let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
-        let user = Some((USER, self.password.as_str()));
-        self.authorization =
-            format!("Bearer {}", token(&self.client, &self.primary, "outport.test", &scopes, user));
+        self.authorization = match &self.way_in {
+            WayIn::Own { primary, password } => {
+                let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
+                let user = Some((USER, password.as_str()));
+                format!("Bearer {}", token(&self.client, primary, "outport.test", &scopes, user))
+            }
+            WayIn::Password { user, password } => {
+                format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+            }
+            WayIn::Service { service, user } => service.authorization_for(user, &scopes),
+        };
     }
 
     /// `/v2/<repo>/<rest>`.
@@ -91,7 +121,7 @@ impl Registry {
         format!("/v2/{}/{rest}", self.repo)
     }
 
-    /// Sends a request with the token and follows redirects as clients do: without it.
+    /// Sends a request with the client's authorization and follows redirects as clients do: without it.
     pub fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         let (address, path) = self.split(target);
         let mut with_token = vec![("Authorization", self.authorization.as_str())];

@@ -112,9 +112,14 @@ impl TokenService {
 
     /// `Authorization` with a token of `user` to pull from `repo`.
     pub fn authorization(&self, user: &str, repo: &str) -> String {
+        self.authorization_for(user, &[format!("repository:{repo}:pull")])
+    }
+
+    /// `Authorization` with a token of `user` for what they may of `scopes`.
+    pub fn authorization_for(&self, user: &str, scopes: &[String]) -> String {
         let state = self.state.read().unwrap();
         let user = state.users.iter().find(|known| known.name == user).unwrap();
-        format!("Bearer {}", state.key.token(user, &[format!("repository:{repo}:pull")]))
+        format!("Bearer {}", state.key.token(user, scopes))
     }
 }
 

@@ -16,15 +16,17 @@ mod trust;
 
 use std::{
     fmt,
+    future::Future,
     io::Write as _,
     num::NonZeroU64,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    pin::Pin,
     time::{Duration, Instant},
 };
 
 use rustls_pki_types::CertificateDer;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::data_dir::DataDir;
 use crate::{
@@ -65,23 +67,44 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// Resolves when the process is told to stop (SIGINT, SIGTERM), or a part fails for good.
-pub async fn until_stopped(shutdown: &Shutdown) {
-    let terminate = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "SIGTERM is not heard");
-                std::future::pending().await
-            }
+/// Listens for SIGINT and SIGTERM from now on; what this returns resolves when the process is told to stop, or a
+/// part fails for good.
+pub fn until_stopped(shutdown: &Shutdown) -> impl Future<Output = ()> + Send + use<> {
+    let [interrupt, terminate] = [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| {
+        signal(kind).map_err(|error| tracing::warn!(%error, ?kind, "a signal is not heard")).ok()
+    });
+    let told = |signal: Option<Signal>| async move {
+        match signal {
+            Some(mut signal) => _ = signal.recv().await,
+            None => std::future::pending().await,
         }
     };
+    let shutdown = shutdown.clone();
+    async move {
+        tokio::select! {
+            () = told(interrupt) => {}
+            () = told(terminate) => {}
+            () = shutdown.requested() => {}
+        }
+    }
+}
+
+/// Starts a node, unless the process is told to stop meanwhile; then nothing that began goes on.
+///
+/// # Errors
+/// Those of `start`.
+pub async fn started<T>(
+    start: impl Future<Output = Result<T, StartError>>,
+    stopped: Pin<&mut (impl Future<Output = ()> + Send)>,
+    shutdown: &Shutdown,
+) -> Result<Option<T>, StartError> {
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminate => {}
-        () = shutdown.requested() => {}
+        biased;
+        started = start => started.map(Some),
+        () = stopped => {
+            shutdown.finish(GRACE).await;
+            Ok(None)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `outport primary`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, pin::pin};
 
 use clap::Args;
 
@@ -25,8 +25,11 @@ impl Primary {
         let shutdown = Shutdown::new();
         config.check(&self.config)?;
         let history = if self.restored { History::Restored } else { History::Continues };
-        let running = app::primary::start(&config, history, &shutdown).await?;
-        app::until_stopped(&shutdown).await;
+        // Whoever sees it answer may tell it to stop.
+        let mut stopped = pin!(app::until_stopped(&shutdown));
+        let started = app::primary::start(&config, history, &shutdown);
+        let Some(running) = app::started(started, stopped.as_mut(), &shutdown).await? else { return Ok(()) };
+        stopped.await;
         Ok(running.stop().await?)
     }
 }

@@ -1,6 +1,6 @@
 //! `outport secondary`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, pin::pin};
 
 use clap::Args;
 
@@ -23,8 +23,11 @@ impl Secondary {
         for warning in config.warnings(&self.config) {
             tracing::warn!("{warning}");
         }
-        let running = app::secondary::start(&config, &shutdown).await?;
-        app::until_stopped(&shutdown).await;
+        // Whoever sees it answer may tell it to stop.
+        let mut stopped = pin!(app::until_stopped(&shutdown));
+        let started = app::secondary::start(&config, &shutdown);
+        let Some(running) = app::started(started, stopped.as_mut(), &shutdown).await? else { return Ok(()) };
+        stopped.await;
         Ok(running.stop().await?)
     }
 }

@@ -69,3 +69,14 @@ impl Metrics {
         text
     }
 }
+
+/// An error with all that led to it, for one line: a client's own says little.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -12,6 +12,8 @@ use hyper_util::{
 };
 use tokio_rustls::rustls::ClientConfig;
 
+use crate::telemetry::causes;
+
 /// How long a document may take in all.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,27 +45,16 @@ impl Documents {
         let request = Request::get(uri).header(header::ACCEPT, "application/json").body(Empty::new());
         let request = request.map_err(|error| error.to_string())?;
         let got = async {
-            let response = self.0.request(request).await.map_err(|error| because(&error))?;
+            let response = self.0.request(request).await.map_err(|error| causes(&error))?;
             if response.status() != StatusCode::OK {
                 return Err(format!("the answer is {}", response.status()));
             }
             let body = Limited::new(response.into_body(), bytes_max).collect().await;
-            let bytes = body.map_err(|error| because(&*error))?.to_bytes();
+            let bytes = body.map_err(|error| causes(&*error))?.to_bytes();
             String::from_utf8(bytes.into()).map_err(|_| "the answer is no text".to_owned())
         };
         tokio::time::timeout(TIMEOUT, got)
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")))
     }
-}
-
-/// An error and what is behind it: hyper's own text says little.
-fn because(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
 }

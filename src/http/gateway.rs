@@ -77,6 +77,8 @@ struct Upload<'a> {
     id: UploadId,
     actor: &'a str,
     shown: &'a Shown,
+    /// The `Authorization` that it was begun with, when it was not begun just now.
+    begun_by: Option<&'a str>,
     /// From then on its state authorises nothing, however far it is.
     expires: Timestamp,
 }
@@ -152,6 +154,7 @@ impl Forwards<'_> {
             id: UploadId::from_bytes(id),
             actor: &writer.actor,
             shown: &writer.shown,
+            begun_by: None,
             expires: self.clock.now().plus(UPLOAD_LIFE),
         };
         match (answer.status(), start) {
@@ -182,7 +185,14 @@ impl Forwards<'_> {
         };
         let target = self.target(&path)?;
         let answer = self.forward(asked, target, &shown, Needs::Push(repo, None)).await?;
-        let upload = Upload { repo, id: *id, actor: &state.actor, shown: &shown, expires: state.expires };
+        let upload = Upload {
+            repo,
+            id: *id,
+            actor: &state.actor,
+            shown: &shown,
+            begun_by: state.authorization.as_deref(),
+            expires: state.expires,
+        };
         match (answer.status(), step) {
             (StatusCode::CREATED | StatusCode::NO_CONTENT, UploadStep::Finish(digest)) => {
                 self.taken(&upload, &digest, Taken::Uploaded).await
@@ -250,9 +260,11 @@ impl Forwards<'_> {
         needs: Needs<'_>,
     ) -> Result<Response<Body>, ApiError> {
         let backend = self.behind.gateway.backend();
-        let may_repeat = !asked.has_body();
+        // What has a body cannot be sent twice.
+        let mut attempts = if asked.has_body() { 1 } else { 2 };
         asked.headers.remove(header::COOKIE);
-        for is_last in [!may_repeat, true] {
+        loop {
+            attempts -= 1;
             let authorization = match shown {
                 Shown::Caller(authorization) => authorization.clone(),
                 Shown::Gateway => backend.authorization(needs).await.map_err(silent)?,
@@ -262,22 +274,18 @@ impl Forwards<'_> {
                 asked.headers.insert(header::AUTHORIZATION, authorization);
             }
             let answer = self.behind.proxy.forward(asked, target.clone(), None, self.sent_bytes).await?;
-            let (is_refused, is_ours) =
-                (answer.status() == StatusCode::UNAUTHORIZED, matches!(shown, Shown::Gateway));
-            if is_refused && is_ours {
-                backend.rejected(needs, answer.headers());
+            if answer.status().is_redirection() {
+                tracing::warn!(status = answer.status().as_u16(), "the registry leads an upload elsewhere");
+                return Err(ApiError::Unavailable(ELSEWHERE.into()));
             }
-            match answer.status() {
-                status if status.is_redirection() => {
-                    tracing::warn!(status = status.as_u16(), "the registry leads an upload elsewhere");
-                    return Err(ApiError::Unavailable(ELSEWHERE.into()));
-                }
-                StatusCode::UNAUTHORIZED if is_ours && is_last => return Err(unwelcome()),
-                StatusCode::UNAUTHORIZED if is_ours => {}
-                _ => return Ok(answer),
+            if answer.status() != StatusCode::UNAUTHORIZED || matches!(shown, Shown::Caller(_)) {
+                return Ok(answer);
+            }
+            backend.rejected(needs, answer.headers());
+            if attempts == 0 {
+                return Err(unwelcome());
             }
         }
-        Err(unwelcome())
     }
 
     /// The registry took in a blob.
@@ -318,7 +326,7 @@ impl Forwards<'_> {
     fn location(&self, upload: &Upload<'_>, behind: String) -> Result<HeaderValue, ApiError> {
         let authorization = match upload.shown {
             Shown::Caller(Some(value)) => value.to_str().ok().map(str::to_owned),
-            Shown::Caller(None) | Shown::Gateway => None,
+            Shown::Caller(None) | Shown::Gateway => upload.begun_by.map(str::to_owned),
         };
         let mut state = UploadState {
             upload: upload.id.to_string(),

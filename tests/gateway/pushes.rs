@@ -1,16 +1,23 @@
 //! Uploads on their way through.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use outport_proto::Digest;
 
 use crate::{
     agreement::direct,
+    liar::{Liar, Reply},
     support::{
         Cluster, Options,
         http::Client,
+        path,
         registry::Lets,
         session::{Session, absolute, finish},
+        token_service::{ISSUER, NamesKey, SERVICE, TokenService, User},
+        wait_for,
     },
 };
 
@@ -109,4 +116,83 @@ fn a_registry_that_takes_nothing_is_sent_no_more_than_it_takes() {
     crate::support::signal(cluster.registry.as_ref().unwrap().pid(), "CONT");
     assert_eq!(sent.join().unwrap(), 512, "and then it goes on");
     assert_eq!(direct(&cluster).get("/v2/").status, 401);
+}
+
+/// A registry that believes one token of a caller's, the gateway's, and nothing else.
+fn believing_one(token: Arc<OnceLock<String>>) -> Liar {
+    let realm = Arc::new(OnceLock::<String>::new());
+    let own = Arc::clone(&realm);
+    let liar = Liar::open(move |asked| {
+        let path = asked.path.split('?').next().unwrap();
+        if path == "/token" {
+            return Reply::ok(&[], br#"{"token":"gateway"}"#);
+        }
+        // As one that looks at nothing else would: the caller's token has ended by its second request.
+        let is_begin = asked.method == "POST" && asked.authorization.as_ref() == token.get();
+        if !is_begin && asked.authorization.as_deref() != Some("Bearer gateway") {
+            let challenge = format!("Bearer realm=\"{}\",service=\"x\"", own.get().unwrap());
+            return Reply::Whole(401, vec![("WWW-Authenticate", challenge)], b"{}".to_vec());
+        }
+        let upload = || {
+            vec![("Location", format!("/v2/{REPO}/blobs/uploads/1?_state=a")), ("Range", "0-6".to_owned())]
+        };
+        match asked.method.as_str() {
+            "POST" | "PATCH" => Reply::Whole(202, upload(), Vec::new()),
+            "PUT" => Reply::Whole(201, Vec::new(), Vec::new()),
+            "HEAD" => Reply::ok(&[], b"content"),
+            _ => Reply::unknown("NAME_UNKNOWN"),
+        }
+    });
+    realm.set(format!("{}/token", liar.url())).unwrap();
+    liar
+}
+
+#[test]
+fn an_upload_outlives_its_token_where_the_operator_says_so() {
+    let service = TokenService::start(vec![User {
+        name: "ana".to_owned(),
+        password: "s3cret".to_owned(),
+        names_key: NamesKey::Libtrust,
+        may: |_, _| true,
+    }]);
+    let files = tempfile::tempdir().unwrap();
+    let (bundle, password) = (files.path().join("bundle"), files.path().join("password"));
+    service.write_bundle(&bundle);
+    std::fs::write(&password, "secret").unwrap();
+    for (finish_expired, patched, put) in [(false, 401, 401), (true, 202, 201)] {
+        let token = Arc::new(OnceLock::new());
+        let liar = believing_one(Arc::clone(&token));
+        let cluster = Cluster::start(Options {
+            sites: vec![],
+            upstream: Some(liar.url()),
+            gateway_toml: format!(
+                "username = 'gateway'\npassword_file = '{}'\ntoken_realm = '{}/token'\n\
+                 finish_expired_uploads = {finish_expired}\n",
+                path(&password),
+                liar.url()
+            ),
+            auth_toml: Some(format!(
+                "[auth]\nmode = 'token'\n[auth.token]\nrealm = '{}'\nservice = '{SERVICE}'\n\
+                 issuer = '{ISSUER}'\ncertificates = '{}'\n",
+                service.realm(),
+                path(&bundle)
+            )),
+            ..Options::default()
+        });
+        service.live_for(3);
+        let authorization = service.authorization_for("ana", &[format!("repository:{REPO}:pull,push")]);
+        token.set(authorization.clone()).unwrap();
+        let session = Session::with_token(&cluster.primary.registry(), &authorization["Bearer ".len()..]);
+        let location = session.begin_upload(REPO);
+        wait_for("the token to end", || (session.get("/v2/").status == 401).then_some(()));
+        let response = session.send("PATCH", &location, &[], b"content");
+        assert_eq!(response.status, patched, "{}", response.text());
+        let location = response.header("location").map_or(location, str::to_owned);
+        let digest = Digest::sha256(b"content");
+        let response = session.send("PUT", &finish(&location, &digest), &[], b"");
+        assert_eq!(response.status, put, "{}", response.text());
+        // The gateway's own credentials open nothing else.
+        let other = location.replace(REPO, "team/other");
+        assert_eq!(session.send("PUT", &finish(&other, &digest), &[], b"").status, 403);
+    }
 }

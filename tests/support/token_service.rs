@@ -38,6 +38,8 @@ struct State {
     users: Vec<User>,
     /// Whether it answers anything but errors.
     works: bool,
+    /// How long its tokens live, in seconds.
+    life: u64,
 }
 
 /// Somebody with a password. Nobody in particular has neither name nor password.
@@ -70,7 +72,7 @@ impl TokenService {
     pub fn start(users: Vec<User>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(RwLock::new(State { key: Key::new(), users, works: true }));
+        let state = Arc::new(RwLock::new(State { key: Key::new(), users, works: true, life: 300 }));
         let served = Arc::clone(&state);
         drop(thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -110,6 +112,11 @@ impl TokenService {
         self.state.write().unwrap().works = works;
     }
 
+    /// Tokens live for so many seconds from now on.
+    pub fn live_for(&self, seconds: u64) {
+        self.state.write().unwrap().life = seconds;
+    }
+
     /// `Authorization` with a token of `user` to pull from `repo`.
     pub fn authorization(&self, user: &str, repo: &str) -> String {
         self.authorization_for(user, &[format!("repository:{repo}:pull")])
@@ -119,7 +126,7 @@ impl TokenService {
     pub fn authorization_for(&self, user: &str, scopes: &[String]) -> String {
         let state = self.state.read().unwrap();
         let user = state.users.iter().find(|known| known.name == user).unwrap();
-        format!("Bearer {}", state.key.token(user, scopes))
+        format!("Bearer {}", state.key.token(user, scopes, state.life))
     }
 }
 
@@ -162,7 +169,7 @@ impl State {
             scopes.flat_map(|(_, scope)| scope.split(' ').map(str::to_owned).collect::<Vec<_>>()).collect();
         let is_theirs = |user: &&User| format!("{}:{}", user.name, user.password) == credentials;
         match self.users.iter().find(is_theirs) {
-            Some(user) => ("200 OK", json!({ "token": self.key.token(user, &scopes) })),
+            Some(user) => ("200 OK", json!({ "token": self.key.token(user, &scopes, self.life) })),
             None => {
                 let errors = json!([{ "code": "UNAUTHORIZED", "message": "authentication required" }]);
                 ("401 Unauthorized", json!({ "errors": errors }))
@@ -201,7 +208,7 @@ impl Key {
         serde_json::to_value(JwkSet { keys: vec![key] }).unwrap()
     }
 
-    fn token(&self, user: &User, scopes: &[String]) -> String {
+    fn token(&self, user: &User, scopes: &[String], life: u64) -> String {
         let mut header = Header::new(Algorithm::ES256);
         match user.names_key {
             NamesKey::Chain => header.x5c = Some(vec![STANDARD.encode(self.certificate.der())]),
@@ -211,7 +218,7 @@ impl Key {
         let access: Vec<Value> = scopes.iter().filter_map(|scope| granted(user, scope)).collect();
         let claims = json!({
             "jti": "1", "iss": ISSUER, "sub": user.name, "aud": SERVICE,
-            "iat": now, "nbf": now - 5, "exp": now + 300, "access": access,
+            "iat": now, "nbf": now - 5, "exp": now + life, "access": access,
         });
         jsonwebtoken::encode(&header, &claims, &self.private()).unwrap()
     }

@@ -15,6 +15,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::{Backend, BackendError, Challenge, credentials::Needs};
+use crate::telemetry::causes;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_CONNECTIONS_MAX: usize = 64;
@@ -221,15 +222,4 @@ pub(super) fn is_absence(body: &[u8]) -> bool {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
-}
-
-/// An error with all that led to it: a client's own says no more than "client error".
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -266,7 +266,7 @@ impl Gateway {
         self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
     }
 
-    /// Looks at something until it is known how the registry has it: what was sent there may have happened,
+    /// Looks at something until the registry says how it has it: what was sent there may have happened,
     /// or may happen yet, as long as the registry may work on it (`pending`). Beyond a number of such things at
     /// once, and after a restart, this is left to the next walk.
     pub(super) fn doubt(&self, thing: Doubtful, pending: Duration) {

@@ -47,7 +47,7 @@ impl Gateway {
         self.commit(OBSERVER, None, changes).await
     }
 
-    /// That `tags` name a manifest which is known, with what it names.
+    /// That `tags` name a manifest which is known.
     pub(super) async fn commit_tags(
         &self,
         record: ManifestPut,

@@ -179,7 +179,7 @@ impl GatewayUpstream {
     }
 }
 
-/// What is known stays known while the registry is silent: nobody can push meanwhile.
+/// What is known stays known while the registry is silent: nothing newer can be had.
 fn judged(
     observed: Option<Result<Observed, GatewayError>>,
     is_known: impl FnOnce() -> Result<bool, GatewayError>,

@@ -2,7 +2,7 @@
 //!
 //! A walk compares what each tag names, not names alone, and looks at what the log has and the registry
 //! does not list any more. It runs after the start (which backfills a registry that was here before), on a
-//! timer, after any doubt, and on demand. Where it stopped it goes on, also after a restart.
+//! timer, after doubts, and on demand. Where it stopped it goes on, also after a restart.
 //!
 //! What an error hides is not gone: a refusal, a failure or an answer of something in front of the registry
 //! stops the walk and raises an alarm. So does a registry that suddenly lacks much of what it had:

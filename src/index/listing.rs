@@ -1,6 +1,6 @@
-//! Listing what a repository holds: its manifests, and the tags of one.
+//! What a repository holds: all of its manifests, the tags of one, what a reference names.
 
-use outport_proto::{Digest, ManifestPut, RepoName, Tag};
+use outport_proto::{Digest, ManifestPut, Reference, RepoName, Tag};
 
 use super::{
     Index, IndexError,
@@ -62,6 +62,30 @@ impl Index {
             })
             .collect()
         })
+    }
+
+    /// [`Index::manifest_record`] of what a reference names.
+    ///
+    /// # Errors
+    /// As every read.
+    pub fn named_record(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<Option<ManifestPut>, IndexError> {
+        let named = || match reference {
+            Reference::Digest(digest) => Ok(Some(*digest)),
+            Reference::Tag(tag) => self.tag(repo, tag).map(|entry| entry.map(|entry| entry.digest)),
+        };
+        let mut digest = named()?;
+        while let Some(looked_up) = digest {
+            if let Some(record) = self.manifest_record(repo, &looked_up)? {
+                return Ok(Some(record));
+            }
+            // The tag may have moved on, and what it named been deleted.
+            digest = named()?.filter(|now| *now != looked_up);
+        }
+        Ok(None)
     }
 
     /// At most `limit` rows of a repository in a table that goes by digest, after `last`.

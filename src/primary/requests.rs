@@ -265,30 +265,15 @@ impl Answerer {
     }
 
     fn resolve(&self, repo: &RepoName, reference: &Reference, at: Offset) -> Result<Response, AnswerError> {
-        let Some(record) = self.record(repo, reference)? else { return Ok(Response::NotFound { at }) };
+        let Some(record) = self.journal.index().named_record(repo, reference)? else {
+            return Ok(Response::NotFound { at });
+        };
         let bytes = match record.bytes {
             Some(bytes) => bytes,
             None => self.manifest_bytes(&record)?,
         };
         let manifest = ManifestPut { bytes: Some(bytes), tags: Vec::new(), ..record };
         Ok(Response::Manifest { manifest: Box::new(manifest), at })
-    }
-
-    fn record(&self, repo: &RepoName, reference: &Reference) -> Result<Option<ManifestPut>, AnswerError> {
-        let index = self.journal.index();
-        let named = || match reference {
-            Reference::Digest(digest) => Ok(Some(*digest)),
-            Reference::Tag(tag) => index.tag(repo, tag).map(|entry| entry.map(|entry| entry.digest)),
-        };
-        let mut digest = named()?;
-        while let Some(looked_up) = digest {
-            if let Some(record) = index.manifest_record(repo, &looked_up)? {
-                return Ok(Some(record));
-            }
-            // The tag may have moved on, and what it named been deleted.
-            digest = named()?.filter(|now| *now != looked_up);
-        }
-        Ok(None)
     }
 
     /// A manifest too large for its event stands in the store.

@@ -91,7 +91,7 @@ impl GatewayUpstream {
             self.learn(repo).await?;
         }
         let at = self.at().await?;
-        let Some(record) = self.record(repo, reference).map_err(unreadable)? else {
+        let Some(record) = self.gateway.index().named_record(repo, reference).map_err(unreadable)? else {
             return Ok(At { value: None, at });
         };
         let bytes = match &record.bytes {
@@ -99,23 +99,6 @@ impl GatewayUpstream {
             None => self.manifest_bytes(&record).await?,
         };
         Ok(At { value: Some(ManifestPut { bytes: Some(bytes), tags: Vec::new(), ..record }), at })
-    }
-
-    fn record(&self, repo: &RepoName, reference: &Reference) -> Result<Option<ManifestPut>, IndexError> {
-        let index = self.gateway.index();
-        let named = || match reference {
-            Reference::Digest(digest) => Ok(Some(*digest)),
-            Reference::Tag(tag) => index.tag(repo, tag).map(|entry| entry.map(|entry| entry.digest)),
-        };
-        let mut digest = named()?;
-        while let Some(looked_up) = digest {
-            if let Some(record) = index.manifest_record(repo, &looked_up)? {
-                return Ok(Some(record));
-            }
-            // The tag may have moved on, and what it named been deleted.
-            digest = named()?.filter(|now| *now != looked_up);
-        }
-        Ok(None)
     }
 
     /// Records all tags of a repository that the log does not have: nobody must take what is recorded of it

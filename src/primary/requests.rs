@@ -27,7 +27,7 @@ use crate::{
     },
     index::{Bucket, BucketSums, IndexError},
     planted::{Bug, is_planted},
-    registry::journal::{Journal, JournalError, SnapshotPiece},
+    registry::journal::{Behind, Journal, JournalError, SnapshotPiece},
     store::{Blob, BlobReader, Store, StoreError},
 };
 
@@ -36,9 +36,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest name of a key that is worth a line in a log, in bytes.
 const KEY_NAME_BYTES_MAX: usize = 128;
-
-/// How long a question waits for the index to show what the log has. A site waits longer than that.
-const LEVEL_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Entries of a bucket in one frame, about, with the children and annotations of manifests.
 const PART_ITEMS: usize = 2000;
@@ -120,7 +117,8 @@ impl Answerer {
         }
         if let Request::OwnKeys { unknown } = &request {
             let unknown = unknown.get(..KEY_NAME_BYTES_MAX).unwrap_or(unknown);
-            let keys = self.source.keys_knowing(asker, unknown).await;
+            self.source.find_key(unknown).await.map_err(AnswerError::Keys)?;
+            let keys = self.source.keys(asker, &[]).await;
             return keys.map(|keys| Answer::Frame(Response::SiteKeys(keys))).map_err(|denied| match denied {
                 KeysDenied::Unavailable(reason) => AnswerError::Keys(reason),
                 denied @ KeysDenied::NotBehind { .. } => AnswerError::Keys(denied.to_string()),
@@ -162,16 +160,7 @@ impl Answerer {
                 | Request::Referrers { .. }
                 | Request::Fetch { .. }
         );
-        let head = self.journal.log().head();
-        if !is_of_now || self.journal.applied() >= head {
-            return Ok(());
-        }
-        let level = tokio::time::timeout(LEVEL_WAIT_MAX, self.journal.applied_or_stuck(head)).await;
-        let behind = |reason: String| AnswerError::Behind { head, reason };
-        match level {
-            Ok(level) => level.map_err(|error| behind(error.to_string())),
-            Err(_) => Err(behind(format!("for {LEVEL_WAIT_MAX:?}"))),
-        }
+        if is_of_now { Ok(self.journal.level().await?) } else { Ok(()) }
     }
 
     /// What is looked up here, away from the runtime's threads.
@@ -444,8 +433,8 @@ pub(super) enum AnswerError {
     Read(std::io::Error),
     #[error("{0} is in the index and not in the store")]
     Missing(Digest),
-    #[error("the index is behind the log's head {head}: {reason}")]
-    Behind { head: Offset, reason: String },
+    #[error(transparent)]
+    Behind(#[from] Behind),
     #[error("an answer crashed: {0}")]
     Crashed(String),
 }

@@ -23,6 +23,7 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod waits;
 
 use crate::watch;
 use std::{
@@ -47,6 +48,7 @@ pub use self::{
     install::Installation,
     metrics::JournalCollector,
     verify::VerifyOptions,
+    waits::Behind,
 };
 use crate::{
     blocking,
@@ -360,15 +362,6 @@ impl Journal {
         self.shared.options.tail_events_max.max(entries)
     }
 
-    /// Waits until `offset` is applied, at most `timeout`; returns whether it is.
-    pub async fn wait_applied(&self, offset: Offset, timeout: Duration) -> bool {
-        let mut applied = self.watch_applied();
-        matches!(
-            tokio::time::timeout(timeout, applied.wait_for(|applied| *applied >= offset)).await,
-            Ok(Ok(_))
-        )
-    }
-
     /// Resolves when the journal can no longer do its work, and only a new start helps: a damaged
     /// index, which that rebuilds; or a log of which it is not known what is on the disk
     /// ([`JournalError::Log`]), which that reads again. Never resolves otherwise.
@@ -423,27 +416,6 @@ impl Journal {
     /// When the file it was collected in cannot be removed.
     pub async fn forget_snapshot(&self) -> Result<(), JournalError> {
         Installation::forget(Arc::clone(&self.shared)).await
-    }
-
-    /// Waits until `offset` is applied.
-    ///
-    /// # Errors
-    /// As soon as it is known that events are not applied now, and why: that may last.
-    pub async fn applied_or_stuck(&self, offset: Offset) -> Result<(), JournalError> {
-        let mut applied = self.watch_applied();
-        let mut condition = self.shared.condition.subscribe();
-        let stuck = |condition: &Condition| !matches!(condition, Condition::Applying);
-        tokio::select! {
-            biased;
-            reached = applied.wait_for(|applied| *applied >= offset) => {
-                reached.map(|_| ()).map_err(|_| JournalError::Closed)
-            }
-            condition = condition.wait_for(stuck) => Err(match condition.as_deref() {
-                Ok(Condition::Stalled(error)) => JournalError::Index(error.clone()),
-                Ok(Condition::Ended(error)) => error.clone(),
-                Ok(Condition::Applying) | Err(_) => JournalError::Closed,
-            }),
-        }
     }
 }
 

@@ -1,7 +1,5 @@
 //! What a gateway is asked about its registry: by pulls here, and by sites.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use outport_proto::{Digest, ManifestPut, Offset, Reference, RepoName};
 
@@ -12,8 +10,6 @@ use crate::{
     registry::lines::Lines,
 };
 
-/// How long an answer waits for the index to show what the log has.
-const LEVEL_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Different questions of one kind under way at once before further ones are asked alone.
 const QUESTIONS_MAX: usize = 10_000;
 
@@ -34,15 +30,11 @@ impl GatewayUpstream {
         Self { gateway, manifests, blobs, repositories: Lines::new(QUESTIONS_MAX, lines) }
     }
 
-    /// Where the log is, once the index shows all of it: sites are sent what is durable, and must not be
-    /// answered as of before what they were sent.
+    /// Where the log is, once the index shows all of it.
     async fn at(&self) -> Result<Offset, UpstreamError> {
         let journal = &self.gateway.shared.journal;
-        let head = journal.log().head();
-        if journal.applied() >= head || journal.wait_applied(head, LEVEL_WAIT_MAX).await {
-            return Ok(journal.applied());
-        }
-        Err(UpstreamError::Unavailable(format!("the index is behind the log's head {head}")))
+        journal.level().await.map_err(|behind| UpstreamError::Unavailable(behind.to_string()))?;
+        Ok(journal.applied())
     }
 
     async fn look(&self, repo: &RepoName, reference: &Reference) -> Result<(), UpstreamError> {
@@ -94,10 +86,7 @@ impl GatewayUpstream {
         let Some(record) = self.gateway.index().named_record(repo, reference).map_err(unreadable)? else {
             return Ok(At { value: None, at });
         };
-        let bytes = match &record.bytes {
-            Some(bytes) => bytes.clone(),
-            None => self.manifest_bytes(&record).await?,
-        };
+        let bytes = self.manifest_bytes(&record).await?;
         Ok(At { value: Some(ManifestPut { bytes: Some(bytes), tags: Vec::new(), ..record }), at })
     }
 
@@ -114,8 +103,11 @@ impl GatewayUpstream {
         }
     }
 
-    /// A manifest that is too large for its event stays at the registry.
+    /// A manifest's bytes. One that is too large for its event stays at the registry.
     async fn manifest_bytes(&self, record: &ManifestPut) -> Result<Bytes, UpstreamError> {
+        if let Some(bytes) = &record.bytes {
+            return Ok(bytes.clone());
+        }
         let reference = Reference::Digest(record.digest);
         match self.gateway.backend().manifest(&record.repo, &reference).await? {
             Some(manifest) => Ok(manifest.bytes),
@@ -134,10 +126,7 @@ impl GatewayUpstream {
         if link.is_none()
             && let Some(record) = index.manifest_record(repo, digest).map_err(unreadable)?
         {
-            let bytes = match &record.bytes {
-                Some(bytes) => bytes.clone(),
-                None => self.manifest_bytes(&record).await?,
-            };
+            let bytes = self.manifest_bytes(&record).await?;
             return Ok(Some(Box::new(InMemory::from(bytes, offset))));
         }
         if link.is_none() {

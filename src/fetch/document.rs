@@ -5,13 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
 use tokio_rustls::rustls::ClientConfig;
 
+use super::client::{HttpClient, http_client};
 use crate::telemetry::causes;
 
 /// How long a document may take in all.
@@ -19,20 +15,12 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Gets documents. Cloning gives another handle.
 #[derive(Clone, Debug)]
-pub struct Documents(Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+pub struct Documents(HttpClient<Empty<Bytes>>);
 
 impl Documents {
     /// Believes certificates as `tls` says; for `http` URLs it has no say.
     pub fn new(tls: &Arc<ClientConfig>) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(TIMEOUT));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(ClientConfig::clone(tls))
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        Self(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector))
+        Self(http_client(tls, TIMEOUT, 0))
     }
 
     /// The text at `url`, of `bytes_max` at most. Redirects are not followed: whoever configured the URL

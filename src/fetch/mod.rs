@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod bulk;
+pub mod client;
 pub mod document;
 mod flight;
 pub mod framed;

@@ -15,11 +15,6 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, Uri, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, combinators::UnsyncBoxBody};
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Semaphore;
 use tokio_rustls::rustls::ClientConfig;
@@ -31,11 +26,11 @@ use super::{
     headers::ANNOUNCED,
     request::{Asked, BoxError, RequestBody},
 };
+use crate::fetch::client::{HttpClient, http_client};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept warm, so that a push does not begin with a handshake across the world.
 const IDLE_CONNECTIONS_MAX: usize = 32;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Requests under way at once, a connection of the primary's each: it takes ten times as many in all.
 const REQUESTS_MAX: usize = 1000;
 /// For the primary's answer once no byte of the body goes out any longer: it hashes and syncs a
@@ -61,7 +56,7 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 /// A client of another registry. Cloning gives another handle to the same connections.
 #[derive(Clone, Debug)]
 pub struct Proxy {
-    client: Client<HttpsConnector<HttpConnector>, UnsyncBoxBody<Bytes, BoxError>>,
+    client: HttpClient<UnsyncBoxBody<Bytes, BoxError>>,
     reachability: Reachability,
     /// Requests that may wait for an answer: each takes a connection at the primary.
     turns: Arc<Semaphore>,
@@ -73,21 +68,7 @@ impl Proxy {
     /// A client that believes certificates as `tls` says; for `http` URLs it has no say. `peer` is where
     /// requests go, for people.
     pub fn new(tls: Arc<ClientConfig>, peer: &'static str) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        // One upload a connection: HTTP/2 would squeeze several through one window.
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(ClientConfig::clone(&tls))
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector);
+        let client = http_client(&tls, CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX);
         let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
         let reachability = Reachability::default();
         Self { client, reachability, turns, peer, answer_timeout: ANSWER_TIMEOUT }

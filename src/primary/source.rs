@@ -56,13 +56,11 @@ pub trait Source: Send + Sync + 'static {
     fn keys<'a>(&'a self, site: &'a SiteName, via: &'a [SiteName])
     -> BoxFuture<'a, Result<Keys, KeysDenied>>;
 
-    /// The keys of `site`, which follows this one, once it was looked for the key that a token calls
-    /// `unknown`.
-    fn keys_knowing<'a>(
-        &'a self,
-        site: &'a SiteName,
-        unknown: &'a str,
-    ) -> BoxFuture<'a, Result<Keys, KeysDenied>>;
+    /// Looks for the key that a token calls `unknown`: [`Source::keys`] know it afterwards, if there is one.
+    ///
+    /// # Errors
+    /// Why it cannot be looked for; for people.
+    fn find_key<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, Result<(), String>>;
 
     /// What the registry behind the primary says to `question` by whoever sends this `Authorization`.
     ///
@@ -202,16 +200,12 @@ impl Source for OwnSource {
         })
     }
 
-    fn keys_knowing<'a>(
-        &'a self,
-        site: &'a SiteName,
-        unknown: &'a str,
-    ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
+    fn find_key<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            if let Some(authenticator) = &self.authenticator {
-                authenticator.find_key(unknown).await.map_err(KeysDenied::Unavailable)?;
+            match &self.authenticator {
+                Some(authenticator) => authenticator.find_key(unknown).await,
+                None => Ok(()),
             }
-            self.keys(site, &[]).await
         })
     }
 

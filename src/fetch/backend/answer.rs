@@ -1,10 +1,9 @@
 //! Manifests and blobs of the registry.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use outport_proto::{
     Digest, Reference, RepoName,
@@ -15,12 +14,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Backend, BackendError,
+    body::RegistryBody,
     client::{Asker, Question},
     credentials::Needs,
     pages::next_of,
     storage,
 };
-use crate::fetch::{Body, BoxFuture, UpstreamError};
+use crate::fetch::Body;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Storage redirects followed for one blob.
@@ -170,12 +170,7 @@ impl Backend {
         digest: &Digest,
         bytes_max: usize,
     ) -> Result<Option<Bytes>, BackendError> {
-        let path = Endpoint::Blob { repo: repo.clone(), digest: *digest }.path();
-        let response = self.ask(&Question::get(&path), Asker::Gateway(Needs::Pull(repo))).await?;
-        let response = match self.storage(&response, &self.shared.options.url)? {
-            Some(storage) => self.at_storage(Method::GET, storage, 0).await?,
-            None => response,
-        };
+        let response = self.blob_answer(repo, digest, 0).await?;
         if response.status() != StatusCode::OK {
             return self.no(response).await.map(|()| None);
         }
@@ -238,16 +233,7 @@ impl Backend {
         let turn = tokio::time::timeout(limit, Arc::clone(&self.shared.bodies).acquire_owned()).await;
         let turn = turn.map_err(|_| BackendError::Timeout(limit))?;
         let turn = turn.map_err(|_| BackendError::Unreachable("shutting down".to_owned()))?;
-        let path = Endpoint::Blob { repo: repo.clone(), digest: *digest }.path();
-        let mut question = Question::get(&path);
-        if let Some(range) = from(offset) {
-            question = question.with(header::RANGE, range);
-        }
-        let response = self.ask(&question, Asker::Gateway(Needs::Pull(repo))).await?;
-        let response = match self.storage(&response, &self.shared.options.url)? {
-            Some(storage) => self.at_storage(Method::GET, storage, offset).await?,
-            None => response,
-        };
+        let response = self.blob_answer(repo, digest, offset).await?;
         let headers = response.headers();
         let (size, skip) = match response.status() {
             StatusCode::OK => (length_of(headers)?, offset),
@@ -260,6 +246,25 @@ impl Backend {
         };
         let stall = self.shared.options.stall_timeout;
         Ok(Some(RegistryBody { size, skip, body: Some(response.into_body()), stall, _turn: turn }))
+    }
+
+    /// What is answered to a question for a blob from `offset` on, by the registry or where it leads.
+    async fn blob_answer(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Response<Incoming>, BackendError> {
+        let path = Endpoint::Blob { repo: repo.clone(), digest: *digest }.path();
+        let mut question = Question::get(&path);
+        if let Some(range) = from(offset) {
+            question = question.with(header::RANGE, range);
+        }
+        let response = self.ask(&question, Asker::Gateway(Needs::Pull(repo))).await?;
+        match self.storage(&response, &self.shared.options.url)? {
+            Some(storage) => self.at_storage(Method::GET, storage, offset).await,
+            None => Ok(response),
+        }
     }
 
     async fn nothing_behind(
@@ -339,44 +344,6 @@ impl Backend {
             }
         }
         Err(BackendError::Protocol(format!("more than {REDIRECTS_MAX} redirects")))
-    }
-}
-
-/// A blob on its way from the registry; dropping it ends that.
-struct RegistryBody {
-    size: u64,
-    /// Bytes before those that were asked for.
-    skip: u64,
-    body: Option<Incoming>,
-    stall: Duration,
-    _turn: OwnedSemaphorePermit,
-}
-
-impl Body for RegistryBody {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn chunk(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, UpstreamError>> {
-        Box::pin(async {
-            while let Some(body) = &mut self.body {
-                let frame = tokio::time::timeout(self.stall, body.frame()).await;
-                match frame.map_err(|_| BackendError::Timeout(self.stall))? {
-                    None => self.body = None,
-                    Some(Err(error)) => return Err(BackendError::Unreachable(error.to_string()).into()),
-                    Some(Ok(frame)) => {
-                        let Ok(mut bytes) = frame.into_data() else { continue };
-                        let skipped = self.skip.min(bytes.len() as u64);
-                        self.skip -= skipped;
-                        drop(bytes.split_to(skipped as usize));
-                        if !bytes.is_empty() {
-                            return Ok(Some(bytes));
-                        }
-                    }
-                }
-            }
-            Ok(None)
-        })
     }
 }
 

@@ -6,25 +6,19 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
 use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::{Backend, BackendError, Challenge, credentials::Needs};
-use crate::telemetry::causes;
+use crate::{
+    fetch::client::{HttpClient, http_client},
+    telemetry::causes,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_CONNECTIONS_MAX: usize = 64;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// An error's body is read up to this, for its code.
 pub(super) const ERROR_BYTES_MAX: usize = 64 * 1024;
-
-/// An answer's body as it comes.
-pub type RawBody = Incoming;
 
 /// In whose name the registry is asked.
 #[derive(Clone, Copy, Debug)]
@@ -37,25 +31,12 @@ pub enum Asker<'a> {
 
 /// Warm connections.
 pub(super) struct Connections {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpClient<Full<Bytes>>,
 }
 
 impl Connections {
     pub(super) fn new(tls: &ClientConfig) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls.clone())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector);
+        let client = http_client(tls, CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX);
         Self { client }
     }
 
@@ -111,20 +92,6 @@ impl<'a> Question<'a> {
 impl Backend {
     /// Sends one request and answers whatever the registry does, a refusal as well. The gateway's
     /// credentials are renewed once when they are not taken.
-    ///
-    /// # Errors
-    /// When there was no answer.
-    pub async fn raw(
-        &self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Bytes,
-        asker: Asker<'_>,
-    ) -> Result<Response<RawBody>, BackendError> {
-        self.ask(&Question { method, path, headers, body, limit: None }, asker).await
-    }
-
     pub(super) async fn ask(
         &self,
         question: &Question<'_>,

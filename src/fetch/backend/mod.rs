@@ -5,11 +5,12 @@
 //! A 404 of whatever stands in front of it, a 401 or a 5xx is an error and never an absence.
 //!
 //! - `client`: connections, timeouts, the request itself; `credentials`: who the gateway is there;
-//! - `answer`: manifests and blobs; `pages`: tags and repositories; `write`: what changes something;
+//! - `answer`: manifests and blobs, `body`: their bytes; `pages`: tags and repositories; `write`: what changes something;
 //! - `verdict`: what it lets callers do; `storage`: its own files; `gitlab`: its names where its own list is
 //!   closed.
 
 mod answer;
+mod body;
 mod challenge;
 mod client;
 mod credentials;
@@ -33,7 +34,7 @@ use tokio::sync::Semaphore;
 
 pub use answer::{Manifest, ManifestHead};
 pub use challenge::Challenge;
-pub use client::{Asker, RawBody};
+pub use client::Asker;
 pub use credentials::{Credentials, Needs, Password};
 pub use gitlab::GitLab;
 pub use pages::NamePage;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use outport_proto::{Change, Digest, IntentId, Offset, Reference, RepoName, Tag};
-
 use tokio::time::Instant;
 
 use super::{
@@ -179,10 +178,9 @@ impl Gateway {
                 self.record(repo, manifest, tags).await.map(|_| Observed::Found)
             }
             None if known.is_none() => Ok(Observed::Same),
-            None if !may_remove() => Err(GatewayError::NotRemoved),
             None => {
                 let change = Change::TagDeleted { repo: repo.clone(), tag: tag.clone() };
-                self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
+                self.remove(change, may_remove).await
             }
         }
     }
@@ -214,11 +212,8 @@ impl Gateway {
         {
             return Ok(Observed::Same);
         }
-        if !may_remove() {
-            return Err(GatewayError::NotRemoved);
-        }
         let change = Change::ManifestDeleted { repo: repo.clone(), digest: *digest };
-        self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
+        self.remove(change, may_remove).await
     }
 
     /// Looks whether the registry has a blob in `repo` and records it.
@@ -259,10 +254,15 @@ impl Gateway {
         {
             return Ok(Observed::Same);
         }
+        let change = Change::BlobDeleted { repo: repo.clone(), digest: *digest };
+        self.remove(change, may_remove).await
+    }
+
+    /// Records that something is gone, if it may be.
+    async fn remove(&self, change: Change, may_remove: &MayRemove<'_>) -> Result<Observed, GatewayError> {
         if !may_remove() {
             return Err(GatewayError::NotRemoved);
         }
-        let change = Change::BlobDeleted { repo: repo.clone(), digest: *digest };
         self.commit(OBSERVER, None, vec![change]).await.map(|_| Observed::Gone)
     }
 

@@ -3,7 +3,7 @@
 //! When the registry gives no answer, it may have done it all the same: then it is looked at until that
 //! is known, and the client is told to come again.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use outport_proto::{
@@ -16,7 +16,7 @@ use crate::{
     fetch::backend::{Answered, Asker, Needs},
     registry::{
         PushError,
-        push::{BlobPut, Deleted, ManifestPushed, NewManifest, digest_of, parse},
+        push::{BlobPut, Deleted, ManifestPushed, NewManifest, digest_of, parse, to_its_end},
     },
 };
 
@@ -92,7 +92,7 @@ impl Gateway {
         let gateway = self.clone();
         // Before it is a task that goes on without its client.
         let turn_of_tags = self.moving(repo, &put.tags).await.map_err(|error| silent(&error))?;
-        self.to_its_end(async move {
+        to_its_end(&self.shared.shutdown, async move {
             let NewManifest { reference, tags, content_type, bytes } = manifest;
             let (repo, _turn_of_tags) = (put.repo.clone(), turn_of_tags);
             let in_doubt = {
@@ -106,7 +106,7 @@ impl Gateway {
                 }
             };
             // What the intent led to does not hang on what the registry says of tags.
-            let announced = Change::ManifestPut(Box::new(ManifestPut { platform: None, ..put.clone() }));
+            let announced = Change::ManifestPut(Box::new(put.clone()));
             let turn = gateway.intent_turn(&writer).await?;
             if let Some(turn) = &turn
                 && let Some(offset) = turn.done(&announced)?
@@ -208,7 +208,7 @@ impl Gateway {
         let gateway = self.clone();
         // Before it is a task that goes on without its client.
         let turn_of_repository = self.alone(&repo).await.map_err(|error| silent(&error))?;
-        self.to_its_end(async move {
+        to_its_end(&self.shared.shutdown, async move {
             let _turn_of_repository = turn_of_repository;
             let in_doubt = |pending| {
                 for thing in &things {
@@ -269,7 +269,7 @@ impl Gateway {
     ) -> Result<BlobPut, PushError> {
         let (gateway, actor, repo, digest) = (self.clone(), actor.to_owned(), repo.clone(), *digest);
         let turn = self.moving(&repo, &[]).await.map_err(|error| silent(&error))?;
-        self.to_its_end(async move {
+        to_its_end(&self.shared.shutdown, async move {
             let _turn = turn;
             let size = gateway.backend().blob_size(&repo, &digest).await;
             let size = size.map_err(|error| silent(&error.into()))?.ok_or(PushError::BlobUnknown)?;
@@ -287,17 +287,6 @@ impl Gateway {
         let Some(intent) = &writer.intent else { return Ok(None) };
         let shared = &self.shared;
         shared.fulfilled.turn(intent, shared.journal.log(), shared.clock.now()).await.map(Some)
-    }
-
-    /// Does `work` to its end, also when the caller of this leaves.
-    async fn to_its_end<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, PushError>> + Send + 'static,
-    ) -> Result<T, PushError> {
-        self.shared.shutdown.spawn(work).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a change broke off");
-            Err(PushError::Internal)
-        })
     }
 }
 

@@ -121,10 +121,7 @@ impl PushService {
         &self,
         work: impl Future<Output = Result<T, PushError>> + Send + 'static,
     ) -> Result<T, PushError> {
-        self.shutdown.spawn(work).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a change broke off");
-            Err(PushError::Internal)
-        })
+        to_its_end(&self.shutdown, work).await
     }
 
     /// Does disk work on a thread that may block.
@@ -154,6 +151,17 @@ impl PushService {
 
 fn allowed(caller: &Caller, repo: &RepoName, action: Action) -> Result<(), PushError> {
     if caller.access.allows(repo, action) { Ok(()) } else { Err(PushError::Denied) }
+}
+
+/// Does `work` to its end, also when the caller of this leaves: it ends before `shutdown` does.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    shutdown: &Shutdown,
+    work: impl Future<Output = Result<T, PushError>> + Send + 'static,
+) -> Result<T, PushError> {
+    shutdown.spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a change broke off");
+        Err(PushError::Internal)
+    })
 }
 
 fn not_durable(error: JournalError) -> PushError {

@@ -36,7 +36,6 @@ pub use self::repositories::Listed;
 use self::{
     memory::{Cursor, Memory},
     pace::Pace,
-    repository::Walked,
     standing::{By, Standing},
 };
 use super::{Gateway, GatewayError};
@@ -293,7 +292,7 @@ impl Reconciler {
 
     /// What the last walk found, or how far this one is.
     pub fn report(&self) -> ReconcileReport {
-        self.note().clone()
+        ReconcileReport { missed: self.shared.standing.missed(), ..self.note().clone() }
     }
 
     /// Something may have been missed: everything is walked soon, but not all the time.
@@ -334,7 +333,6 @@ impl Reconciler {
                 pass,
                 running: true,
                 is_backfill: report.is_backfill,
-                missed: report.missed,
                 last_reconciled_at: report.last_reconciled_at,
                 last_drift: report.last_drift,
                 ..ReconcileReport::default()
@@ -415,8 +413,7 @@ impl Reconciler {
                 walks.spawn(async move { this.walk_repository(&repo, accept_removals).await });
             }
             let Some(ended) = walks.join_next().await else { return Ok(drift) };
-            let Walked { found, gone } = ended.map_err(|_| Stopped::Crashed)??;
-            drift += found + gone;
+            drift += ended.map_err(|_| Stopped::Crashed)??;
             self.note().repositories += 1;
         }
     }
@@ -426,18 +423,14 @@ impl Reconciler {
         // Registries remove untagged manifests themselves (GitLab's garbage collection) and tell nobody.
         let Reference::Tag(tag) = reference else { return };
         let named = self.shared.gateway.index().tag(repo, tag).ok().flatten().map(|entry| entry.digest);
-        let mut report = self.note();
-        if !self.shared.options.notified || report.is_backfill {
-            return;
+        if self.shared.options.notified && !self.note().is_backfill {
+            self.shared.standing.found((repo.clone(), tag.clone(), named), by);
         }
-        self.shared.standing.found((repo.clone(), tag.clone(), named), by);
-        report.missed = self.shared.standing.missed();
     }
 
     /// A notification told of a tag, and what it names; late if it was found before.
     pub fn noticed(&self, repo: &RepoName, tag: &Tag, named: Option<Digest>) {
         self.shared.standing.noticed((repo.clone(), tag.clone(), named));
-        self.note().missed = self.shared.standing.missed();
     }
 }
 

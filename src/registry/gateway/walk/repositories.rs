@@ -7,7 +7,7 @@ use outport_proto::RepoName;
 use super::{Reconciler, Stopped};
 use crate::{
     blocking,
-    fetch::backend::BackendError,
+    fetch::backend::{BackendError, GitLab},
     registry::gateway::{GatewayError, learn::Names},
 };
 
@@ -26,15 +26,15 @@ pub enum Listed {
     /// A file with a name a line, read for every walk.
     File(PathBuf),
     /// GitLab's API.
-    GitLab(crate::fetch::backend::GitLab),
+    GitLab(GitLab),
 }
 
 impl Reconciler {
     /// All repositories, those of the log as well, in order.
     pub(super) async fn repositories(&self) -> Result<Vec<RepoName>, Stopped> {
         let mut names = match &self.shared.options.listed {
-            Listed::Catalog => self.pages(Pages::Catalog).await?,
-            Listed::GitLab(gitlab) => self.pages(Pages::GitLab(gitlab)).await?,
+            Listed::Catalog => self.pages(None).await?,
+            Listed::GitLab(gitlab) => self.pages(Some(gitlab)).await?,
             Listed::Names(names) => names.iter().cloned().collect(),
             Listed::File(path) => of_file(path.clone()).await?,
         };
@@ -48,14 +48,15 @@ impl Reconciler {
         }
     }
 
-    async fn pages(&self, pages: Pages<'_>) -> Result<BTreeSet<RepoName>, Stopped> {
+    /// The names of the registry's catalog, or of GitLab's projects.
+    async fn pages(&self, gitlab: Option<&GitLab>) -> Result<BTreeSet<RepoName>, Stopped> {
         let mut names = Names::<RepoName>::new();
         loop {
             let (backend, next) = (self.shared.gateway.backend(), names.next.clone());
             let ask = || async {
-                Ok(match pages {
-                    Pages::Catalog => backend.catalog(next.as_deref()).await?,
-                    Pages::GitLab(gitlab) => backend.gitlab(gitlab, next.as_deref()).await?,
+                Ok(match gitlab {
+                    None => backend.catalog(next.as_deref()).await?,
+                    Some(gitlab) => backend.gitlab(gitlab, next.as_deref()).await?,
                 })
             };
             let page = self.patiently(ask).await.map_err(explained)?;
@@ -70,12 +71,6 @@ impl Reconciler {
             }
         }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Pages<'a> {
-    Catalog,
-    GitLab(&'a crate::fetch::backend::GitLab),
 }
 
 fn explained(stopped: Stopped) -> Stopped {

@@ -25,27 +25,20 @@ const RESTS_MAX: u32 = 30;
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// What a walk found in a repository.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Walked {
-    pub(super) found: u64,
-    pub(super) gone: u64,
-}
-
 impl Reconciler {
+    /// Walks a repository; returns how many changes were found in it.
     pub(super) async fn walk_repository(
         &self,
         repo: &RepoName,
         accept_removals: bool,
-    ) -> Result<Walked, Stopped> {
-        let mut walked = Walked::default();
+    ) -> Result<u64, Stopped> {
         let tags = self.tags(repo).await?.into_iter().map(Reference::Tag);
-        self.look_at_all(repo, tags, accept_removals, &mut walked).await?;
+        let mut changes = self.look_at_all(repo, tags, accept_removals).await?;
         let mut last = None::<Digest>;
         loop {
             let page = self.shared.gateway.index().manifests(repo, last.as_ref(), PAGE);
             let page = page.map_err(GatewayError::from)?;
-            let Some(end) = page.last() else { return Ok(walked) };
+            let Some(end) = page.last() else { return Ok(changes) };
             last = Some(end.digest);
             let mut open = Vec::new();
             for manifest in page {
@@ -57,19 +50,18 @@ impl Reconciler {
                 }
             }
             let open = open.into_iter().map(Reference::Digest);
-            self.look_at_all(repo, open, accept_removals, &mut walked).await?;
+            changes += self.look_at_all(repo, open, accept_removals).await?;
         }
     }
 
-    /// Looks at many things of a repository, several at once.
+    /// Looks at many things of a repository, several at once; returns how many of them had changed.
     async fn look_at_all(
         &self,
         repo: &RepoName,
         mut references: impl Iterator<Item = Reference>,
         accept_removals: bool,
-        walked: &mut Walked,
-    ) -> Result<(), Stopped> {
-        let mut looks = JoinSet::new();
+    ) -> Result<u64, Stopped> {
+        let (mut looks, mut changes) = (JoinSet::new(), 0);
         loop {
             while looks.len() < self.shared.options.concurrency
                 && let Some(reference) = references.next()
@@ -77,12 +69,8 @@ impl Reconciler {
                 let (this, repo) = (self.clone(), repo.clone());
                 looks.spawn(async move { this.look(&repo, &reference, accept_removals).await });
             }
-            let Some(looked) = looks.join_next().await else { return Ok(()) };
-            match looked.map_err(|_| Stopped::Crashed)?? {
-                Observed::Same => {}
-                Observed::Found => walked.found += 1,
-                Observed::Gone => walked.gone += 1,
-            }
+            let Some(looked) = looks.join_next().await else { return Ok(changes) };
+            changes += u64::from(looked.map_err(|_| Stopped::Crashed)?? != Observed::Same);
         }
     }
 

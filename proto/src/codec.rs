@@ -35,7 +35,7 @@ pub use bincode::{Decode, Encode};
 
 use crate::{
     Event, ManifestPut, RepoName, SiteName, Tag,
-    frame::{FRAME_BYTES_MAX, FromPrimary, FromSecondary, Request, Response},
+    frame::{Asked, FRAME_BYTES_MAX, FromPrimary, FromSecondary, Request, Response},
     name::{REPO_NAME_BYTES_MAX, SITE_NAME_BYTES_MAX, TAG_BYTES_MAX},
     oci::{PLATFORM_BYTES_MAX, Platform},
     snapshot::Entry,
@@ -132,12 +132,13 @@ pub fn decode_frame<F: WireFrame>(bytes: &[u8]) -> Result<F, CodecError> {
     F::decode(envelope)
 }
 
-/// What may be sent on a stream: one of the four enums of [`crate::frame`].
+/// What may be sent on a stream: one of the frames of [`crate::frame`].
 pub trait WireFrame: Sized + private::Frame {}
 
 impl WireFrame for FromSecondary {}
 impl WireFrame for FromPrimary {}
 impl WireFrame for Request {}
+impl WireFrame for Asked {}
 impl WireFrame for Response {}
 
 mod private {
@@ -178,6 +179,7 @@ impl private::Frame for FromPrimary {
             }),
             Self::Heartbeat(heartbeat) => seal_onto(buffer, Kind::Heartbeat, heartbeat),
             Self::Keys(keys) => seal_onto(buffer, Kind::Keys, keys),
+            Self::Traces(traces) => seal_onto(buffer, Kind::Traces, traces),
         }
     }
 
@@ -188,6 +190,7 @@ impl private::Frame for FromPrimary {
             Kind::Append => split_events(envelope.payload).map(Self::Append),
             Kind::Heartbeat => from_payload(envelope.payload).map(Self::Heartbeat),
             Kind::Keys => from_payload(envelope.payload).map(Self::Keys),
+            Kind::Traces => from_payload(envelope.payload).map(Self::Traces),
             other => Err(CodecError::UnexpectedKind(other as u8)),
         }
     }
@@ -200,6 +203,26 @@ impl private::Frame for Request {
 
     fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
         envelope.expect(Kind::Request).and_then(from_payload)
+    }
+}
+
+impl private::Frame for Asked {
+    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+        match self.parent {
+            None => private::Frame::encode(&self.request, buffer),
+            Some(parent) => envelope::seal_onto(buffer, Kind::TracedRequest, |payload| {
+                write(&parent, payload)?;
+                write(&self.request, payload)
+            }),
+        }
+    }
+
+    fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
+        if envelope.kind != Kind::TracedRequest {
+            return <Request as private::Frame>::decode(envelope).map(Self::from);
+        }
+        let (parent, request) = from_payload(envelope.payload)?;
+        Ok(Self { parent: Some(parent), request })
     }
 }
 

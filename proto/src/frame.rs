@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
-    Digest, Offset, Reference, RepoName, SiteName, Timestamp,
+    Digest, Offset, Reference, RepoName, SiteName, Timestamp, Traceparent,
     codec::{Decode, Encode},
     snapshot::{Entry, SnapshotPlace},
 };
@@ -21,6 +21,9 @@ pub const HOPS_MAX: usize = 8;
 
 /// Most reports about other sites in one [`Ack`].
 pub const BEHIND_MAX: usize = 64;
+
+/// Most events that one [`FromPrimary::Traces`] is about.
+pub const TRACES_MAX: usize = 1024;
 
 /// Most buckets that one [`DiffStep::Entries`] asks for.
 pub const DIFF_BUCKETS_MAX: usize = 64;
@@ -50,6 +53,8 @@ pub enum FromPrimary {
     Heartbeat(Heartbeat),
     /// New keys: they replace those of `Welcome`.
     Keys(Keys),
+    /// In which spans events that follow were made, as far as anybody records those; for people.
+    Traces(Vec<(Offset, Traceparent)>),
 }
 
 /// A secondary introduces itself.
@@ -469,6 +474,21 @@ pub enum Request {
         /// The name in the token's header (`kid`).
         unknown: String,
     },
+}
+
+/// A question as it stands on its stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// The span that it is asked in, when that is to be told.
+    pub parent: Option<Traceparent>,
+    /// The question.
+    pub request: Request,
+}
+
+impl From<Request> for Asked {
+    fn from(request: Request) -> Self {
+        Self { parent: None, request }
+    }
 }
 
 /// A step on the way to what two states differ in.

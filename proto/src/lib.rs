@@ -10,7 +10,7 @@
 //! - [`offset`], [`event`], [`snapshot`]: places and records of the replication log, and the state they led to.
 //! - [`frame`], [`session`]: what the two ends say to each other, and the logic of each end.
 //! - [`codec`]: frames and records as bytes. [`route`]: the paths of the OCI API. [`statehash`]:
-//!   do two sites hold the same state?
+//!   do two sites hold the same state? [`trace`]: which trace does this belong to?
 
 pub mod codec;
 pub mod digest;
@@ -23,8 +23,10 @@ pub mod route;
 pub mod session;
 pub mod snapshot;
 pub mod statehash;
+pub mod trace;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use event::{Change, Event, IntentId, ManifestPut};
 pub use name::{Reference, RepoName, SiteName, Tag};
 pub use offset::{Offset, Timestamp};
+pub use trace::Traceparent;

@@ -29,13 +29,15 @@ pub(super) enum Kind {
     Append = 0x22,
     Heartbeat = 0x23,
     Keys = 0x24,
+    Traces = 0x25,
     Request = 0x30,
     Response = 0x31,
+    TracedRequest = 0x32,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Result<Self, CodecError> {
-        const ALL: [Kind; 12] = [
+        const ALL: [Kind; 14] = [
             Kind::Event,
             Kind::Entries,
             Kind::Value,
@@ -46,8 +48,10 @@ impl Kind {
             Kind::Append,
             Kind::Heartbeat,
             Kind::Keys,
+            Kind::Traces,
             Kind::Request,
             Kind::Response,
+            Kind::TracedRequest,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte).ok_or(CodecError::UnknownKind(byte))
     }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{APPEND_BYTES_MAX, HEARTBEAT_INTERVAL, IDLE_MAX, LogState, Place, WINDOW_BYTES};
 use crate::{
-    Digest, Offset, SiteName,
-    frame::{Ack, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, VERSION, Welcome},
+    Digest, Offset, SiteName, Traceparent,
+    frame::{Ack, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, TRACES_MAX, VERSION, Welcome},
 };
 
 /// What a publisher says about the primary, and its bounds.
@@ -69,6 +69,8 @@ pub struct Publisher {
     epoch: u64,
     queue: VecDeque<(Offset, Bytes)>,
     queue_bytes: usize,
+    /// Of events in the queue.
+    traces: Vec<(Offset, Traceparent)>,
     /// Sent and not yet durable there: the last offset and the size of every `Append`.
     in_flight: VecDeque<(Offset, usize)>,
     in_flight_bytes: usize,
@@ -139,6 +141,7 @@ impl Publisher {
             epoch: 0,
             queue: VecDeque::new(),
             queue_bytes: 0,
+            traces: Vec::new(),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             hello: None,
@@ -284,6 +287,13 @@ impl Publisher {
         Ok(())
     }
 
+    /// In which span an event was made that was just handed over. It goes out before the event.
+    pub fn handle_trace(&mut self, offset: Offset, trace: Traceparent) {
+        if self.state == State::Streaming && self.traces.len() < TRACES_MAX {
+            self.traces.push((offset, trace));
+        }
+    }
+
     /// The next frame to send; `log` is where the log is now.
     pub fn poll_transmit(&mut self, now: Duration, log: &LogState) -> Option<FromPrimary> {
         self.head = log.durable;
@@ -300,6 +310,9 @@ impl Publisher {
         }
         if std::mem::take(&mut self.keys_due) {
             return Some(FromPrimary::Keys(self.keys.clone()));
+        }
+        if !self.traces.is_empty() {
+            return Some(FromPrimary::Traces(std::mem::take(&mut self.traces)));
         }
         let heartbeat_due = now >= self.next_heartbeat;
         if !heartbeat_due && let Some(append) = self.next_append() {
@@ -436,6 +449,7 @@ impl Publisher {
         }
         self.state = State::Closed;
         self.queue.clear();
+        self.traces.clear();
         self.in_flight.clear();
         (self.queue_bytes, self.in_flight_bytes) = (0, 0);
         self.notices.push_back(PublisherNotice::Closed(why));

@@ -12,11 +12,11 @@ use bytes::Bytes;
 pub use self::notice::{Ended, Received, SubscriberNotice};
 use super::{ACK_DELAY, ACK_INTERVAL_MAX, IDLE_MAX, Lag, WINDOW_BYTES, freshness::Freshness};
 use crate::{
-    Digest, Offset, SiteName, Timestamp,
+    Digest, Offset, SiteName, Timestamp, Traceparent,
     codec::decode_event,
     frame::{
         Ack, BEHIND_MAX, Behind, FromPrimary, FromSecondary, HOPS_MAX, Heartbeat, Hello, LAG_UNKNOWN_MICROS,
-        Resume, SiteReport, VERSION, Welcome,
+        Resume, SiteReport, TRACES_MAX, VERSION, Welcome,
     },
 };
 
@@ -75,6 +75,8 @@ pub struct Subscriber {
     ack_at: Option<Duration>,
     /// Bytes of events received since the last one.
     unacknowledged_bytes: usize,
+    /// Of events that are yet to come.
+    traces: BTreeMap<Offset, Traceparent>,
     hello_due: bool,
     notices: VecDeque<SubscriberNotice>,
 }
@@ -110,6 +112,7 @@ impl Subscriber {
             ack_due: false,
             ack_at: None,
             unacknowledged_bytes: 0,
+            traces: BTreeMap::new(),
             hello_due: false,
             notices: VecDeque::new(),
         }
@@ -198,6 +201,7 @@ impl Subscriber {
         self.hello_due = true;
         self.ack_due = false;
         self.behind.clear();
+        self.traces.clear();
         self.ack_at = None;
         self.notices.retain(|notice| !matches!(notice, SubscriberNotice::Ended(_)));
     }
@@ -229,6 +233,7 @@ impl Subscriber {
             FromPrimary::Heartbeat(heartbeat) => self.heard(now, heartbeat),
             FromPrimary::Keys(keys) => self.notices.push_back(SubscriberNotice::Keys(keys)),
             FromPrimary::Append(events) if self.state == SubscriberState::Streaming => self.appended(events),
+            FromPrimary::Traces(traces) => self.traced(traces),
             FromPrimary::Append(_) => self.end(Ended::OutOfPlace("Append")),
             FromPrimary::Welcome(_) => self.end(Ended::OutOfPlace("Welcome")),
         }
@@ -469,6 +474,14 @@ impl Subscriber {
         }
     }
 
+    /// They come before the events that they are about. What nobody comes for is forgotten, the oldest first.
+    fn traced(&mut self, traces: Vec<(Offset, Traceparent)>) {
+        self.traces.extend(traces.into_iter().take(TRACES_MAX));
+        while self.traces.len() > TRACES_MAX {
+            self.traces.pop_first();
+        }
+    }
+
     /// The event, unless it was received before.
     fn take_in(&mut self, encoded: Bytes) -> Result<Option<Received>, Ended> {
         let event = decode_event(&encoded).map_err(Ended::Malformed)?;
@@ -486,7 +499,8 @@ impl Subscriber {
         self.progress.log_bytes += encoded.len() as u64;
         self.unacknowledged_bytes += encoded.len();
         self.fresh.handle_event(offset, event.time);
-        Ok(Some(Received { offset, encoded, event }))
+        let trace = self.traces.remove(&offset);
+        Ok(Some(Received { offset, encoded, event, trace }))
     }
 
     fn forget_passed_events(&mut self) {

@@ -6,15 +6,15 @@ use std::{fmt::Debug, path::Path};
 
 use bytes::Bytes;
 use outport_proto::{
-    Change, Digest, Event, IntentId, ManifestPut, Offset, RepoName, Timestamp,
+    Change, Digest, Event, IntentId, ManifestPut, Offset, RepoName, Timestamp, Traceparent,
     codec::{
         CodecError, WireFrame, decode_entries, decode_event, decode_frame, decode_value, encode_entries,
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary, Heartbeat,
-        Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteReport,
-        Verdict, Welcome,
+        Ack, Asked, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary,
+        Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey,
+        SiteReport, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -159,6 +159,10 @@ fn records() {
     check("value", &(7_u32, Offset::new(1, 2), Some(true)), encode_value, decode_value);
 }
 
+fn traceparent() -> Traceparent {
+    "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap()
+}
+
 fn keys() -> Keys {
     Keys {
         auth: AuthMode::Outport {
@@ -268,6 +272,7 @@ fn frames_from_the_primary() {
         }),
     );
     frame("keys", FromPrimary::Keys(keys()));
+    frame("traces", FromPrimary::Traces(vec![(Offset::new(1, 9), traceparent())]));
     let of = |auth| FromPrimary::Keys(Keys { auth, ..keys() });
     let (jwks, issuer) = ("{\"keys\":[]}".to_owned(), "gitlab-issuer".to_owned());
     frame("keys-token", of(AuthMode::Token { jwks, issuer, roots: vec![vec![0x30, 0], vec![0x30, 1, 5]] }));
@@ -323,6 +328,10 @@ fn requests() {
         frame(&format!("request-authorize-{name}"), Request::Authorize { authorization, question });
     }
     frame("request-own-keys", Request::OwnKeys { unknown: "2024-05".to_owned() });
+    let traced = Asked { parent: Some(traceparent()), request: Request::Diff(DiffStep::Sums) };
+    frame("request-traced", traced);
+    let untraced = encode_frame(&Asked::from(Request::Diff(DiffStep::Sums))).unwrap();
+    assert_eq!(untraced, encode_frame(&Request::Diff(DiffStep::Sums)).unwrap());
 }
 
 #[test]

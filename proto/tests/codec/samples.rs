@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use outport_proto::{
     Algorithm, Change, Digest, Event, IntentId, ManifestPut, Offset, Reference, RepoName, SiteName, Tag,
-    Timestamp,
+    Timestamp, Traceparent,
     codec::encode_event,
     frame::{
         Ack, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary, Heartbeat,
@@ -296,7 +296,13 @@ pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
         vec(event().prop_map(|event| encode_event(&event).unwrap()), 0..4).prop_map(FromPrimary::Append),
         heartbeat,
         keys().prop_map(FromPrimary::Keys),
+        vec((offset(), traceparent()), 0..4).prop_map(FromPrimary::Traces),
     ]
+}
+
+pub(crate) fn traceparent() -> impl Strategy<Value = Traceparent> {
+    (any::<[u8; 16]>(), any::<[u8; 8]>(), any::<bool>())
+        .prop_map(|(trace_id, span_id, sampled)| Traceparent { trace_id, span_id, sampled })
 }
 
 pub(crate) fn request() -> impl Strategy<Value = Request> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
-    Event, Offset, SiteName,
+    Event, Offset, SiteName, Traceparent,
     codec::CodecError,
     frame::{Heartbeat, Keys, Refusal, Welcome, names},
 };
@@ -91,4 +91,6 @@ pub struct Received {
     pub encoded: Bytes,
     /// The event.
     pub event: Event,
+    /// The span that it was made in, if anybody records that.
+    pub trace: Option<Traceparent>,
 }

@@ -1,48 +1,13 @@
-//! Logs and metrics of the process.
+//! Logs, metrics and traces of the process.
 
-use std::{
-    io::IsTerminal as _,
-    sync::{Arc, Mutex, PoisonError},
-};
+pub mod log;
+pub mod trace;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::registry::Registry;
-use serde::Deserialize;
-use tracing_subscriber::{EnvFilter, fmt};
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Sends the process's log to standard error. `RUST_LOG` wins over `filter`.
-///
-/// # Errors
-/// When the filter does not parse, or a log is already set up.
-pub fn init_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
-    let (source, filter) = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => ("RUST_LOG", text),
-        _ => ("telemetry.log_filter", filter.to_owned()),
-    };
-    let filter =
-        EnvFilter::try_new(&filter).map_err(|error| LogError(format!("{source} = {filter:?}: {error}")))?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Human => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(|error| LogError(error.to_string()))
-}
-
-/// Why there is no log.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("set up the log: {0}")]
-pub struct LogError(String);
+pub use self::log::{LogError, LogFormat, init_log};
 
 /// The metrics of one node. Cloning gives another handle. Names get the prefix `outport_`.
 #[derive(Clone, Debug)]

@@ -108,7 +108,7 @@ impl Oracle {
         let fork = both.take_while(|((copied, _), (now, _))| copied.offset == now.offset).count() as u64;
         let mut branch = Branch { fork, ..Branch::default() };
         for (event, encoded) in copied {
-            branch.take_in(&Record { event, encoded });
+            branch.take_in(&Record { event, encoded, trace: None });
         }
         branch.acknowledged = self.now.acknowledged.iter().map(|(at, seq)| (*at, (*seq).min(fork))).collect();
         let through = self.now.through.iter().filter(|(_, seq)| **seq <= fork);

@@ -228,6 +228,7 @@ impl World {
             on_identity: Arc::new(|_| {}),
             downstream,
             reports: is_followed.then(|| Arc::new(reports) as _),
+            tracing: outport::telemetry::trace::Tracing::default(),
         };
         let address = SocketAddr::new(self.machines[followed].host, REPLICATION_PORT);
         let options = SubscriptionOptions {

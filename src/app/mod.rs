@@ -7,6 +7,7 @@ pub mod demo;
 mod gateway;
 mod issuer;
 mod listen;
+mod otlp;
 pub mod primary;
 pub mod relay;
 mod replication;

@@ -14,6 +14,7 @@ use super::{
     issuer::KeysAlarm,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
+    otlp::Traces,
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
     store_status,
 };
@@ -54,6 +55,7 @@ pub struct Running {
     replication: SocketAddr,
     shutdown: Shutdown,
     journal_shutdown: Shutdown,
+    traces: Traces,
     _data_dir: DataDir,
 }
 
@@ -78,7 +80,9 @@ impl Running {
     /// # Errors
     /// When that takes too long, or the journal had failed.
     pub async fn stop(self) -> Result<(), StartError> {
-        super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "primary").await
+        let stopped = super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "primary").await;
+        self.traces.stop().await;
+        stopped
     }
 }
 
@@ -94,6 +98,7 @@ pub async fn start(
     let (shutdown, journal_shutdown) = (parent.child(), parent.child());
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
+    let traces = Traces::start(config.telemetry.otlp.as_ref(), "primary", "primary")?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let cluster = data_dir.remembered("cluster", || {
         random_text().map_err(|error| StartError::new("make the cluster's identity", error))
@@ -164,6 +169,7 @@ pub async fn start(
         addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),
         clock: Arc::clone(&clock),
         metrics: metrics.register(HttpMetrics::new),
+        tracing: traces.tracing.clone(),
         role: Role::Primary(Box::new(PrimaryRole {
             writes,
             tokens: callers.tokens,
@@ -195,6 +201,7 @@ pub async fn start(
         None => Answerer::new(journal.clone(), store.clone(), source),
         Some(above) => Answerer::relaying(journal.clone(), store.clone(), source, above),
     };
+    let answerer = answerer.traced(traces.tracing.clone());
     let admit = admit(config.replication.sites.clone(), "replication.sites");
     let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
     shutdown.spawn(publisher.serve(listener, shutdown.clone()));
@@ -238,7 +245,7 @@ pub async fn start(
         registry = %config.registry.listen, admin = %config.admin.listen, %replication, %public_url,
         head = %journal.log().head(), "primary started"
     );
-    Ok(Running { journal, push, replication, shutdown, journal_shutdown, _data_dir: data_dir })
+    Ok(Running { journal, push, replication, shutdown, journal_shutdown, traces, _data_dir: data_dir })
 }
 
 fn push_service(

@@ -31,6 +31,7 @@ use crate::{
     shutdown::Shutdown,
     status::{Lag, SiteState, SiteStatus},
     store::Store,
+    telemetry::trace::Tracing,
 };
 
 /// A listener for sites that follow, and the table of those.
@@ -66,10 +67,12 @@ impl Relay {
         journal: &Journal,
         store: &Store,
         above: Above,
+        tracing: Tracing,
         shutdown: &Shutdown,
     ) {
         let source: Arc<dyn Source> = Arc::new(Relayed(passed_on));
         let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
+        let answerer = answerer.traced(tracing);
         let publisher = LogPublisher { source, journal: journal.clone(), fleet: self.fleet };
         let admit = admit(self.sites, "relay.sites");
         let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);

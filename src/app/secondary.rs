@@ -11,6 +11,7 @@ use super::{
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
+    otlp::Traces,
     relay::{Followers, Relay},
     store_status,
     trust::Trust,
@@ -67,6 +68,7 @@ pub struct Running {
     journal: Journal,
     shutdown: Shutdown,
     journal_shutdown: Shutdown,
+    traces: Traces,
     _data_dir: DataDir,
 }
 
@@ -83,7 +85,9 @@ impl Running {
     /// # Errors
     /// When that takes too long, or the journal had failed.
     pub async fn stop(self) -> Result<(), StartError> {
-        super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "secondary").await
+        let stopped = super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "secondary").await;
+        self.traces.stop().await;
+        stopped
     }
 }
 
@@ -95,6 +99,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let (shutdown, journal_shutdown) = (parent.child(), parent.child());
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
+    let traces = Traces::start(config.telemetry.otlp.as_ref(), "secondary", config.site.as_str())?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
@@ -188,6 +193,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             on_identity: Arc::new(move |welcome| on_identity.learn(welcome)),
             downstream: downstream.clone(),
             reports: relay.as_ref().map(Relay::reports),
+            tracing: traces.tracing.clone(),
         },
     );
 
@@ -210,7 +216,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         let exclusion = Arc::new(Exclusion::new(Arc::clone(&policy), journal.index().clone()));
         let above = Above { upstream: Arc::clone(&upstream), flights, exclusion };
         let followers = relay.followers(&passed_on, &journal);
-        relay.serve(passed_on, &journal, &store, above, &shutdown);
+        relay.serve(passed_on, &journal, &store, above, traces.tracing.clone(), &shutdown);
         followers
     });
 
@@ -232,6 +238,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         addresses: trust.addresses,
         clock: Arc::clone(&clock),
         metrics: metrics.register(HttpMetrics::new),
+        tracing: traces.tracing.clone(),
         role: Role::Secondary(Box::new(Redirects {
             mode: match config.push.mode {
                 config::PushMode::Redirect => PushMode::Redirect,
@@ -276,7 +283,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         site = %config.site, registry = %config.registry.listen, admin = %config.admin.listen,
         primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
     );
-    Ok(Running { journal, shutdown, journal_shutdown, _data_dir: data_dir })
+    Ok(Running { journal, shutdown, journal_shutdown, traces, _data_dir: data_dir })
 }
 
 async fn open_intents(

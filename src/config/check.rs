@@ -8,7 +8,8 @@ use std::{
 use outport_proto::frame::HOPS_MAX;
 
 use super::{
-    Admin, Auth, ConfigError, JwksPlace, Log, Primary, PrimaryReplication, PushMode, Secondary, Tls,
+    Admin, Auth, ConfigError, JwksPlace, Log, Primary, PrimaryReplication, PushMode, Secondary, Telemetry,
+    Tls,
 };
 use crate::{
     auth::{AccessRules, IssuerKeys, IssuerKeysError},
@@ -25,6 +26,7 @@ impl Primary {
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
         check_admin(path, &self.admin)?;
+        check_telemetry(path, &self.telemetry)?;
         check_log(path, &self.log)?;
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
@@ -101,6 +103,7 @@ impl Secondary {
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
         check_admin(path, &self.admin)?;
+        check_telemetry(path, &self.telemetry)?;
         check_log(path, &self.log)?;
         let tls = &self.primary.tls;
         check_files(path, "primary.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
@@ -171,6 +174,17 @@ fn check_admin(path: &Path, admin: &Admin) -> Result<(), ConfigError> {
             "admin.listen",
             "an admin listener that is not on loopback needs admin.token_file",
         )),
+    }
+}
+
+fn check_telemetry(path: &Path, telemetry: &Telemetry) -> Result<(), ConfigError> {
+    let Some(otlp) = &telemetry.otlp else { return Ok(()) };
+    if !(0.0..=1.0).contains(&otlp.trace_ratio) {
+        return Err(ConfigError::of_key(path, "telemetry.otlp.trace_ratio", "must be from 0 to 1"));
+    }
+    match &otlp.authorities {
+        Some(file) => check_files(path, "telemetry.otlp.authorities", &[file]),
+        None => Ok(()),
     }
 }
 

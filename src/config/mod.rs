@@ -318,6 +318,39 @@ pub struct Telemetry {
     pub log_format: crate::telemetry::LogFormat,
     /// A `tracing` filter such as `info` or `outport=debug`.
     pub log_filter: String,
+    /// Where traces go; without it there are none.
+    pub otlp: Option<Otlp>,
+}
+
+/// A collector that speaks OTLP. Headers it wants, such as `Authorization`, are taken from the
+/// environment variable `OTEL_EXPORTER_OTLP_HEADERS`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Otlp {
+    /// `http://collector:4317`, or with `protocol = "http"` `http://collector:4318`: the part before
+    /// `/v1/traces`.
+    pub endpoint: HttpUrl,
+    /// `grpc` or `http`.
+    #[serde(default)]
+    pub protocol: OtlpProtocol,
+    /// Share of requests that are recorded, from 0 to 1. Those whose client records them are as well, up
+    /// to 100 in a second.
+    #[serde(default = "trace_ratio")]
+    pub trace_ratio: f64,
+    /// A file with the certificates (PEM) of authorities that the collector's is believed from; without
+    /// it, the system's.
+    pub authorities: Option<PathBuf>,
+}
+
+/// How OTLP travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtlpProtocol {
+    /// gRPC.
+    #[default]
+    Grpc,
+    /// Protobuf over HTTP/1.1.
+    Http,
 }
 
 impl PrimaryRegistry {
@@ -409,8 +442,12 @@ impl Default for Admin {
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log_format: crate::telemetry::LogFormat::Human, log_filter: "info".to_owned() }
+        Self { log_format: crate::telemetry::LogFormat::Human, log_filter: "info".to_owned(), otlp: None }
     }
+}
+
+const fn trace_ratio() -> f64 {
+    0.01
 }
 
 const fn yes() -> bool {

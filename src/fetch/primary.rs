@@ -12,7 +12,8 @@ use std::{
 use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Reference, RepoName, SiteName,
-    frame::{Credentials, Keys, Question, Request, Response, Verdict},
+    codec::WireFrame,
+    frame::{Asked, Credentials, Keys, Question, Request, Response, Verdict},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -25,6 +26,7 @@ use super::{
     framed::{FrameSink, FrameStream, FramedError, RawStream},
     quic::{CloseCode, StreamKind},
 };
+use crate::telemetry::trace::{self, Span};
 
 /// Whether the primary can be asked, and how.
 #[derive(Clone, Debug)]
@@ -138,6 +140,12 @@ impl QuicUpstream {
     /// Asks until there is an answer, or no connection to ask on: a question changes nothing, and one
     /// that was lost with its connection is asked again on the next.
     async fn answer(&self, request: Request) -> Result<Response, UpstreamError> {
+        let part = trace::span("ask the primary");
+        let answered = part.within(self.answer_to(traced(request, &part))).await;
+        answered.inspect_err(|error| part.failed(error))
+    }
+
+    async fn answer_to(&self, request: Asked) -> Result<Response, UpstreamError> {
         let work = async {
             let _permit = permit(&self.requests).await?;
             loop {
@@ -155,7 +163,7 @@ impl QuicUpstream {
             .unwrap_or(Err(UpstreamError::Timeout(self.answer_timeout)))
     }
 
-    async fn asked(&self, log: &quinn::Connection, request: &Request) -> Result<Response, UpstreamError> {
+    async fn asked(&self, log: &quinn::Connection, request: &Asked) -> Result<Response, UpstreamError> {
         let round_trip = u64::try_from(log.rtt().as_micros()).unwrap_or(u64::MAX);
         self.round_trip.store(round_trip, Ordering::Relaxed);
         let mut answer = ask(log, request, self.answer_timeout).await?;
@@ -202,6 +210,8 @@ impl QuicUpstream {
     }
 
     async fn body(&self, request: Request) -> Result<Option<Box<dyn Body>>, UpstreamError> {
+        let part = trace::span("ask the primary");
+        let request = traced(request, &part);
         let permit = permit(&self.bodies).await?;
         let connections = self.connections().await?;
         let bulk = connections.bulk.connection().await?;
@@ -219,6 +229,11 @@ impl QuicUpstream {
     }
 }
 
+/// `request` as a part of whatever is under way, if anything is.
+fn traced(request: Request, part: &Span) -> Asked {
+    Asked { parent: part.traceparent().or_else(trace::current), request }
+}
+
 fn is_open(connections: &Connections) -> bool {
     connections.log.close_reason().is_none()
 }
@@ -227,9 +242,9 @@ fn is_open(connections: &Connections) -> bool {
 ///
 /// # Errors
 /// At once when the connection is closed, and when no stream can be opened within `limit`.
-pub async fn ask(
+pub async fn ask<F: WireFrame>(
     connection: &quinn::Connection,
-    request: &Request,
+    request: &F,
     limit: Duration,
 ) -> Result<FrameStream<Response>, UpstreamError> {
     let (send, receive) = tokio::time::timeout(limit, connection.open_bi())

@@ -17,6 +17,7 @@ use crate::{
         ticket::TICKET_PARAMETER, upload_state::UPLOAD_STATE_PARAMETER,
     },
     registry::{PullError, PushError, PushService, UploadRight},
+    telemetry::trace,
 };
 
 /// Who asks, and how that was proven.
@@ -54,7 +55,7 @@ impl Api {
     ) -> Result<Caller, ApiError> {
         let authorization = authorization_of(headers, action)?;
         let wanted = || wanted(action, *method == Method::HEAD);
-        let by_header = self.authenticator.caller(authorization, wanted).await;
+        let by_header = trace::part("authorise", self.authenticator.caller(authorization, wanted)).await;
         by_header.map_err(|refused| explain(refused, action)).or_else(|refusal| match refusal {
             ApiError::Unauthorized { .. } | ApiError::Unavailable(_) => self.anybody(action).ok_or(refusal),
             other => Err(other),
@@ -66,7 +67,7 @@ impl Api {
     pub(super) async fn writer(&self, headers: &HeaderMap, action: &Action) -> Result<Caller, ApiError> {
         let authorization = authorization_of(headers, action)?;
         let question = || wanted(action, false).question;
-        let caller = self.authenticator.writer(authorization, question).await;
+        let caller = trace::part("authorise", self.authenticator.writer(authorization, question)).await;
         let caller = caller.map_err(|refused| explain(refused, action))?;
         if !grants_all(&caller, &action.scopes()) {
             return Err(insufficient(action, Proof::Header));
@@ -86,7 +87,7 @@ impl Api {
             let announced = self.announced(role, action, asked)?;
             let authorization = authorization_of(&asked.headers, action)?;
             let question = || wanted(action, false).question;
-            let caller = self.authenticator.writer_at_registry(authorization, question).await;
+            let caller = self.authorised_at_registry(authorization, question).await;
             let caller = caller.map_err(|refused| explain(refused, action))?;
             let authorization = asked.headers.get(header::AUTHORIZATION).cloned().map(secret);
             return Ok(Proven { caller, by: Proof::Header, announced, authorization });
@@ -97,7 +98,7 @@ impl Api {
             return Err(ApiError::Denied("the ticket holds no credentials"));
         }
         let question = || wanted(action, false).question;
-        let caller = self.authenticator.writer_at_registry(authorization, question).await;
+        let caller = self.authorised_at_registry(authorization, question).await;
         let caller = caller.map_err(|refused| match refused {
             Refused::Unavailable(reason) => ApiError::Unavailable(reason),
             Refused::TooMany { retry_after } => ApiError::TooManyWrong { retry_after },
@@ -105,6 +106,14 @@ impl Api {
         })?;
         let authorization = authorization.and_then(|value| HeaderValue::try_from(value).ok().map(secret));
         Ok(Proven { caller, by: Proof::Ticket, announced, authorization })
+    }
+
+    async fn authorised_at_registry(
+        &self,
+        authorization: Option<&str>,
+        question: impl FnOnce() -> Question,
+    ) -> Result<Caller, Refused> {
+        trace::part("authorise", self.authenticator.writer_at_registry(authorization, question)).await
     }
 
     /// The `Authorization` in a ticket, `Some(None)` for a ticket without one; `None` without a ticket.

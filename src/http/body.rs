@@ -19,6 +19,7 @@ use super::connection::InFlight;
 use crate::{
     registry::{BlobContent, FillReader, PullError},
     store::{BlobReader, StoreError},
+    telemetry::trace::Span,
 };
 
 /// A response's body.
@@ -29,6 +30,7 @@ pub struct Body {
     served_bytes: Option<Counter>,
     /// Keeps the request in flight until its last byte is out.
     in_flight: Option<InFlight>,
+    traced: Option<Traced>,
 }
 
 #[derive(Debug)]
@@ -37,6 +39,25 @@ enum Kind {
     Full(Bytes),
     Content(Box<Content>),
     Proxied(Incoming),
+}
+
+/// The span of a request that is recorded, until its last byte is out.
+#[derive(Debug)]
+struct Traced {
+    span: Span,
+    has_begun: bool,
+}
+
+impl Traced {
+    fn first_byte(&mut self) {
+        if !mem::replace(&mut self.has_begun, true) {
+            self.span.happened("first byte");
+        }
+    }
+
+    fn last_byte(self) {
+        self.span.happened("last byte");
+    }
 }
 
 /// Why a body was cut off.
@@ -81,12 +102,18 @@ impl Body {
     }
 
     const fn of(kind: Kind) -> Self {
-        Self { kind, served_bytes: None, in_flight: None }
+        Self { kind, served_bytes: None, in_flight: None, traced: None }
     }
 
-    /// Counts the bytes it sends and keeps the request in flight until it is sent.
+    /// Counts the bytes it sends, and keeps the request in flight and its span open until it is sent.
     #[must_use]
-    pub(super) fn accounted(mut self, served_bytes: &Counter, in_flight: InFlight) -> Self {
+    pub(super) fn accounted(
+        mut self,
+        served_bytes: &Counter,
+        in_flight: InFlight,
+        span: Option<Span>,
+    ) -> Self {
+        self.traced = span.map(|span| Traced { span, has_begun: false });
         match &self.kind {
             Kind::Empty => {}
             Kind::Full(bytes) => drop(served_bytes.inc_by(bytes.len() as u64)),
@@ -104,6 +131,14 @@ impl Body {
     }
 }
 
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Some(traced) = self.traced.take().filter(|_| !http_body::Body::is_end_stream(self)) {
+            traced.span.failed("the client broke off");
+        }
+    }
+}
+
 impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BodyError;
@@ -117,6 +152,10 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => {
                 let bytes = mem::take(bytes);
                 self.kind = Kind::Empty;
+                if let Some(mut traced) = self.traced.take() {
+                    traced.first_byte();
+                    traced.last_byte();
+                }
                 return Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))));
             }
             Kind::Content(content) => ready!(content.poll_chunk(cx)).map(|chunk| chunk.map(Frame::data)),
@@ -126,15 +165,27 @@ impl http_body::Body for Body {
         };
         match &polled {
             Some(Ok(frame)) => {
+                if let Some(traced) = &mut self.traced {
+                    traced.first_byte();
+                }
                 if let (Some(served), Some(data)) = (&self.served_bytes, frame.data_ref()) {
                     served.inc_by(data.len() as u64);
                 }
             }
             Some(Err(error)) => {
                 tracing::info!(%error, "response cut off");
+                if let Some(traced) = self.traced.take() {
+                    traced.span.failed(error);
+                }
                 self.in_flight = None;
             }
             None => self.in_flight = None,
+        }
+        if self.traced.is_some()
+            && (polled.is_none() || self.is_end_stream())
+            && let Some(traced) = self.traced.take()
+        {
+            traced.last_byte();
         }
         Poll::Ready(polled)
     }

@@ -26,7 +26,10 @@ use super::{
     headers::ANNOUNCED,
     request::{Asked, BoxError, RequestBody},
 };
-use crate::fetch::client::{HttpClient, http_client};
+use crate::{
+    fetch::client::{HttpClient, http_client},
+    telemetry::trace,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept warm, so that a push does not begin with a handshake across the world.
@@ -95,6 +98,23 @@ impl Proxy {
         announced: Option<String>,
         sent_bytes: &Counter,
     ) -> Result<Response<Body>, ApiError> {
+        let part = trace::span("forward");
+        part.set("outport.peer", self.peer);
+        let forwarded = part.within(self.exchange(asked, target, announced, sent_bytes)).await;
+        match &forwarded {
+            Ok(response) => part.set("http.response.status_code", i64::from(response.status().as_u16())),
+            Err(_) => part.failed("no answer"),
+        }
+        forwarded
+    }
+
+    async fn exchange<B: RequestBody>(
+        &self,
+        asked: &mut Asked<B>,
+        target: Uri,
+        announced: Option<String>,
+        sent_bytes: &Counter,
+    ) -> Result<Response<Body>, ApiError> {
         let Ok(_turn) = self.turns.try_acquire() else {
             let reason = format!("too many requests are on their way from this site to {}", self.peer);
             return Err(ApiError::Unavailable(reason.into()));
@@ -112,6 +132,7 @@ impl Proxy {
         *request.uri_mut() = target;
         *request.headers_mut() = end_to_end(&asked.headers);
         request.headers_mut().remove(ANNOUNCED);
+        trace::tell(request.headers_mut());
         if let Some(announced) = announced {
             request.headers_mut().insert(ANNOUNCED, announced.try_into().map_err(|_| ApiError::Internal)?);
         }

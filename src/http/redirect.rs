@@ -12,7 +12,7 @@ use super::{
     headers::response,
     metrics::{HttpMetrics, RedirectKind},
     proxy::Proxy,
-    request::{Asked, RequestBody},
+    request::{Asked, RequestBody, TRACEPARENT},
 };
 use crate::{
     auth::{
@@ -22,6 +22,7 @@ use crate::{
     blocking,
     clock::SharedClock,
     registry::{Intent, Intents, SessionView},
+    telemetry::trace,
 };
 
 /// How a site leads pushes to the primary.
@@ -159,8 +160,12 @@ impl Redirects {
         let authorization = asked.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let ticket = self.sealed(authorization, usage, clock)?;
         let mut query = form_urlencoded::Serializer::new(String::new());
-        for (name, value) in asked.query().pairs().filter(|(name, _)| name != TICKET_PARAMETER) {
+        let own = [TICKET_PARAMETER, TRACEPARENT];
+        for (name, value) in asked.query().pairs().filter(|(name, _)| !own.contains(&&**name)) {
             query.append_pair(&name, &value);
+        }
+        if let Some(parent) = trace::recorded() {
+            query.append_pair(TRACEPARENT, &parent.to_string());
         }
         Ok(format!("{base}?{}", query.append_pair(TICKET_PARAMETER, &ticket).finish()))
     }

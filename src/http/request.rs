@@ -5,6 +5,8 @@ use http::{HeaderMap, Method, Uri, header};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt as _;
 
+use outport_proto::Traceparent;
+
 use super::{action::Query, error::ApiError, headers::content_length};
 
 /// Why a body breaks, in hyper's or a test's words.
@@ -20,6 +22,9 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static> 
 const DRAIN_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// And for how long.
 const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// W3C Trace Context: a header, and a parameter of a redirect, which cannot carry headers.
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 /// A request.
 pub(super) struct Asked<B> {
@@ -38,6 +43,12 @@ impl<B: RequestBody> Asked<B> {
 
     pub(super) fn is_head(&self) -> bool {
         self.method == Method::HEAD
+    }
+
+    /// The span that it is a part of: in its header, or where a site that led it here put it.
+    pub(super) fn traceparent(&self) -> Option<Traceparent> {
+        let led = self.query().get(TRACEPARENT).and_then(|parent| parent.parse().ok());
+        led.or_else(|| self.headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok())
     }
 
     pub(super) fn query(&self) -> Query<'_> {

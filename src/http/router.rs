@@ -36,6 +36,7 @@ use crate::{
         PullService, PushError, PushService, Want,
         gateway::{Shown, Writer},
     },
+    telemetry::trace::{self, Span, Tracing},
 };
 
 /// What a site is to its clients.
@@ -83,6 +84,8 @@ pub struct Api {
     pub clock: SharedClock,
     /// What is counted.
     pub metrics: HttpMetrics,
+    /// Where traces begin.
+    pub tracing: Tracing,
     /// What else the site does.
     pub role: Role,
 }
@@ -103,24 +106,35 @@ impl Api {
         let started = Instant::now();
         let in_flight = connection.begin_request();
         let mut asked = Asked::new(request);
-        let (action, result) = match Action::parse(&asked.method, &asked.uri) {
-            Err(error) => (None, Err(error.into())),
-            Ok(action) => {
-                let result = match self.act(&action, &mut asked).await {
-                    Err(error) => self.instead_of_challenge(&action, error).await,
-                    answered => answered,
-                };
-                (Some(action), result)
+        let parsed = Action::parse(&asked.method, &asked.uri);
+        let name = parsed.as_ref().map_or("none", Action::name);
+        let span = self.tracing.asked(name, trace::Asked::ByClient, asked.traceparent());
+        let response = span.within(async {
+            let (action, result) = match parsed {
+                Err(error) => (None, Err(error.into())),
+                Ok(action) => {
+                    let result = match self.act(&action, &mut asked).await {
+                        Err(error) => self.instead_of_challenge(&action, error).await,
+                        answered => answered,
+                    };
+                    (Some(action), result)
+                }
+            };
+            let mut response = result.unwrap_or_else(|error| self.refusal(error));
+            if asked.is_head() {
+                without_body(&mut response);
             }
-        };
-        let mut response = result.unwrap_or_else(|error| self.refusal(error));
-        if asked.is_head() {
-            without_body(&mut response);
-        }
-        log(&asked, action.as_ref(), &response, &connection, started);
+            if span.is_recorded() {
+                describe(&span, &asked, action.as_ref(), &response, &connection);
+            }
+            log(&asked, action.as_ref(), &response, &connection, started);
+            response
+        });
+        let response = response.await;
         self.metrics.answered_after(started.elapsed());
         asked.drain();
-        response.map(|body| body.accounted(&self.metrics.served_bytes, in_flight))
+        let traced = span.is_recorded().then_some(span);
+        response.map(|body| body.accounted(&self.metrics.served_bytes, in_flight, traced))
     }
 
     async fn act<B: RequestBody>(
@@ -385,6 +399,30 @@ fn without_body(response: &mut Response<Body>) {
         response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     *response.body_mut() = Body::empty();
+}
+
+/// A request as OpenTelemetry's conventions name its parts; never its query.
+fn describe<B: RequestBody>(
+    span: &Span,
+    asked: &Asked<B>,
+    action: Option<&Action>,
+    response: &Response<Body>,
+    connection: &Connection,
+) {
+    span.set("http.request.method", asked.method.to_string());
+    span.set("url.path", asked.uri.path().to_owned());
+    span.set("client.address", connection.peer().ip().to_string());
+    if let Some(agent) = asked.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()) {
+        span.set("user_agent.original", agent.to_owned());
+    }
+    if let Some(repo) = action.and_then(Action::repo) {
+        span.set("outport.repository", repo.to_string());
+    }
+    let status = response.status();
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.failed(status);
+    }
 }
 
 /// One line a request; never its query, which may hold a ticket or an upload's state.

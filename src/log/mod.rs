@@ -31,7 +31,7 @@ use crate::watch;
 use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
-use outport_proto::{Change, Digest, Event, IntentId, Offset, Timestamp, session::Place};
+use outport_proto::{Change, Digest, Event, IntentId, Offset, Timestamp, Traceparent, session::Place};
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::{aside::set_aside, stepped::Stepper};
@@ -39,7 +39,7 @@ use self::{
     disk::{OsDisk, SharedDisk},
     writer::{Done, Request, Shared, Writer},
 };
-use crate::clock::SharedClock;
+use crate::{clock::SharedClock, telemetry::trace};
 
 /// Appends that wait for the writer at most; more wait for room.
 const REQUESTS_MAX: usize = 256;
@@ -76,6 +76,8 @@ pub struct Record {
     pub event: Arc<Event>,
     /// `codec::encode_event` of it.
     pub encoded: Bytes,
+    /// The span that it was made in, if anybody records that. Not on disk.
+    pub trace: Option<Traceparent>,
 }
 
 /// Who caused a change, as its event says.
@@ -179,8 +181,8 @@ impl Log {
     /// When it is not durable. After a failed fsync the log takes nothing more; after
     /// [`LogError::DiskFull`] it may.
     pub async fn append(&self, cause: impl Into<Cause>, changes: Vec<Change>) -> Result<Offset, LogError> {
-        let cause = cause.into();
-        self.ask(|done| Request::Append { cause, changes, done }).await
+        let (cause, trace) = (cause.into(), trace::recorded());
+        self.ask(|done| Request::Append { cause, changes, trace, done }).await
     }
 
     /// Appends events another log already numbered; resolves once they are durable, with the

@@ -184,7 +184,7 @@ fn decode(payload: Bytes, offset: Offset) -> Result<Record, &'static str> {
     if event.offset != offset {
         return Err("the event is another one");
     }
-    Ok(Record { event: Arc::new(event), encoded: payload })
+    Ok(Record { event: Arc::new(event), encoded: payload, trace: None })
 }
 
 struct Reader<'a> {

@@ -69,7 +69,7 @@ fn replicated(epoch: u64, seq: u64) -> Record {
         intent: None,
         change: change(seq as usize),
     };
-    Record { encoded: codec::encode_event(&event).unwrap(), event: Arc::new(event) }
+    Record { encoded: codec::encode_event(&event).unwrap(), event: Arc::new(event), trace: None }
 }
 
 /// Every record from the floor on, read in pieces of about `bytes_max`.

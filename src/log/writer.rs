@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use outport_proto::{Change, Event, Offset, Timestamp, codec};
+use outport_proto::{Change, Event, Offset, Timestamp, Traceparent, codec};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -60,7 +60,7 @@ pub(super) type Done = oneshot::Sender<Result<Offset, LogError>>;
 /// What the writer is asked.
 #[derive(Debug)]
 pub(super) enum Request {
-    Append { cause: Cause, changes: Vec<Change>, done: Done },
+    Append { cause: Cause, changes: Vec<Change>, trace: Option<Traceparent>, done: Done },
     Replicated { records: Vec<Record>, done: Done },
     BeginEpoch { cause: Cause, done: Done },
     Cut { to: Offset, done: Done },
@@ -210,8 +210,10 @@ impl Writer {
                 continue;
             }
             match request {
-                Request::Append { cause, changes, done } => {
-                    let staged = self.stage_changes(&mut group, &cause, changes);
+                Request::Append { cause, changes, trace, done } => {
+                    let head = group.tip.head;
+                    let first = Offset::new(head.epoch.max(1), head.seq + 1);
+                    let staged = self.stage_own(&mut group, (&cause, trace), first, changes);
                     self.await_group(&mut group, staged, done);
                 }
                 Request::Replicated { records, done } => {
@@ -221,7 +223,8 @@ impl Writer {
                 Request::BeginEpoch { cause, done } => {
                     let fork = group.tip.head;
                     let first = Offset::new(self.next_epoch(fork.epoch), fork.seq + 1);
-                    let staged = self.stage_own(&mut group, &cause, first, vec![Change::EpochBegan { fork }]);
+                    let staged =
+                        self.stage_own(&mut group, (&cause, None), first, vec![Change::EpochBegan { fork }]);
                     self.await_group(&mut group, staged, done);
                 }
                 Request::Cut { to, done } => {
@@ -259,20 +262,10 @@ impl Writer {
         }
     }
 
-    fn stage_changes(
-        &mut self,
-        group: &mut Group,
-        cause: &Cause,
-        changes: Vec<Change>,
-    ) -> Result<(), LogError> {
-        let head = group.tip.head;
-        self.stage_own(group, cause, Offset::new(head.epoch.max(1), head.seq + 1), changes)
-    }
-
     fn stage_own(
         &mut self,
         group: &mut Group,
-        cause: &Cause,
+        (cause, trace): (&Cause, Option<Traceparent>),
         first: Offset,
         changes: Vec<Change>,
     ) -> Result<(), LogError> {
@@ -284,7 +277,7 @@ impl Writer {
             let event = Event { offset, time, actor, intent, change };
             let encoded =
                 codec::encode_event(&event).map_err(|error| LogError::Unfit { reason: error.to_string() })?;
-            records.push(Record { event: Arc::new(event), encoded });
+            records.push(Record { event: Arc::new(event), encoded, trace });
         }
         self.stage(group, records)
     }

@@ -252,6 +252,8 @@ impl LogStream<'_> {
         };
         match read {
             Ok(records) => {
+                let traces = records.iter().filter_map(|record| Some((record.event.offset, record.trace?)));
+                traces.for_each(|(offset, trace)| self.session.handle_trace(offset, trace));
                 let events = records.into_iter().map(|record| (record.event.offset, record.encoded));
                 let handled = self.session.handle_events(events);
                 let outstanding = self.session.outstanding_bytes();

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Offset, Reference, RepoName, SiteName,
-    frame::{DIFF_BUCKETS_MAX, DiffStep, Request, Response},
+    frame::{Asked, DIFF_BUCKETS_MAX, DiffStep, Request, Response},
     oci::MANIFEST_BYTES_MAX,
     snapshot::{Entry, SnapshotPlace},
 };
@@ -29,6 +29,7 @@ use crate::{
     planted::{Bug, is_planted},
     registry::journal::{Behind, Journal, JournalError, SnapshotPiece},
     store::{Blob, BlobReader, Store, StoreError},
+    telemetry::trace::{self, Tracing},
 };
 
 /// A request must arrive whole within this.
@@ -50,6 +51,7 @@ pub struct Answerer {
     above: Option<Above>,
     /// Held while buckets are read: that reads every row, so sites take turns.
     diffs: Arc<Mutex<()>>,
+    tracing: Tracing,
 }
 
 /// An answer that is one frame, or one frame and what follows it.
@@ -65,12 +67,18 @@ pub(super) enum Answer {
 impl Answerer {
     /// Answers of the primary: `journal` and `store` are all there is.
     pub fn new(journal: Journal, store: Store, source: Arc<dyn Source>) -> Self {
-        Self { journal, store, source, above: None, diffs: Arc::default() }
+        Self { journal, store, source, above: None, diffs: Arc::default(), tracing: Tracing::default() }
     }
 
     /// Answers of a site that relays, or of a primary that stands in front of a registry.
     pub fn relaying(journal: Journal, store: Store, source: Arc<dyn Source>, above: Above) -> Self {
         Self { above: Some(above), ..Self::new(journal, store, source) }
+    }
+
+    /// Records what sites that record their requests ask.
+    #[must_use]
+    pub fn traced(self, tracing: Tracing) -> Self {
+        Self { tracing, ..self }
     }
 
     /// Reads one request of `asker` from `requests` and answers it on `sink`.
@@ -80,24 +88,37 @@ impl Answerer {
     pub async fn serve(
         &self,
         asker: &SiteName,
-        mut requests: FrameStream<Request>,
+        mut requests: FrameStream<Asked>,
         mut sink: FrameSink,
     ) -> Result<(), FramedError> {
-        let request = requests.expect(REQUEST_TIMEOUT).await?;
+        let Asked { parent, request } = requests.expect(REQUEST_TIMEOUT).await?;
+        if parent.is_none() {
+            return self.answer_on(asker, request, &mut sink).await;
+        }
+        let span = self.tracing.asked(kind(&request), trace::Asked::BySite, parent);
+        span.set("outport.site", asker.to_string());
+        let answered = span.within(self.answer_on(asker, request, &mut sink)).await;
+        answered.inspect_err(|error| span.failed(error))
+    }
+
+    async fn answer_on(
+        &self,
+        asker: &SiteName,
+        request: Request,
+        sink: &mut FrameSink,
+    ) -> Result<(), FramedError> {
         let sent = match self.answered(asker, request).await {
             Ok(Answer::Frame(response)) => sink.send(&response).await,
-            Ok(Answer::Blob { blob, offset }) => send_blob(&mut sink, blob, offset).await,
+            Ok(Answer::Blob { blob, offset }) => send_blob(sink, blob, offset).await,
             Ok(Answer::Manifest { bytes, offset }) => {
                 let size = bytes.len() as u64;
                 sink.send(&Response::Body { size }).await?;
                 let start = usize::try_from(offset.min(size)).unwrap_or(bytes.len());
                 sink.write(&mut [bytes.slice(start..)]).await
             }
-            Ok(Answer::Filling { flight, size, offset }) => {
-                send_filling(&mut sink, &flight, size, offset).await
-            }
-            Ok(Answer::Snapshot(resume)) => self.send_snapshot(resume, &mut sink).await,
-            Ok(Answer::Buckets(buckets)) => send_buckets(&mut sink, buckets).await,
+            Ok(Answer::Filling { flight, size, offset }) => send_filling(sink, &flight, size, offset).await,
+            Ok(Answer::Snapshot(resume)) => self.send_snapshot(resume, sink).await,
+            Ok(Answer::Buckets(buckets)) => send_buckets(sink, buckets).await,
             Err(error) => {
                 tracing::warn!(site = %asker, %error, "cannot answer a site's request");
                 sink.send(&Response::Unavailable { reason: error.to_string() }).await
@@ -397,6 +418,20 @@ async fn read_piece(reader: &mut BlobReader) -> Result<Option<Bytes>, FramedErro
         tracing::warn!(%error, "cannot read a blob");
         FramedError::Broken(error.to_string())
     })
+}
+
+/// What a span is called.
+const fn kind(request: &Request) -> &'static str {
+    match request {
+        Request::Resolve { .. } => "resolve",
+        Request::Link { .. } => "link",
+        Request::Fetch { .. } => "fetch",
+        Request::Referrers { .. } => "referrers",
+        Request::Snapshot { .. } => "snapshot",
+        Request::SiteKeys { .. } | Request::OwnKeys { .. } => "keys",
+        Request::Diff(_) => "diff",
+        Request::Authorize { .. } => "authorise",
+    }
 }
 
 /// Where what was asked for is.

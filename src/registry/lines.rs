@@ -14,7 +14,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::{bounds, shutdown::Shutdown};
+use crate::{bounds, shutdown::Shutdown, telemetry::trace};
 
 /// The questions under way, by key.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ where
     ) where
         F: Future<Output = T> + Send + 'static,
     {
-        let token = self.shutdown.token().clone();
+        let (token, question) = (self.shutdown.token().clone(), trace::carried(question));
         self.shutdown.spawn(async move {
             let Some(_turn) = turn.await else {
                 return;

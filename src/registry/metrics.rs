@@ -55,11 +55,9 @@ impl PullResult {
         Self::NotFound,
         Self::Denied,
     ];
-}
 
-impl EncodeLabelValue for PullResult {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        encoder.write_str(match self {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
             Self::Local => "local",
             Self::Waited => "waited",
             Self::Revalidated => "revalidated",
@@ -69,7 +67,13 @@ impl EncodeLabelValue for PullResult {
             Self::Unavailable => "unavailable",
             Self::NotFound => "not_found",
             Self::Denied => "denied",
-        })
+        }
+    }
+}
+
+impl EncodeLabelValue for PullResult {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(self.as_str())
     }
 }
 

@@ -33,9 +33,11 @@ impl Intake {
     /// Takes in events that follow those taken in before.
     pub(super) fn take(&mut self, events: Vec<Received>) {
         self.waiting_bytes += events.iter().map(|received| received.encoded.len()).sum::<usize>();
-        let records = events
-            .into_iter()
-            .map(|received| Record { event: Arc::new(received.event), encoded: received.encoded });
+        let records = events.into_iter().map(|Received { event, encoded, trace, .. }| Record {
+            event: Arc::new(event),
+            encoded,
+            trace,
+        });
         self.waiting.extend(records);
         let bytes = self.waiting_bytes + self.running_bytes;
         bounds::note("bytes of received events", bytes, WINDOW_BYTES + APPEND_BYTES_MAX);

@@ -6,6 +6,7 @@ mod divergence;
 pub mod downstream;
 mod excluded;
 mod intake;
+mod journeys;
 mod kept_keys;
 pub mod memory;
 pub mod on_demand;

@@ -16,6 +16,7 @@ use super::{
     divergence::{Divergence, Todo},
     downstream::{Downstream, Reports},
     intake::Intake,
+    journeys::Journeys,
     memory::Memory,
     prefetch::Progress,
     primary_clock::PrimaryClock,
@@ -41,6 +42,7 @@ use crate::{
     shutdown::Shutdown,
     status::{Lag, SiteState, SiteStatus},
     store::Store,
+    telemetry::trace::Tracing,
 };
 
 /// A primary that sends no byte for this long is given up and dialled anew. Heartbeats come eight
@@ -94,6 +96,8 @@ pub struct SubscriptionParts {
     pub downstream: Downstream,
     /// Asked how those are; `None` when none may follow.
     pub reports: Option<Reports>,
+    /// Records what becomes of pushes.
+    pub tracing: Tracing,
 }
 
 /// Follows the primary for as long as it runs.
@@ -102,6 +106,7 @@ pub struct Subscription {
     parts: SubscriptionParts,
     subscriber: Subscriber,
     intake: Intake,
+    journeys: Journeys,
     primary_clock: PrimaryClock,
     view: SiteView,
     /// By the clock's latest reading: the session's time counts from here.
@@ -145,6 +150,7 @@ impl Subscription {
         let this = Self {
             subscriber: Subscriber::new(config, progress),
             intake,
+            journeys: Journeys::new(parts.tracing.clone(), options.site.clone()),
             primary_clock: PrimaryClock::default(),
             view: SiteView::new(SiteStatus::default(), Arc::clone(&parts.clock)),
             begun,
@@ -314,7 +320,9 @@ impl Subscription {
             }
             self.handle_applied(*applied.borrow_and_update());
             self.compare(connections)?;
-            self.subscriber.handle_complete(progress.borrow_and_update().complete);
+            let complete = progress.borrow_and_update().complete;
+            self.subscriber.handle_complete(complete);
+            self.journeys.complete(complete);
         }
     }
 
@@ -331,6 +339,7 @@ impl Subscription {
     fn handle_applied(&mut self, offset: Offset) {
         if self.subscriber.state() != SubscriberState::Snapshot {
             self.subscriber.handle_applied(offset);
+            self.journeys.applied(offset);
         }
     }
 
@@ -374,6 +383,7 @@ impl Subscription {
                 }
                 // A log that stopped takes nothing more. The session goes on: the primary is there to ask.
                 if self.parts.journal.failed().is_none() {
+                    self.journeys.received(&events);
                     self.intake.take(events);
                 }
             }

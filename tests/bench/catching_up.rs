@@ -213,7 +213,7 @@ fn records(append: &Bytes) -> Vec<Record> {
     let FromPrimary::Append(events) = decode_frame(append).unwrap() else { panic!("not an Append") };
     let record = |encoded: Bytes| {
         let event = outport_proto::codec::decode_event(&encoded).unwrap();
-        Record { event: Arc::new(event), encoded }
+        Record { event: Arc::new(event), encoded, trace: None }
     };
     events.into_iter().map(record).collect()
 }

@@ -341,6 +341,7 @@ impl Site {
             on_identity: Arc::new(move |welcome| _ = identity_sender.send_replace(Some(welcome.clone()))),
             downstream,
             reports,
+            tracing: outport::telemetry::trace::Tracing::default(),
         };
         let options = SubscriptionOptions {
             site: site(config.name),

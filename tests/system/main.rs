@@ -33,6 +33,7 @@ mod status;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
+mod traces;
 mod verify;
 mod whereabouts;
 #[path = "../support/wire.rs"]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Backend, BackendError, Challenge, credentials::Needs};
 use crate::{
     fetch::client::{HttpClient, http_client},
-    telemetry::causes,
+    telemetry::{causes, trace},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,14 +43,25 @@ impl Connections {
     /// Sends a request and waits until its answer begins.
     pub(super) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         limit: Duration,
     ) -> Result<Response<Incoming>, BackendError> {
-        match tokio::time::timeout(limit, self.client.request(request)).await {
-            Err(_) => Err(BackendError::Timeout(limit)),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(BackendError::Unreachable(causes(&error))),
+        let part = trace::span("registry");
+        part.set("http.request.method", request.method().to_string());
+        let sent = part.within(async {
+            trace::tell(request.headers_mut());
+            match tokio::time::timeout(limit, self.client.request(request)).await {
+                Err(_) => Err(BackendError::Timeout(limit)),
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(error)) => Err(BackendError::Unreachable(causes(&error))),
+            }
+        });
+        let sent = sent.await;
+        match &sent {
+            Ok(response) => part.set("http.response.status_code", i64::from(response.status().as_u16())),
+            Err(error) => part.failed(error),
         }
+        sent
     }
 }
 

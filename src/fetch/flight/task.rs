@@ -15,6 +15,7 @@ use super::{
 use crate::{
     blocking,
     store::{Blob, Ingest, PumpError, Sink, StoreError, pump},
+    telemetry::trace,
 };
 
 /// Starts the task of a flight that is on the list.
@@ -22,8 +23,13 @@ pub(super) fn start(node: &Arc<Node>, shared: &Arc<Shared>, linked: Linked, purp
     let flying = Flying { node: Arc::clone(node), shared: Arc::clone(shared) };
     node.metrics.started.inc();
     node.metrics.in_progress.inc();
+    let span = trace::span("fill");
     node.shutdown.spawn(async move {
-        let stage = flying.fill(linked, purpose).await.unwrap_or_else(|error| {
+        span.set("outport.digest", flying.shared.digest.to_string());
+        let filled = span.within(flying.fill(linked, purpose)).await;
+        span.set("outport.bytes", i64::try_from(flying.shared.received()).unwrap_or(i64::MAX));
+        let stage = filled.unwrap_or_else(|error| {
+            span.failed(&error);
             flying.node.metrics.failed.inc();
             let (digest, bytes) = (flying.shared.digest, flying.shared.received());
             match error {

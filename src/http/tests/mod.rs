@@ -86,6 +86,7 @@ impl Primary {
             addresses: addresses(&url),
             clock: clock.clone(),
             metrics: HttpMetrics::new(&mut Registry::default()),
+            tracing: crate::telemetry::trace::Tracing::default(),
             role: Role::Primary(Box::new(role)),
         });
         let shutdown = Shutdown::new();
@@ -134,6 +135,7 @@ impl Primary {
             addresses: addresses(&self.url),
             clock: self.clock.clone(),
             metrics: HttpMetrics::new(&mut Registry::default()),
+            tracing: crate::telemetry::trace::Tracing::default(),
             role: Role::Secondary(Box::new(redirects)),
         });
         Secondary { api, inner }

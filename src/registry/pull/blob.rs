@@ -19,6 +19,7 @@ use crate::{
         remembered::Asked,
     },
     store::Blob,
+    telemetry::trace,
 };
 
 /// How long a push session may take from asking for a blob to naming it.
@@ -39,7 +40,10 @@ impl Shared {
         let mut tried = Tried::default();
         loop {
             let view = self.view(ask.repo, Concerns::Reference(&Reference::Digest(*digest)));
-            let link = self.looked_up(self.site.index.link(ask.repo, digest))?;
+            let link = {
+                let _part = trace::span("index");
+                self.looked_up(self.site.index.link(ask.repo, digest))?
+            };
             // Without a link the store is not even looked at: what it holds for others must not show.
             let blob = match (link, kind) {
                 (Some(size), Kind::Digest) => self.stored(digest, size).await,

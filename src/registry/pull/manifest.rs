@@ -17,6 +17,7 @@ use crate::{
         metrics::PullResult,
         remembered::Asked,
     },
+    telemetry::trace,
 };
 
 type Pulled = Result<(ManifestAnswer, PullResult), PullError>;
@@ -32,7 +33,10 @@ impl Shared {
         let mut tried = Tried::default();
         loop {
             let view = self.view(ask.repo, Concerns::Reference(reference));
-            let manifest = self.looked_up(self.site.index.manifest(ask.repo, reference))?;
+            let manifest = {
+                let _part = trace::span("index");
+                self.looked_up(self.site.index.manifest(ask.repo, reference))?
+            };
             let bytes = match &manifest {
                 Some(manifest) => self.bytes_here(manifest).await,
                 None => None,

@@ -34,6 +34,7 @@ use crate::{
     policy::Policy,
     shutdown::Shutdown,
     store::Store,
+    telemetry::trace,
 };
 
 /// Answers pulls. Cloning gives another handle to the same service.
@@ -251,6 +252,7 @@ impl PullService {
             Err(PullError::Unavailable { .. } | PullError::Internal) => PullResult::Unavailable,
         };
         self.shared.site.metrics.count(result);
+        trace::set("outport.result", result.as_str());
         pulled.map(|(answer, _)| answer)
     }
 }

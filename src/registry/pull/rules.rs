@@ -16,6 +16,7 @@ use crate::{
         metrics::PullResult,
         remembered::Asked,
     },
+    telemetry::trace,
 };
 
 /// When to ask again for what cannot be had now.
@@ -179,6 +180,11 @@ impl Shared {
         };
         spoil(&mut facts, view);
         let (decision, rule) = decide(&facts);
+        let part = trace::span("decide");
+        if part.is_recorded() {
+            part.set("outport.rule", rule.as_str());
+            part.set("outport.decision", format!("{decision:?}"));
+        }
         tracing::trace!(repo = %ask.repo, ?kind, ?decision, rule = rule.as_str(), "pull decided");
         Ruling { decision, rule, age: facts.age, waited: tried.waited }
     }
@@ -194,7 +200,8 @@ impl Shared {
                 remote.session.closed_time_reaches(until.closed_time).await;
             };
             // What was not reached in time shows when the rules are applied again.
-            let _ = tokio::time::timeout(self.site.rules.wait_max, reached).await;
+            let waited = tokio::time::timeout(self.site.rules.wait_max, reached);
+            let _ = trace::part("wait", waited).await;
         }
     }
 

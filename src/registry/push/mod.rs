@@ -33,6 +33,7 @@ use crate::{
     log::Cause,
     shutdown::Shutdown,
     store::{Lease, Store, StoreError},
+    telemetry::trace,
 };
 
 /// When to try again what cannot be done now.
@@ -158,7 +159,7 @@ pub(super) async fn to_its_end<T: Send + 'static>(
     shutdown: &Shutdown,
     work: impl Future<Output = Result<T, PushError>> + Send + 'static,
 ) -> Result<T, PushError> {
-    shutdown.spawn(work).await.unwrap_or_else(|error| {
+    shutdown.spawn(trace::carried(work)).await.unwrap_or_else(|error| {
         tracing::error!(%error, "a change broke off");
         Err(PushError::Internal)
     })

@@ -1,0 +1,158 @@
+//! Sending traces to a collector by OTLP.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use opentelemetry::{KeyValue, trace::TracerProvider as _};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{
+    ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
+    WithTonicConfig as _,
+    tonic_types::transport::{Certificate, ClientTlsConfig},
+};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider},
+};
+use tokio::runtime::Handle;
+
+use super::StartError;
+use crate::{
+    auth::{authority::load_certificates, tls},
+    blocking,
+    config::{Otlp, OtlpProtocol},
+    fetch::client::{self, http_client},
+    telemetry::trace::Tracing,
+};
+
+/// A collector that takes longer loses what it was sent.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a span waits for others to be sent with it.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Spans that wait for the collector; more are dropped.
+const QUEUE_SPANS_MAX: usize = 8192;
+/// How long a node that stops waits for its last spans to be taken.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// An answer of the collector's is short.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The traces of a node, and their way out.
+#[derive(Default)]
+pub(super) struct Traces {
+    /// Where they begin.
+    pub(super) tracing: Tracing,
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Traces {
+    /// Begins to send them to where `otlp` says, as those of `role` at `site`; without it there are none.
+    ///
+    /// # Errors
+    /// When what it names cannot be read or understood. That the collector cannot be reached is none.
+    pub(super) fn start(otlp: Option<&Otlp>, role: &'static str, site: &str) -> Result<Self, StartError> {
+        let Some(otlp) = otlp else { return Ok(Self::default()) };
+        let exporter =
+            exporter(otlp).map_err(|error| StartError::new("set up traces (telemetry.otlp)", error))?;
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(QUEUE_SPANS_MAX)
+            .with_scheduled_delay(EXPORT_INTERVAL)
+            .build();
+        let resource = Resource::builder_empty().with_attributes([
+            KeyValue::new("service.name", "outport"),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("service.instance.id", site.to_owned()),
+            KeyValue::new("outport.role", role),
+            KeyValue::new("outport.site", site.to_owned()),
+        ]);
+        let provider = SdkTracerProvider::builder()
+            // What is not to be recorded does not come this far.
+            .with_sampler(Sampler::AlwaysOn)
+            .with_resource(resource.build())
+            .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
+            .build();
+        let tracing = Tracing::recording(provider.tracer("outport"), otlp.trace_ratio);
+        Ok(Self { tracing, provider: Some(provider) })
+    }
+
+    /// Sends what is left, unless that takes too long.
+    pub(super) async fn stop(self) {
+        let Some(provider) = self.provider else { return };
+        let flushed = blocking::spawn(move || provider.shutdown_with_timeout(FLUSH_TIMEOUT)).await;
+        match flushed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last spans were not taken"),
+            Err(error) => tracing::error!(%error, "sending the last spans crashed"),
+        }
+    }
+}
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+fn exporter(otlp: &Otlp) -> Result<SpanExporter, Failed> {
+    let built = match otlp.protocol {
+        OtlpProtocol::Grpc => {
+            let mut builder = SpanExporter::builder()
+                .with_tonic()
+                .with_endpoint(otlp.endpoint.as_str())
+                .with_timeout(EXPORT_TIMEOUT);
+            if otlp.endpoint.as_str().starts_with("https://") {
+                let tls = match &otlp.authorities {
+                    Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(
+                        std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
+                    )),
+                    None => ClientTlsConfig::new().with_native_roots(),
+                };
+                builder = builder.with_tls_config(tls);
+            }
+            builder.build()
+        }
+        OtlpProtocol::Http => {
+            let authorities = match &otlp.authorities {
+                Some(file) => load_certificates(file)?,
+                None => super::system_authorities(),
+            };
+            let client = Client {
+                client: http_client(&tls::https_client(&authorities)?, CONNECT_TIMEOUT, 1),
+                runtime: Handle::current(),
+            };
+            SpanExporter::builder()
+                .with_http()
+                .with_shared_http_client(Arc::new(client))
+                .with_protocol(Protocol::HttpBinary)
+                .with_endpoint(format!("{}/v1/traces", otlp.endpoint.as_str().trim_end_matches('/')))
+                .with_timeout(EXPORT_TIMEOUT)
+                .build()
+        }
+    };
+    Ok(built.map_err(|error: ExporterBuildError| error.to_string())?)
+}
+
+/// The exporter has a thread of its own and no runtime there.
+struct Client {
+    client: client::HttpClient<Full<Bytes>>,
+    runtime: Handle,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+#[async_trait::async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let client = self.client.clone();
+        let sent = self.runtime.spawn(async move {
+            let exchange = async {
+                let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
+                let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await?.to_bytes();
+                Ok::<_, HttpError>(Response::from_parts(head, body))
+            };
+            tokio::time::timeout(EXPORT_TIMEOUT, exchange).await?
+        });
+        sent.await?
+    }
+}

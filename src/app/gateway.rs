@@ -68,6 +68,7 @@ impl Registry {
 pub(super) struct Upstream {
     options: BackendOptions,
     tls: Arc<rustls::ClientConfig>,
+    tls_as_nobody: rustls::ClientConfig,
     reconcile: ReconcileOptions,
     sources: Vec<NoticeSource>,
     /// Most bytes of its blobs that are kept here.
@@ -87,7 +88,7 @@ impl Upstream {
             // Clients are sent there with their passwords as well.
             options.token_realm.get_or_insert_with(|| token.realm.as_str().to_owned());
         }
-        let tls = Arc::new(client(&gateway)?);
+        let (tls, tls_as_nobody) = clients(&gateway)?;
         let sources = gateway.notifications.iter().map(source).collect::<Result<Vec<_>, _>>()?;
         let reconcile = gateway.reconcile.options(!sources.is_empty());
         let reconcile = reconcile.map_err(|(key, reason)| StartError::new(format!("use {key}"), reason))?;
@@ -95,7 +96,8 @@ impl Upstream {
         let cache_bytes = gateway.cache.0;
         Ok(Self {
             options,
-            tls,
+            tls: Arc::new(tls),
+            tls_as_nobody,
             reconcile,
             sources,
             cache_bytes,
@@ -114,7 +116,7 @@ impl Upstream {
     ) -> Result<Parts, StartError> {
         // What is kept of the registry's blobs is a cache: nothing is worth more than something newer.
         site.store.let_go_by(Arc::new(|_: &_| Rank::Lazy));
-        let backend = Backend::new(self.options, &self.tls);
+        let backend = Backend::new(self.options, &self.tls, &self.tls_as_nobody);
         let gateway = {
             let (clock, removals_max) = (Arc::clone(&site.clock), self.reconcile.removals_max);
             Gateway::new(backend.clone(), journal.clone(), clock, removals_max, shutdown.clone())
@@ -175,7 +177,8 @@ fn source(source: &config::Notifications) -> Result<NoticeSource, StartError> {
     }
 }
 
-fn client(gateway: &config::Gateway) -> Result<rustls::ClientConfig, StartError> {
+/// How the registry is met, and how whoever it sends the gateway to.
+fn clients(gateway: &config::Gateway) -> Result<(rustls::ClientConfig, rustls::ClientConfig), StartError> {
     let failed = |key: &str| {
         let action = format!("load {key}");
         move |error: Box<dyn std::error::Error + Send + Sync>| StartError::new(action.clone(), error)
@@ -185,13 +188,13 @@ fn client(gateway: &config::Gateway) -> Result<rustls::ClientConfig, StartError>
         let loaded = load_certificates(file).map_err(|error| failed("gateway.authorities")(error.into()))?;
         authorities.extend(loaded);
     }
+    let as_nobody =
+        tls::https_client(&authorities).map_err(|error| failed("gateway.authorities")(error.into()))?;
     let failed = failed("gateway.client_certificate and gateway.client_key");
-    let client = match (&gateway.client_certificate, &gateway.client_key) {
-        (Some(certificate), Some(key)) => {
-            let identity = Identity::load(certificate, key).map_err(|error| failed(error.into()))?;
-            tls::https_client_as(&identity, &authorities)
-        }
-        _ => tls::https_client(&authorities),
+    let (Some(certificate), Some(key)) = (&gateway.client_certificate, &gateway.client_key) else {
+        return Ok((as_nobody.clone(), as_nobody));
     };
-    client.map_err(|error| failed(error.into()))
+    let identity = Identity::load(certificate, key).map_err(|error| failed(error.into()))?;
+    let client = tls::https_client_as(&identity, &authorities).map_err(|error| failed(error.into()))?;
+    Ok((client, as_nobody))
 }

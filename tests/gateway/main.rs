@@ -15,6 +15,7 @@ mod agreement;
 mod backfill;
 mod delegated;
 mod hostile;
+mod identities;
 mod kills;
 mod liar;
 mod notifications;

@@ -52,7 +52,7 @@ pub struct Options {
     pub registry_yaml: String,
     /// Fills it before the primary starts.
     pub registry_filled: Option<fn(&registry::Registry)>,
-    /// More of the primary's `[gateway]` section, TOML.
+    /// More of the primary's `[gateway]` section, TOML; with a `username`, instead of the registry's owner.
     pub gateway_toml: String,
     /// Glob of the repositories that anybody may pull from; [`USER`] may do everything.
     pub public: &'static str,
@@ -250,10 +250,10 @@ impl Cluster {
         let password = self.dir.path().join("registry-password");
         fs::write(&password, &registry.password).unwrap();
         let credentials = match options.registry {
-            Some(registry::Lets::Users) => {
+            Some(registry::Lets::Users) if !more.contains("username =") => {
                 format!("username = '{}'\npassword_file = '{}'\n", registry::OWNER, path(&password))
             }
-            Some(registry::Lets::Anybody) | None => String::new(),
+            _ => String::new(),
         };
         let url = registry.url();
         format!("upstream = '{url}'\n\n[gateway]\n{credentials}{more}\n")

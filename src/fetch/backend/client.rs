@@ -29,15 +29,24 @@ pub enum Asker<'a> {
     Caller(Option<&'a HeaderValue>),
 }
 
-/// Warm connections.
+/// Warm connections. The certificate that the gateway has for the registry is for its eyes alone: where
+/// it sends the gateway on to, for a token or a blob, that comes as nobody.
 pub(super) struct Connections {
-    client: HttpClient<Full<Bytes>>,
+    registry: Uri,
+    to_registry: HttpClient<Full<Bytes>>,
+    to_others: HttpClient<Full<Bytes>>,
 }
 
 impl Connections {
-    pub(super) fn new(tls: &ClientConfig) -> Self {
-        let client = http_client(tls, CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX);
-        Self { client }
+    pub(super) fn new(registry: Uri, tls: &ClientConfig, tls_as_nobody: &ClientConfig) -> Self {
+        let client = |tls| http_client(tls, CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX);
+        Self { registry, to_registry: client(tls), to_others: client(tls_as_nobody) }
+    }
+
+    fn to(&self, uri: &Uri) -> &HttpClient<Full<Bytes>> {
+        let is_registry =
+            uri.scheme() == self.registry.scheme() && uri.authority() == self.registry.authority();
+        if is_registry { &self.to_registry } else { &self.to_others }
     }
 
     /// Sends a request and waits until its answer begins.
@@ -50,7 +59,7 @@ impl Connections {
         part.set("http.request.method", request.method().to_string());
         let sent = part.within(async {
             trace::tell(request.headers_mut());
-            match tokio::time::timeout(limit, self.client.request(request)).await {
+            match tokio::time::timeout(limit, self.to(request.uri()).request(request)).await {
                 Err(_) => Err(BackendError::Timeout(limit)),
                 Ok(Ok(response)) => Ok(response),
                 Ok(Err(error)) => Err(BackendError::Unreachable(causes(&error))),

@@ -166,9 +166,10 @@ impl From<BackendError> for UpstreamError {
 }
 
 impl Backend {
-    /// A registry that is asked as `options` say, believing certificates as `tls` does.
-    pub fn new(options: BackendOptions, tls: &ClientConfig) -> Self {
-        let client = client::Connections::new(tls);
+    /// A registry that is asked as `options` say, believing certificates and showing one as `tls` does.
+    /// Whoever else it sends the gateway to is asked by `tls_as_nobody`.
+    pub fn new(options: BackendOptions, tls: &ClientConfig, tls_as_nobody: &ClientConfig) -> Self {
+        let client = client::Connections::new(options.url.clone(), tls, tls_as_nobody);
         let [requests, writes, bodies] =
             [options.requests_max, options.requests_max, options.bodies_max].map(Semaphore::new);
         let tokens = Tokens::new(options.credentials.clone());

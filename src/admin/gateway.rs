@@ -31,6 +31,13 @@ pub struct GatewayAdmin {
     pub intake: Intake,
 }
 
+impl GatewayAdmin {
+    /// What a person should look at.
+    pub fn alarm(&self) -> Option<String> {
+        self.reconciler.alarm().or_else(|| self.intake.alarm())
+    }
+}
+
 /// `outport_gateway_*`, read when they are asked for.
 pub struct GatewayCollector(pub Arc<GatewayAdmin>);
 
@@ -59,8 +66,8 @@ impl Collector for GatewayCollector {
             ),
             (
                 "gateway_alarm",
-                "1 while a walk is stopped, or notifications do not all come",
-                f64::from(u8::from(self.0.reconciler.alarm().is_some())),
+                "1 while a walk is stopped, notifications do not all come, or a person should look for another reason",
+                f64::from(u8::from(self.0.alarm().is_some())),
             ),
         ] {
             let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -59,7 +59,7 @@ impl Registry {
             reconciling: report.running,
             missed: report.missed,
             unfit: report.unfit,
-            alarm: admin.reconciler.alarm(),
+            alarm: admin.alarm(),
         })
     }
 }

@@ -75,8 +75,8 @@ pub struct Notifications {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reconcile {
-    /// Minutes between two walks.
-    pub interval_minutes: u32,
+    /// Seconds between two walks.
+    pub interval_seconds: u32,
     /// Looks at the registry a second.
     pub requests_per_second: u32,
     /// Repositories at once.
@@ -113,7 +113,7 @@ pub enum Source {
 impl Default for Reconcile {
     fn default() -> Self {
         Self {
-            interval_minutes: 60,
+            interval_seconds: 3600,
             requests_per_second: 50,
             concurrency: 4,
             removals_max: 1000,
@@ -133,7 +133,7 @@ impl Reconcile {
     /// The key that does not fit, and why.
     pub fn options(&self, notified: bool) -> Result<ReconcileOptions, (&'static str, String)> {
         for (key, number) in [
-            ("gateway.reconcile.interval_minutes", u64::from(self.interval_minutes)),
+            ("gateway.reconcile.interval_seconds", u64::from(self.interval_seconds)),
             ("gateway.reconcile.requests_per_second", self.requests_per_second.into()),
             ("gateway.reconcile.concurrency", self.concurrency as u64),
         ] {
@@ -142,7 +142,7 @@ impl Reconcile {
             }
         }
         Ok(ReconcileOptions {
-            interval: Duration::from_secs(u64::from(self.interval_minutes) * 60),
+            interval: Duration::from_secs(self.interval_seconds.into()),
             requests_per_second: self.requests_per_second,
             concurrency: self.concurrency,
             listed: self.listed()?,

@@ -4,18 +4,18 @@ use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
     agreement::{direct, report, tags, wait_applied, wait_backfilled},
     support::{
-        BINARY, Cluster, Options,
+        Cluster, Options,
         http::{Client, get_plain},
         registry::Lets,
         session::Session,
@@ -24,6 +24,8 @@ use crate::{
 };
 
 const REPO: &str = "team/app";
+/// Between two walks.
+const INTERVAL: Duration = Duration::from_secs(10);
 const SECRET: &str = "told by the registry";
 
 /// Stands between registry and gateway, and is as bad as a network can be: of the notifications of tags
@@ -140,19 +142,18 @@ fn receive(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(body)
 }
 
-fn reconcile(cluster: &Cluster) {
-    let output =
-        Command::new(BINARY).args(["reconcile", "--admin", &cluster.primary.admin()]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+fn started(post: &BadPost) -> (Cluster, tempfile::TempDir) {
+    walked_every(3600, post)
 }
 
-fn started(post: &BadPost) -> (Cluster, tempfile::TempDir) {
+/// A gateway that walks its registry every so many seconds.
+fn walked_every(seconds: u64, post: &BadPost) -> (Cluster, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     std::fs::write(&secret, SECRET).unwrap();
     let gateway_toml = format!(
         "[[gateway.notifications]]\nname = 'registry'\nformat = 'docker'\nsecret_file = '{}'\n\n\
-         [gateway.reconcile]\nrequests_per_second = 5000\n",
+         [gateway.reconcile]\nrequests_per_second = 5000\ninterval_seconds = {seconds}\n",
         secret.display()
     );
     let options = Options {
@@ -167,53 +168,64 @@ fn started(post: &BadPost) -> (Cluster, tempfile::TempDir) {
     (cluster, dir)
 }
 
+/// Walks over thousands of tags take their time.
+fn wait_long_for(what: &str, mut attempt: impl FnMut() -> Option<()>) {
+    let began = Instant::now();
+    while attempt().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(300), "waited too long for {what}");
+        thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
 /// `OUTPORT_PUSHES` says how many; 200 without.
 #[test]
 fn pushes_around_the_gateway_arrive_whatever_becomes_of_their_notifications() {
     let pushes: u64 = std::env::var("OUTPORT_PUSHES").map_or(200, |text| text.parse().unwrap());
     let post = BadPost::open();
-    let (cluster, _dir) = started(&post);
+    let (cluster, _dir) = walked_every(INTERVAL.as_secs(), &post);
     let there = direct(&cluster);
     for number in 0..pushes {
         there.push_image(REPO, &format!("v{number}"), &[format!("layer {}", number % 7).as_bytes()]);
     }
-    // Every notification was sent; some of them arrived.
+    // Every notification was sent; some of them arrived, and some do so late.
     wait_for("the registry to have told of all", || {
         (post.state.seen.lock().unwrap().len() as u64 == pushes).then_some(())
     });
+    let last = Instant::now();
     let dropped = post.state.dropped.load(Relaxed);
     let held = post.state.held.lock().unwrap().len() as u64;
     assert!(dropped >= pushes / 5 && held >= pushes / 10, "{dropped} {held}");
-    eprintln!(
-        "{}",
-        get_plain(&cluster.primary.admin(), "/metrics")
-            .unwrap()
-            .1
-            .lines()
-            .filter(|l| l.contains("gateway_"))
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
-    // A walk is there before those that were held back.
-    reconcile(&cluster);
-    assert_eq!(report(&cluster)["missed"].as_u64(), Some(dropped + held), "{}", report(&cluster));
-    let alarm = cluster.primary.status()["gateway"]["alarm"].as_str().unwrap().to_owned();
-    assert!(alarm.contains("notifications do not all come"), "{alarm}");
     post.state.release();
-    assert_eq!(report(&cluster)["missed"].as_u64(), Some(dropped), "those that came late were not missed");
-    assert_eq!(cluster.primary.metric("outport_gateway_missed_notifications", ""), dropped as f64);
+
+    // Nobody asks for a walk: the next that comes by itself finds all that was not told of.
+    let before = report(&cluster)["pass"].as_u64().unwrap();
+    let is_through = |report: &serde_json::Value| {
+        let pass = report["pass"].as_u64().unwrap();
+        pass > before + 1 || (pass == before + 1 && report["running"] == false)
+    };
+    wait_long_for("the next walk", || is_through(&report(&cluster)).then_some(()));
+    let walked = last.elapsed();
+    let theirs = tags(&there, &[REPO]);
+    assert_eq!(theirs.len() as u64, pushes);
     for site in &cluster.sites {
         wait_applied(&cluster, site);
-        let here = Session::user(&cluster, site, &[REPO]);
-        let (mine, theirs) = (tags(&here, &[REPO]), tags(&there, &[REPO]));
-        assert_eq!(mine.len() as u64, pushes);
-        assert_eq!(mine, theirs, "{}", site.name);
+        assert_eq!(tags(&Session::user(&cluster, site, &[REPO]), &[REPO]), theirs, "{}", site.name);
     }
-    // A walk that finds nothing says so.
-    reconcile(&cluster);
-    assert_eq!(cluster.primary.status()["gateway"]["alarm"], serde_json::Value::Null);
+    assert_eq!(report(&cluster)["missed"].as_u64(), Some(dropped), "{}", report(&cluster));
+    assert_eq!(cluster.primary.metric("outport_gateway_missed_notifications", ""), dropped as f64);
+    let alarm = cluster.primary.status()["gateway"]["alarm"].as_str().map(str::to_owned);
+    let clear = || cluster.primary.status()["gateway"]["alarm"].is_null().then_some(());
+    match alarm {
+        Some(alarm) => assert!(alarm.contains("notifications do not all come"), "{alarm}"),
+        // A walk that found nothing came since.
+        None => assert_eq!(clear(), Some(())),
+    }
+    wait_long_for("a walk that finds nothing", clear);
     assert_eq!(cluster.primary.status()["gateway"]["last_drift"], 0);
-    eprintln!("{pushes} pushes: {dropped} notifications dropped, {held} held back; all sites agree");
+    assert_eq!(report(&cluster)["missed"].as_u64(), Some(dropped));
+    eprintln!(
+        "{pushes} pushes: {dropped} notifications dropped, {held} late; all was found after {walked:?}, walks being {INTERVAL:?} apart"
+    );
 }
 
 #[test]
@@ -255,8 +267,14 @@ fn notifications_are_taken_from_known_sources_alone() {
             .status
     };
     let good = format!("Bearer {SECRET}");
+    let alarm = || cluster.primary.status()["gateway"]["alarm"].as_str().map(str::to_owned);
+    assert_eq!(alarm(), None);
     assert_eq!(send("Bearer wrong", b"{\"events\":[]}"), 401);
+    let refused = alarm().unwrap();
+    assert!(refused.contains("secret is missing or wrong") && refused.contains("registry"), "{refused}");
+    assert_eq!(cluster.primary.metric("outport_gateway_alarm", ""), 1.0);
     assert_eq!(send(&good, b"{\"events\":[]}"), 200);
+    assert_eq!(alarm(), None);
     assert_eq!(send(&good, b"not json"), 400);
     // What a notification says is not believed: the registry has no such thing.
     let lie = serde_json::json!({ "events": [{ "action": "push", "target": {

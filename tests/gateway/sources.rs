@@ -1,12 +1,20 @@
 //! Where a walk gets the names of repositories from, and what becomes of it on the way.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+};
 
 use crate::{
     agreement::report,
     hostile::{LAYER, in_front_of, json, manifest_of, nothing_but},
     liar::{Asked, Liar, Reply},
-    support::{Cluster, http::get_plain, session::image, wait_for},
+    support::{
+        BINARY, Cluster,
+        http::get_plain,
+        session::{Session, image},
+        wait_for,
+    },
 };
 
 /// A registry whose catalog is closed, with `names` in it, each with one tag.
@@ -103,6 +111,39 @@ fn names_come_from_gitlabs_projects() {
     assert!(api.iter().all(|asked| asked.private_token.as_deref() == Some("glpat-made-up")));
     assert!(registry.iter().all(|asked| asked.private_token.is_none()), "the token is for the API alone");
     assert!(api.iter().all(|asked| !asked.path.contains("/2/registry")), "its registry is turned off");
+}
+
+#[test]
+fn a_tag_that_moved_to_what_no_site_can_serve_stays_where_it_was_and_says_so() {
+    static IS_FIT: AtomicBool = AtomicBool::new(true);
+    let liar = nothing_but(|asked| {
+        let path = asked.path.split('?').next().unwrap();
+        Some(match path {
+            "/v2/_catalog" => json(&[], &serde_json::json!({ "repositories": ["team/app"] })),
+            "/v2/team/app/tags/list" => json(&[], &serde_json::json!({ "name": "team/app", "tags": ["1"] })),
+            _ if path.contains("/blobs/") => Reply::ok(&[], LAYER),
+            _ if !path.contains("/manifests/") => return None,
+            _ if IS_FIT.load(Relaxed) => manifest_of(&image(&[LAYER])),
+            _ => manifest_of(b"{\"schemaVersion\":1}"),
+        })
+    });
+    let cluster = in_front_of(&liar, "");
+    assert_eq!(repositories(&cluster), 1);
+    let alarm = || cluster.primary.status()["gateway"]["alarm"].as_str().map(str::to_owned);
+    assert_eq!(alarm(), None);
+    let reconcile = || {
+        let arguments = ["reconcile", "--admin", &cluster.primary.admin()];
+        Command::new(BINARY).args(arguments).output().unwrap().status.code()
+    };
+    IS_FIT.store(false, Relaxed);
+    assert_eq!(reconcile(), Some(3));
+    let stuck = alarm().unwrap();
+    assert!(stuck.contains("served as they were before") && stuck.contains("team/app: 1"), "{stuck}");
+    let here = Session::anyone(&cluster, &cluster.sites[0], &["team/app"]);
+    assert_eq!(here.get("/v2/team/app/manifests/1").body, image(&[LAYER]));
+    IS_FIT.store(true, Relaxed);
+    assert_eq!(reconcile(), Some(0));
+    assert_eq!(alarm(), None);
 }
 
 #[test]

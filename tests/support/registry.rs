@@ -44,8 +44,11 @@ impl Registry {
         let storage = dir.join("storage");
         let password = random_hex();
         let log = if more.contains("log:") { "" } else { "log: {level: info}\n" };
-        let http =
-            if more.starts_with("http:") { String::new() } else { format!("http: {{addr: '{ip}:{PORT}'}}\n") };
+        let http = if more.starts_with("http:") {
+            String::new()
+        } else {
+            format!("http: {{addr: '{ip}:{PORT}'}}\n")
+        };
         let mut config = format!(
             "version: 0.1\n{log}storage:\n  filesystem: {{rootdirectory: '{}'}}\n  \
              delete: {{enabled: true}}\n{http}",

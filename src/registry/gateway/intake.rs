@@ -56,6 +56,8 @@ struct Counters {
     idle: AtomicU64,
     unknown: AtomicU64,
     failed: AtomicU64,
+    /// How many requests had been refused when it was last heard of.
+    heard_at: AtomicU64,
 }
 
 /// Why a notification was not taken.
@@ -89,13 +91,30 @@ impl Intake {
         let admitted = self.sources.iter().find(|(source, _)| proves(given, &source.secret));
         let Some((source, counters)) = admitted else {
             self.refused.fetch_add(1, Relaxed);
+            tracing::warn!("a notification was refused: its secret is missing or wrong");
             // It may be the registry with another secret: what it told of is found by a walk.
             self.reconciler.doubt();
             return Err(NotTaken::Stranger);
         };
+        counters.heard_at.store(self.refused.load(Relaxed), Relaxed);
         let turn = self.turns.try_acquire();
         let turn = turn.map_err(|_| NotTaken::Later("too many notifications at once".to_owned()))?;
         Ok(Admitted { intake: self, source, counters, _turn: turn })
+    }
+
+    /// What a person should look at: a source that may have lost its secret.
+    pub fn alarm(&self) -> Option<String> {
+        let refused = self.refused.load(Relaxed);
+        let is_silent = |counters: &Counters| counters.heard_at.load(Relaxed) < refused;
+        let silent = self.sources.iter().filter(|(_, counters)| is_silent(counters));
+        let silent: Vec<&str> = silent.map(|(source, _)| source.name.as_str()).collect();
+        (!silent.is_empty()).then(|| {
+            format!(
+                "{refused} notifications were refused, because their secret is missing or wrong; nothing was \
+                 heard since of {} (gateway.notifications.secret_file)",
+                silent.join(", ")
+            )
+        })
     }
 
     /// What was counted, by source; and requests of strangers.

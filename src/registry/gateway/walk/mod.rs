@@ -106,6 +106,12 @@ pub struct ReconcileReport {
     pub unfit: u64,
     /// The first of those.
     pub unfit_names: Vec<String>,
+    /// Of those, tags that named something else before, which sites go on to serve.
+    #[serde(default)]
+    pub stuck: u64,
+    /// The first of those.
+    #[serde(default)]
+    pub stuck_names: Vec<String>,
     /// What the registry gave no answer about that makes sense.
     pub failed: u64,
     /// The first of those, as `repository:tag: why`.

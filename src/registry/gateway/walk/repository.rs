@@ -123,7 +123,11 @@ impl Reconciler {
         let observed = match self.patiently(ask).await {
             Ok(observed) => observed,
             Err(Stopped::Gateway(GatewayError::Unfit { reason, .. })) => {
-                self.unfit(format!("{repo}: {reference}: {reason}"));
+                let name = format!("{repo}: {reference}: {reason}");
+                if gateway.index().placed(repo, reference).map_err(GatewayError::from)?.is_some() {
+                    self.stuck(name.clone());
+                }
+                self.unfit(name);
                 Observed::Same
             }
             Err(Stopped::Gateway(GatewayError::NotRemoved)) => {
@@ -177,6 +181,14 @@ impl Reconciler {
         report.unfit += 1;
         if report.unfit_names.len() < NAMED_MAX {
             report.unfit_names.push(name);
+        }
+    }
+
+    fn stuck(&self, name: String) {
+        let mut report = self.note();
+        report.stuck += 1;
+        if report.stuck_names.len() < NAMED_MAX {
+            report.stuck_names.push(name);
         }
     }
 

@@ -102,12 +102,20 @@ impl Standing {
         if let Some(error) = &report.error {
             state.trouble = Some(format!("reconciling with the registry stopped: {error}"));
         } else if is_whole {
-            state.trouble = report.failed_names.first().map(|first| {
+            let failed = report.failed_names.first().map(|first| {
                 format!(
                     "of {} things the registry gives no answer that makes sense, as {first}",
                     report.failed
                 )
             });
+            let stuck = report.stuck_names.first().map(|first| {
+                format!(
+                    "{} tags are served as they were before: no site can serve what they name at the \
+                     registry, as {first}",
+                    report.stuck
+                )
+            });
+            state.trouble = failed.or(stuck);
             state.walks += 1;
         }
     }

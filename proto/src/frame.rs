@@ -182,6 +182,9 @@ pub struct Heartbeat {
     pub state_hash: [u8; 32],
     /// The offset `state_hash` was taken at.
     pub state_at: Offset,
+    /// The primary stands in front of a registry and cannot tell yet what happened there: `closed_time`
+    /// is of its own log, and tags are to be asked about.
+    pub unsure: bool,
 }
 
 /// How far a secondary is.

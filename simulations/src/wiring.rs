@@ -105,6 +105,7 @@ impl World {
             keys_changed,
             relays: relays.clone(),
             authenticator: None,
+            unsure: None,
         });
         let fleet = Fleet::new(self.followers(machine.number)?, relays);
         let publisher = LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet };

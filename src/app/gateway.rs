@@ -1,5 +1,6 @@
 //! Wires a primary to the registry that it stands in front of.
 
+use crate::watch;
 use std::sync::Arc;
 
 use super::{StartError, data_dir::DataDir};
@@ -47,6 +48,8 @@ pub(super) struct Registry {
     pub(super) above: Above,
     /// What administrators see of it.
     pub(super) admin: Arc<GatewayAdmin>,
+    /// Whether the log may be of an older state than it.
+    pub(super) unsure: watch::Receiver<bool>,
 }
 
 impl Registry {
@@ -135,7 +138,7 @@ impl Upstream {
         let edge = Edge {
             upstream: Arc::clone(&upstream),
             flights: flights.clone(),
-            session: SessionView::of_gateway(),
+            session: SessionView::of_gateway(gateway.unsure()),
             intents: Intents::in_memory(own, 0),
             shutdown: shutdown.clone(),
         };
@@ -150,6 +153,7 @@ impl Upstream {
         metrics.register(|registry| {
             registry.register_collector(Box::new(GatewayCollector(Arc::clone(&admin))));
         });
+        let unsure = gateway.unsure();
         let proxy = Proxy::new(self.tls, "the registry behind this site");
         let behind = Behind {
             gateway,
@@ -157,7 +161,7 @@ impl Upstream {
             shows_callers: self.shows_callers,
             finishes_expired: self.finishes_expired,
         };
-        let registry = Registry { backend, above, admin };
+        let registry = Registry { backend, above, admin, unsure };
         Ok(Parts { pull, push: None, writes: Writes::Behind(Box::new(behind)), behind: Some(registry) })
     }
 }

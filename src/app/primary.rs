@@ -153,9 +153,11 @@ pub async fn start(
         }
     };
     let is_gateway = behind.is_some();
-    let (above, gateway, registry) = match behind {
-        Some(Registry { backend, above, admin }) => (Some(above), Some(admin), Some(backend)),
-        None => (None, None, None),
+    let (above, gateway, registry, unsure) = match behind {
+        Some(Registry { backend, above, admin, unsure }) => {
+            (Some(above), Some(admin), Some(backend), Some(unsure))
+        }
+        None => (None, None, None, None),
     };
 
     let public_url = config.registry.public_url.as_str();
@@ -194,6 +196,7 @@ pub async fn start(
         keys_changed: callers.told.changed(),
         relays,
         authenticator: Some(Arc::clone(&callers.authenticator)),
+        unsure,
     });
     let publisher =
         LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };

@@ -156,6 +156,8 @@ pub struct OwnSource {
     pub relays: Relays,
     /// Looks for keys of tokens that are not known, and asks the registry who may, if there is one.
     pub authenticator: Option<Arc<Authenticator>>,
+    /// Whether a registry behind may have gone on without the log.
+    pub unsure: Option<watch::Receiver<bool>>,
 }
 
 impl Source for OwnSource {
@@ -174,7 +176,15 @@ impl Source for OwnSource {
         let log = self.journal.log();
         let (head, log_bytes) = (begun(log.head()), log.bytes());
         let (state_hash, state_at) = self.journal.index().state_hash();
-        let heartbeat = Heartbeat { head, closed_time: now, now, log_bytes, state_hash, state_at };
+        let heartbeat = Heartbeat {
+            head,
+            closed_time: now,
+            now,
+            log_bytes,
+            state_hash,
+            state_at,
+            unsure: self.unsure.as_ref().is_some_and(|unsure| *unsure.borrow()),
+        };
         let tail_events_max = self.journal.tail_events_max();
         LogState { heartbeat, durable: head, is_level: true, floor: begun(log.floor()), tail_events_max }
     }

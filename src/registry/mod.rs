@@ -29,5 +29,5 @@ pub use push::{
     BlobPut, ContentRange, Deleted, ManifestPushed, Mounted, NewManifest, PushError, PushLimits, PushService,
     UploadAppend, UploadRight, UploadStatus,
 };
-pub use session::{Session, SessionView};
+pub use session::{NEVER, Session, SessionView};
 pub use verification::{Verification, Verify};

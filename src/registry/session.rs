@@ -9,13 +9,17 @@ use std::time::Duration;
 
 use outport_proto::{Offset, Timestamp};
 
+/// Long ago: as closed time it says that anything may have happened since.
+pub const NEVER: Timestamp = Timestamp::from_micros(1);
+
 /// One reading of the session. The subscriber replaces it with every heartbeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Session {
     /// Whether heartbeats arrive in time.
     pub live: bool,
     /// Whether the index is known not to be in the state that the primary's was in at the same
-    /// place of the log: until that is repaired, tags are revalidated as if nothing were fresh.
+    /// place of the log, or the primary itself is unsure: until that is repaired, tags are revalidated as
+    /// if nothing were fresh.
     pub differs: bool,
     /// How often the two were compared, since the start.
     pub comparisons: u64,
@@ -58,29 +62,36 @@ impl Session {
 #[derive(Clone, Debug)]
 pub struct SessionView {
     receiver: watch::Receiver<Session>,
+    /// While it says so, nothing here is fresh.
+    unsure: Option<watch::Receiver<bool>>,
 }
 
 impl SessionView {
     /// A view and the end that feeds it. It begins disconnected.
     pub fn new() -> (watch::Sender<Session>, Self) {
         let (sender, receiver) = watch::channel(Session::default());
-        (sender, Self { receiver })
+        (sender, Self { receiver, unsure: None })
     }
 
-    /// The view of a primary that asks the registry behind it: its own log is never behind itself.
-    pub fn of_gateway() -> Self {
+    /// The view of a primary that asks the registry behind it: its own log is never behind itself, unless
+    /// it is `unsure` what happened at the registry.
+    pub fn of_gateway(unsure: watch::Receiver<bool>) -> Self {
         let session = Session {
             live: true,
             reachable: true,
             closed_time: Timestamp::from_micros(u64::MAX),
             ..Session::default()
         };
-        Self { receiver: watch::channel(session).1 }
+        Self { receiver: watch::channel(session).1, unsure: Some(unsure) }
     }
 
     /// The newest reading.
     pub fn now(&self) -> Session {
-        *self.receiver.borrow()
+        let session = *self.receiver.borrow();
+        match &self.unsure {
+            Some(unsure) if *unsure.borrow() => Session { differs: true, closed_time: NEVER, ..session },
+            _ => session,
+        }
     }
 
     /// Follows the readings.

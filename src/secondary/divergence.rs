@@ -243,6 +243,7 @@ mod tests {
             now: Timestamp::from_secs(1),
             log_bytes: 0,
             state_at,
+            unsure: false,
             state_hash,
         };
         divergence.handle_heartbeat(&head);

@@ -179,6 +179,7 @@ impl PassedOn {
                 log_bytes,
                 state_hash: [0; 32],
                 state_at: Offset::ZERO,
+                unsure: false,
             },
         };
         let is_level = heard.is_some_and(|heard| heard.age() < LIVE_MAX && heard.heartbeat.head <= durable);

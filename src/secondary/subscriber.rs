@@ -36,7 +36,7 @@ use crate::{
     planted::{Bug, is_planted},
     random,
     registry::{
-        Session,
+        NEVER, Session,
         journal::{Journal, JournalError},
     },
     shutdown::Shutdown,
@@ -530,18 +530,20 @@ impl Subscription {
         let is_following = self.subscriber.state() == SubscriberState::Streaming;
         let is_open = is_following || self.subscriber.state() == SubscriberState::Snapshot;
         let rtt = connections.map(|connections| connections.log.rtt());
+        let (differs, is_unsure) =
+            (self.divergence.is_known(), self.subscriber.heartbeat().is_some_and(|heard| heard.unsure));
         let session = Session {
             // A snapshot may empty the index at any moment.
             live: is_following && self.subscriber.live(now) && self.parts.journal.is_whole(),
-            differs: self.divergence.is_known(),
+            differs: differs || is_unsure,
             comparisons: self.divergence.counts().comparisons,
             entries_repaired: self.divergence.counts().entries,
             reachable: is_open,
-            closed_time: self.closed_time().unwrap_or_default(),
+            closed_time: if is_unsure { NEVER } else { self.closed_time().unwrap_or_default() },
             head: self.subscriber.head().unwrap_or_default(),
             primary_ahead_micros: self.primary_clock.ahead_micros(),
         };
-        self.parts.downstream.differs(session.differs);
+        self.parts.downstream.differs(differs);
         // First, so that whoever the session wakes finds a status that is as new.
         self.view.show(self.status(now, rtt.filter(|_| is_open)));
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);

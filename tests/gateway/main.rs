@@ -20,6 +20,7 @@ mod kills;
 mod liar;
 mod notifications;
 mod pushes;
+mod restored;
 mod sources;
 #[path = "../support/mod.rs"]
 mod support;

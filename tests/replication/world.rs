@@ -173,6 +173,7 @@ impl Primary {
             keys_changed,
             relays,
             authenticator: config.callers.clone(),
+            unsure: None,
         });
         let publisher =
             LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };

@@ -119,6 +119,8 @@ pub struct Node {
     child: Option<Child>,
     /// What its process finds in its environment from the next start on.
     pub environment: Vec<(&'static str, PathBuf)>,
+    /// What else its process is told from the next start on.
+    pub arguments: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -136,6 +138,7 @@ impl Cluster {
             core: options.core,
             child: None,
             environment: Vec::new(),
+            arguments: Vec::new(),
         };
         let primary = node(1, "primary", "registry-primary.outport.test".to_owned(), "primary");
         let sites: Vec<Node> = options
@@ -376,7 +379,7 @@ impl Node {
             }
             None => Command::new(BINARY),
         };
-        command.args([self.role, "--config", path(&self.config())]);
+        command.args([self.role, "--config", path(&self.config())]).args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());

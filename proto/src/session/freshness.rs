@@ -182,6 +182,7 @@ mod tests {
             log_bytes: 0,
             state_hash: [0; 32],
             state_at: at(head),
+            unsure: false,
         }
     }
 

@@ -269,6 +269,7 @@ fn frames_from_the_primary() {
             log_bytes: 12,
             state_hash: [0x5a; 32],
             state_at: Offset::new(1, 8),
+            unsure: false,
         }),
     );
     frame("keys", FromPrimary::Keys(keys()));

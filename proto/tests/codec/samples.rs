@@ -285,11 +285,18 @@ pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
         ".{0,8}".prop_map(Refusal::Unready),
         vec(site(), 0..3).prop_map(Refusal::Ring),
     ];
-    let heartbeat = (offset(), time(), time(), any::<u64>(), any::<[u8; 32]>(), offset()).prop_map(
-        |(head, closed_time, now, log_bytes, state_hash, state_at)| {
-            FromPrimary::Heartbeat(Heartbeat { head, closed_time, now, log_bytes, state_hash, state_at })
-        },
-    );
+    let heartbeat = (offset(), time(), time(), any::<u64>(), any::<[u8; 32]>(), offset(), any::<bool>())
+        .prop_map(|(head, closed_time, now, log_bytes, state_hash, state_at, unsure)| {
+            FromPrimary::Heartbeat(Heartbeat {
+                head,
+                closed_time,
+                now,
+                log_bytes,
+                state_hash,
+                state_at,
+                unsure,
+            })
+        });
     prop_oneof![
         welcome,
         refused.prop_map(FromPrimary::Refused),

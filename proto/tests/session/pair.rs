@@ -185,6 +185,7 @@ impl Pair {
             log_bytes: self.log.iter().map(|event| event.len() as u64).sum(),
             state_hash: [0; 32],
             state_at: self.head(),
+            unsure: false,
         };
         LogState {
             heartbeat,

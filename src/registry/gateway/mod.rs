@@ -45,6 +45,7 @@ use crate::{
     },
     index::{Index, IndexError},
     shutdown::Shutdown,
+    watch,
 };
 
 /// Follows a registry and records what is in it. Cloning gives another handle.
@@ -63,6 +64,7 @@ struct Shared {
     budget: Budget,
     on_find: OnceLock<OnFind>,
     on_give_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    unsure: watch::Sender<bool>,
     shutdown: Shutdown,
 }
 
@@ -128,6 +130,7 @@ impl Gateway {
             budget: Budget::new(removals_max),
             on_find: OnceLock::new(),
             on_give_up: OnceLock::new(),
+            unsure: watch::Sender::new(false),
             shutdown,
         };
         Self { shared: Arc::new(shared) }
@@ -136,6 +139,12 @@ impl Gateway {
     /// The registry.
     pub fn backend(&self) -> &Backend {
         &self.shared.backend
+    }
+
+    /// Whether the log may be of an older state than the registry, all of it: a walk was never through, or
+    /// not since a backup was restored.
+    pub fn unsure(&self) -> watch::Receiver<bool> {
+        self.shared.unsure.subscribe()
     }
 
     /// Newest event that everything here is answered at or behind.

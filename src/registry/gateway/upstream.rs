@@ -37,6 +37,11 @@ impl GatewayUpstream {
         Ok(journal.applied())
     }
 
+    /// Whether the log may answer in place of a registry that is silent. What a digest names does not change.
+    fn may_answer(&self, reference: &Reference) -> bool {
+        matches!(reference, Reference::Digest(_)) || !*self.gateway.shared.unsure.borrow()
+    }
+
     async fn look(&self, repo: &RepoName, reference: &Reference) -> Result<(), UpstreamError> {
         let key = (repo.clone(), reference.clone());
         let question = {
@@ -54,7 +59,7 @@ impl GatewayUpstream {
         };
         judged(self.manifests.ask(&key, question).await, || {
             let known = self.gateway.index().manifest(repo, reference)?;
-            Ok(known.is_some())
+            Ok(known.is_some() && self.may_answer(reference))
         })
     }
 

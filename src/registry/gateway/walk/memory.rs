@@ -53,9 +53,12 @@ impl Memory {
         Ok(Self { file, last: Arc::new(Mutex::new(last)) })
     }
 
-    /// Remembers nothing of before.
-    pub(super) fn anew(file: PathBuf) -> Self {
-        Self { file, last: Arc::default() }
+    /// Remembers nothing of before, nor does the next start.
+    pub(super) fn anew(file: PathBuf) -> io::Result<Self> {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(Self { file, last: Arc::default() }),
+        }
     }
 
     pub(super) fn last(&self) -> Last {

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::{Digest, Reference, RepoName, Tag};
+use outport_proto::{Digest, Offset, Reference, RepoName, Tag};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Notify,
@@ -184,11 +184,14 @@ impl Reconciler {
         file: PathBuf,
         is_restored: bool,
     ) -> std::io::Result<Self> {
-        let memory = if is_restored { Memory::anew(file) } else { Memory::open(file)? };
+        let memory = if is_restored { Memory::anew(file)? } else { Memory::open(file)? };
         let last = memory.last();
         if last.removals_refused {
             gateway.shared.budget.close();
         }
+        // What the log has was true once; whether it is, only a walk can say.
+        let has_past = gateway.shared.journal.log().head() > Offset::ZERO;
+        gateway.shared.unsure.send_replace(last.reconciled_at.is_none() && has_past);
         let report = ReconcileReport {
             is_backfill: last.reconciled_at.is_none(),
             last_reconciled_at: last.reconciled_at,
@@ -400,6 +403,7 @@ impl Reconciler {
         let drift = if self.note().is_backfill { 0 } else { drift };
         self.shared.memory.ended(now, drift).await.map_err(Stopped::Memory)?;
         self.shared.gateway.shared.budget.open();
+        self.shared.gateway.shared.unsure.send_replace(false);
         let mut report = self.note();
         report.is_backfill = false;
         report.last_reconciled_at = Some(now);

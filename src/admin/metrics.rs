@@ -164,13 +164,16 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{status::PrimaryStatus, telemetry::Metrics};
+    use crate::{
+        status::PrimaryStatus,
+        telemetry::{Exposition, Metrics},
+    };
 
     fn scrape(status: Status) -> String {
         let metrics = Metrics::default();
         let source: StatusSource = Arc::new(move || status.clone());
         metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(source))));
-        metrics.encode()
+        metrics.encode(Exposition::OpenMetrics)
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::{
     registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
-    telemetry::Metrics,
+    telemetry::{Exposition, Metrics},
 };
 
 /// Whether the node should get traffic; the text says why not.
@@ -102,8 +102,9 @@ impl Admin {
                 response
             }
             "/metrics" => {
-                let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                answer(StatusCode::OK, openmetrics, self.metrics.encode())
+                let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+                let exposition = Exposition::accepted(accept);
+                answer(StatusCode::OK, exposition.content_type(), self.metrics.encode(exposition))
             }
             "/v1/status" => json(StatusCode::OK, &(self.status)()),
             "/v1/sites" => match (self.status)() {

@@ -1,6 +1,9 @@
 //! What operators see (the fields and metric names that others build on).
 
-use std::process::Command;
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 
@@ -214,4 +217,46 @@ fn page(node: &Node, target: &str) -> (u16, String) {
 fn outport_status(node: &Node, arguments: &[&str]) -> String {
     let admin = node.admin();
     crate::support::outport(&[&["status", "--admin", &admin], arguments].concat())
+}
+
+/// Says whether Prometheus' own checker has anything against what a node shows.
+fn promtool(node: &Node) -> String {
+    let (status, text) = get_plain(&node.admin(), "/metrics").unwrap();
+    assert_eq!(status, 200, "{text}");
+    let mut check = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool (Debian's package prometheus) is needed");
+    check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{}: {said}", node.name);
+    text
+}
+
+#[test]
+fn metrics_are_as_prometheus_wants_them() {
+    let cluster = Cluster::start(Options::default());
+    let pusher = Session::user(&cluster, &cluster.primary, &["team/app"]);
+    let image = pusher.push_image("team/app", "1", &[&bytes(50_000, 1)]);
+    cluster.wait_complete();
+    let pulled = Session::anyone(&cluster, &cluster.sites[0], &["team/app"]);
+    assert_eq!(pulled.get("/v2/team/app/manifests/1").body, image.manifest);
+    let primary = promtool(&cluster.primary);
+    let site = promtool(&cluster.sites[0]);
+    for name in [
+        "outport_log_seq",
+        "outport_pulls_total",
+        "outport_lag_seconds",
+        "outport_store_bytes",
+        "outport_build_info",
+    ] {
+        for text in [&primary, &site] {
+            assert!(text.contains(&format!("\n# TYPE {name} ")), "{name}: {text}");
+        }
+    }
 }

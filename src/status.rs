@@ -1,7 +1,8 @@
 //! The shape of `/v1/status`, and the cell in which a running site keeps its own.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use outport_proto::frame::SiteDetail;
 use serde::{Deserialize, Serialize};
 
 /// What `/v1/status` answers, by role.
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "role", rename_all = "lowercase")]
 pub enum Status {
     /// A primary.
-    Primary(PrimaryStatus),
+    Primary(Box<PrimaryStatus>),
     /// A secondary.
     Secondary(Box<SiteStatus>),
 }
@@ -39,8 +40,67 @@ pub struct PrimaryStatus {
     /// The registry that it stands in front of; `null` when it is one itself.
     #[serde(default)]
     pub gateway: Option<Box<GatewayStatus>>,
+    /// What it serves.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub location: Location,
     /// The sites, by name.
     pub sites: Vec<SiteStatus>,
+}
+
+/// What a node serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Pulls since the start, by how they were answered: the `result` of `outport_pulls_total`.
+    pub pulls: BTreeMap<String, u64>,
+    /// Share of the content served in the last five minutes that came from its disk, 0 to 1; `null` when
+    /// there was none.
+    pub hit_ratio: Option<f64>,
+    /// Bytes of response bodies sent since the start.
+    pub served_bytes: u64,
+    /// Bytes fetched from upstream since the start.
+    pub upstream_bytes: u64,
+}
+
+/// Where a node stands, as its configuration says; `null` where it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Location {
+    /// Degrees north, -90 to 90.
+    pub latitude: Option<f64>,
+    /// Degrees east, -180 to 180.
+    pub longitude: Option<f64>,
+}
+
+/// How long the events of the last five minutes took from the push to each stage; `null` without events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Propagation {
+    /// Until the index showed them.
+    pub applied: Option<Spread>,
+    /// Until their blobs were local.
+    pub complete: Option<Spread>,
+}
+
+/// Two quantiles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Half took no longer.
+    pub p50_seconds: f64,
+    /// Of a hundred, all but one took no longer.
+    pub p99_seconds: f64,
+}
+
+/// Something that went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// For people.
+    pub text: String,
+    /// By the site's clock, in seconds since the Unix epoch.
+    pub at: u64,
 }
 
 /// How far the log is from the registry behind a primary.
@@ -127,6 +187,58 @@ pub struct SiteStatus {
     /// Tags, manifests and links that repairs put, removed or replaced.
     #[serde(default)]
     pub state_entries_repaired: u64,
+    /// When it will be complete, at the pace of the last half minute; 0 when it is, `null` when it does not
+    /// come nearer or nobody knows.
+    #[serde(default)]
+    pub eta_seconds: Option<f64>,
+    /// How long events took to get here.
+    #[serde(default)]
+    pub propagation: Propagation,
+    /// What it serves.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// How far its wall clock is ahead of the primary's, estimated from heartbeats; `null` before the first.
+    #[serde(default)]
+    pub clock_offset_seconds: Option<f64>,
+    /// By how much that may be wrong either way.
+    #[serde(default)]
+    pub clock_offset_error_seconds: Option<f64>,
+    /// What went wrong last; `null` when nothing did since the start.
+    #[serde(default)]
+    pub last_error: Option<LastError>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub location: Location,
+}
+
+impl SiteStatus {
+    /// Takes over what a site told of itself.
+    pub fn describe(&mut self, detail: &SiteDetail) {
+        let seconds = |micros: u64| micros as f64 / 1e6;
+        let spread = |spread: outport_proto::frame::Spread| Spread {
+            p50_seconds: seconds(spread.p50_micros),
+            p99_seconds: seconds(spread.p99_micros),
+        };
+        self.eta_seconds = detail.eta_micros.map(seconds);
+        self.propagation =
+            Propagation { applied: detail.applied.map(spread), complete: detail.complete.map(spread) };
+        self.traffic = Traffic {
+            pulls: detail.pulls.iter().cloned().collect(),
+            hit_ratio: detail.hits_ppm.map(|ppm| f64::from(ppm) / 1e6),
+            served_bytes: detail.served_bytes,
+            upstream_bytes: detail.upstream_bytes,
+        };
+        self.clock_offset_seconds = detail.clock.map(|clock| clock.ahead_micros as f64 / 1e6);
+        self.clock_offset_error_seconds = detail.clock.map(|clock| seconds(clock.error_micros));
+        self.last_error = detail
+            .last_error
+            .as_ref()
+            .map(|(text, at)| LastError { text: text.clone(), at: at.as_micros() / 1_000_000 });
+        let degrees = |micro: i32| Some(f64::from(micro) / 1e6);
+        if let Some((north, east)) = detail.location {
+            self.location = Location { latitude: degrees(north), longitude: degrees(east) };
+        }
+    }
 }
 
 /// Lag by stage in seconds of the primary's clock; `null` when unknown.

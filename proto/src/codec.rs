@@ -155,6 +155,7 @@ impl private::Frame for FromSecondary {
         match self {
             Self::Hello(hello) => seal_onto(buffer, Kind::Hello, hello),
             Self::Ack(ack) => seal_onto(buffer, Kind::Ack, ack),
+            Self::Details(details) => seal_onto(buffer, Kind::Details, details),
         }
     }
 
@@ -162,6 +163,7 @@ impl private::Frame for FromSecondary {
         match envelope.kind {
             Kind::Hello => from_payload(envelope.payload).map(Self::Hello),
             Kind::Ack => from_payload(envelope.payload).map(Self::Ack),
+            Kind::Details => from_payload(envelope.payload).map(Self::Details),
             other => Err(CodecError::UnexpectedKind(other as u8)),
         }
     }

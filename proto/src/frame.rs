@@ -10,8 +10,10 @@ use crate::{
 
 /// The QUIC application protocol of the log and request connection.
 pub const ALPN: &[u8] = b"outport/1";
-/// The protocol version this build speaks; `Hello` lists all it can speak, `Welcome` picks one.
-pub const VERSION: u16 = 1;
+/// The newest protocol version this build speaks.
+pub const VERSION: u16 = 2;
+/// All it can speak, best first: `Hello` lists those, `Welcome` picks one.
+pub const VERSIONS: [u16; 2] = [VERSION, 1];
 /// Largest frame in bytes, envelope included, checked before anything is decoded: a manifest of
 /// 4 MiB and its envelope fit with room.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -21,6 +23,9 @@ pub const HOPS_MAX: usize = 8;
 
 /// Most reports about other sites in one [`Ack`].
 pub const BEHIND_MAX: usize = 64;
+
+/// Most sites that one [`FromSecondary::Details`] is about.
+pub const DETAILS_MAX: usize = 64;
 
 /// Most events that one [`FromPrimary::Traces`] is about.
 pub const TRACES_MAX: usize = 1024;
@@ -38,6 +43,9 @@ pub enum FromSecondary {
     Hello(Hello),
     /// How far the secondary is; sent when it changes and with every heartbeat received.
     Ack(Ack),
+    /// What people want to know beside that of the secondary and the sites behind it, as far as it changed;
+    /// at most [`DETAILS_MAX`] sites, and since version 2.
+    Details(Vec<SiteDetail>),
 }
 
 /// A frame from the upstream to a secondary on the log stream.
@@ -271,6 +279,51 @@ pub struct SiteReport {
     pub lag_complete_micros: u64,
     /// Staleness bound in microseconds.
     pub staleness_bound_micros: u64,
+}
+
+/// What people want to know of a site beside how far it is. Nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub struct SiteDetail {
+    /// The site.
+    pub site: SiteName,
+    /// When it will have caught up, at the pace of the last half minute; `None` when unknown.
+    pub eta_micros: Option<u64>,
+    /// How long events of the last five minutes took until the index showed them.
+    pub applied: Option<Spread>,
+    /// The same until their blobs were local.
+    pub complete: Option<Spread>,
+    /// Pulls since its start, by how they were answered.
+    pub pulls: Vec<(String, u64)>,
+    /// Pulls of the last five minutes that were answered from its disk, in millionths; `None` without pulls.
+    pub hits_ppm: Option<u32>,
+    /// Bytes of response bodies sent since its start.
+    pub served_bytes: u64,
+    /// Bytes fetched from upstream since its start.
+    pub upstream_bytes: u64,
+    /// Its wall clock against the primary's; `None` before the first heartbeat.
+    pub clock: Option<ClockOffset>,
+    /// What went wrong last, and when by its own clock.
+    pub last_error: Option<(String, Timestamp)>,
+    /// Where it stands, in millionths of degrees north and east.
+    pub location: Option<(i32, i32)>,
+}
+
+/// Two quantiles of how long something took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Spread {
+    /// Half took no longer.
+    pub p50_micros: u64,
+    /// Of a hundred, all but one took no longer.
+    pub p99_micros: u64,
+}
+
+/// How far a site's wall clock is ahead of the primary's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ClockOffset {
+    /// Below 0 when it is behind.
+    pub ahead_micros: i64,
+    /// By how much that may be wrong either way.
+    pub error_micros: u64,
 }
 
 /// What a site needs to let callers in and to seal tickets. Travels only inside mutual TLS.

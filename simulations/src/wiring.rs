@@ -28,6 +28,7 @@ use outport::{
         Edge, Exclusion, Intents, Journal, Past, PullService, PushLimits, PushService, SessionView, Site,
     },
     secondary::{
+        detail::About,
         dial::Dialer,
         downstream::{Downstream, PassedOn},
         memory::Memory,
@@ -216,6 +217,7 @@ impl World {
             let publisher = LogPublisher { source, journal: journal.clone(), fleet: fleet.clone() };
             self.publish(machine, identity, publisher, answerer, shutdown)?;
         }
+        let details = fleet.clone();
         let reports = move || fleet.behind();
         let parts = SubscriptionParts {
             dialer,
@@ -230,6 +232,10 @@ impl World {
             downstream,
             reports: is_followed.then(|| Arc::new(reports) as _),
             tracing: outport::telemetry::trace::Tracing::default(),
+            about: About {
+                behind: is_followed.then(|| Arc::new(move || details.details()) as _),
+                ..About::default()
+            },
         };
         let address = SocketAddr::new(self.machines[followed].host, REPLICATION_PORT);
         let options = SubscriptionOptions {

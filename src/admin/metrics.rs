@@ -215,7 +215,11 @@ mod tests {
     fn a_primary_shows_every_site() {
         let site = |name: &str| SiteStatus { site: name.to_owned(), lag_events: 3, ..SiteStatus::default() };
         let sites = vec![site("frankfurt"), site("mumbai")];
-        let text = scrape(Status::Primary(PrimaryStatus { head_seq: 9, sites, ..PrimaryStatus::default() }));
+        let text = scrape(Status::Primary(Box::new(PrimaryStatus {
+            head_seq: 9,
+            sites,
+            ..PrimaryStatus::default()
+        })));
         assert!(text.contains("outport_lag_events{site=\"mumbai\"} 3"), "{text}");
         assert!(text.contains("outport_log_seq{stage=\"head\"} 9"), "{text}");
     }

@@ -222,7 +222,8 @@ mod tests {
 
     fn admin(token: Option<&str>, ready: bool) -> Admin {
         let site = SiteStatus { site: "mumbai".into(), ..SiteStatus::default() };
-        let status = Status::Primary(PrimaryStatus { sites: vec![site], ..PrimaryStatus::default() });
+        let status =
+            Status::Primary(Box::new(PrimaryStatus { sites: vec![site], ..PrimaryStatus::default() }));
         Admin {
             status: Arc::new(move || status.clone()),
             readiness: Arc::new(move || if ready { Ok(()) } else { Err("too stale".to_owned()) }),

@@ -278,6 +278,7 @@ fn primary_config(
             catalog: Some(vec!["anonymous".to_owned()]),
             ..config::OutportAuth::new("localhost", users.to_owned())
         }),
+        location: config::Location::default(),
         log: config::Log::default(),
         store: config::PrimaryStore::default(),
         replication: config::PrimaryReplication {
@@ -309,6 +310,7 @@ fn site_config(
             tls: pki.mutual_tls(site.name.as_str()),
             https_authorities: None,
         },
+        location: config::Location::default(),
         relay: None,
         read: config::Read::default(),
         log: config::Log::default(),

@@ -114,7 +114,7 @@ impl Upstream {
         site: Site,
         (data_dir, is_restored): (&DataDir, bool),
         journal: &Journal,
-        metrics: &Metrics,
+        (metrics, flight_metrics): (&Metrics, FlightMetrics),
         shutdown: &Shutdown,
     ) -> Result<Parts, StartError> {
         // What is kept of the registry's blobs is a cache: nothing is worth more than something newer.
@@ -130,7 +130,7 @@ impl Upstream {
             Arc::clone(&upstream),
             shutdown.clone(),
             FlightOptions::default(),
-            metrics.register(FlightMetrics::new),
+            flight_metrics,
         );
         let own =
             "primary".parse().map_err(|error| StartError::new("name the primary", format!("{error:?}")))?;

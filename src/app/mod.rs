@@ -13,6 +13,7 @@ pub mod relay;
 mod replication;
 mod sample;
 pub mod secondary;
+mod traffic;
 mod trust;
 
 use std::{

@@ -17,6 +17,7 @@ use super::{
     otlp::Traces,
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
     store_status,
+    traffic::Traffic,
 };
 use crate::{
     admin::{Admin, GatewayAdmin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
@@ -24,6 +25,7 @@ use crate::{
     blocking,
     clock::{SharedClock, SystemClock},
     config,
+    fetch::FlightMetrics,
     http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, Writes},
     primary::{
         fleet::{Fleet, Head},
@@ -38,7 +40,7 @@ use crate::{
         journal::{History, JournalCollector, JournalOptions},
     },
     shutdown::Shutdown,
-    status::{PrimaryStatus, Status, StatusSource},
+    status::{Location, PrimaryStatus, Status, StatusSource},
     store::{Store, StoreOptions},
     telemetry::Metrics,
 };
@@ -135,12 +137,17 @@ pub async fn start(
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await
         .map_err(|error| StartError::new("open the journal", error))?;
+    let pull_metrics = metrics.register(PullMetrics::new);
+    let flight_metrics = metrics.register(FlightMetrics::new);
+    let http_metrics = metrics.register(HttpMetrics::new);
+    let traffic = Traffic::new(pull_metrics.clone(), http_metrics.clone(), flight_metrics.clone());
+    shutdown.spawn(traffic.clone().run(shutdown.clone()));
     let site = Site {
         index: journal.index().clone(),
         store: store.clone(),
         clock: Arc::clone(&clock),
         rules: PullRules::default(),
-        metrics: metrics.register(PullMetrics::new),
+        metrics: pull_metrics.clone(),
     };
     let Parts { pull, push, writes, behind } = match behind {
         None => {
@@ -149,7 +156,8 @@ pub async fn start(
             Parts { pull, push: Some(push), writes, behind: None }
         }
         Some(upstream) => {
-            upstream.parts(site, (&data_dir, history == History::Restored), &journal, &metrics, &shutdown)?
+            let restored = history == History::Restored;
+            upstream.parts(site, (&data_dir, restored), &journal, (&metrics, flight_metrics), &shutdown)?
         }
     };
     let is_gateway = behind.is_some();
@@ -170,7 +178,7 @@ pub async fn start(
         authenticator: Arc::clone(&callers.authenticator),
         addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),
         clock: Arc::clone(&clock),
-        metrics: metrics.register(HttpMetrics::new),
+        metrics: http_metrics,
         tracing: traces.tracing.clone(),
         role: Role::Primary(Box::new(PrimaryRole {
             writes,
@@ -219,7 +227,8 @@ pub async fn start(
         rules: callers.rules,
         clock: Arc::clone(&clock),
     };
-    let status = status(cluster, &journal, &store, fleet, (&clock, gateway.as_ref(), callers.alarm));
+    let about = Own { cluster, traffic, location: config.location.status() };
+    let status = status(about, &journal, &store, fleet, (&clock, gateway.as_ref(), callers.alarm));
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     // It is what everybody else fills from; with a registry behind it, it is but a cache of that.
@@ -294,8 +303,15 @@ async fn sweep_uploads(store: Store, age_max: Duration, clock: SharedClock, shut
     }
 }
 
-fn status(
+/// What a primary says of itself.
+struct Own {
     cluster: String,
+    traffic: Traffic,
+    location: Location,
+}
+
+fn status(
+    Own { cluster, traffic, location }: Own,
     journal: &Journal,
     store: &Store,
     fleet: Fleet,
@@ -308,7 +324,7 @@ fn status(
         let offset = log.head();
         let head = Head { cluster: cluster.clone(), offset, log_bytes: log.bytes(), now: clock.now() };
         let sites = fleet.statuses(&head, |after| time_after(log, after));
-        Status::Primary(PrimaryStatus {
+        Status::Primary(Box::new(PrimaryStatus {
             cluster: cluster.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: offset.epoch,
@@ -318,8 +334,10 @@ fn status(
             alarm: super::able(&journal).err(),
             auth_alarm: auth_alarm.reason(),
             gateway: gateway.as_deref().map(Registry::status),
+            traffic: traffic.read(),
+            location,
             sites,
-        })
+        }))
     })
 }
 

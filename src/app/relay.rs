@@ -27,7 +27,10 @@ use crate::{
         source::{KeysDenied, PrimaryIdentity, Source},
     },
     registry::Journal,
-    secondary::downstream::{PassedOn, Reports},
+    secondary::{
+        detail::DetailsBehind,
+        downstream::{PassedOn, Reports},
+    },
     shutdown::Shutdown,
     status::{Lag, SiteState, SiteStatus},
     store::Store,
@@ -53,6 +56,12 @@ impl Relay {
     pub(super) fn reports(&self) -> Reports {
         let fleet = self.fleet.clone();
         Arc::new(move || fleet.behind())
+    }
+
+    /// What the sites that follow told for people.
+    pub(super) fn details(&self) -> DetailsBehind {
+        let fleet = self.fleet.clone();
+        Arc::new(move || fleet.details())
     }
 
     /// Shows the sites that follow.
@@ -98,6 +107,7 @@ impl Followers {
             // Nobody behind this site has heard more of the primary than it has itself.
             if own.lag_seconds.applied.is_none() {
                 site.lag_seconds = Lag::default();
+                site.eta_seconds = None;
                 site.state = SiteState::Disconnected;
             }
         }

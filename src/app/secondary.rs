@@ -14,6 +14,7 @@ use super::{
     otlp::Traces,
     relay::{Followers, Relay},
     store_status,
+    traffic::Traffic,
     trust::Trust,
 };
 use crate::{
@@ -39,11 +40,13 @@ use crate::{
         verification::IsFault,
     },
     secondary::{
+        detail::About,
         dial::Dialer,
         downstream::{Downstream, PassedOn},
         memory::Memory,
         on_demand::OnDemand,
         prefetch::{Prefetch, PrefetchOptions, Progress},
+        propagation::PropagationMetrics,
         ranks::ranks,
         subscriber::{Subscription, SubscriptionOptions, SubscriptionParts},
         view::SiteView,
@@ -126,13 +129,18 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     .await
     .map_err(|error| StartError::new("open the journal", error))?;
 
+    let pull_metrics = metrics.register(PullMetrics::new);
+    let flight_metrics = metrics.register(FlightMetrics::new);
+    let http_metrics = metrics.register(HttpMetrics::new);
+    let traffic = Traffic::new(pull_metrics.clone(), http_metrics.clone(), flight_metrics.clone());
+    shutdown.spawn(traffic.clone().run(shutdown.clone()));
     let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
     let flights = Flights::paced(
         store.clone(),
         Arc::new(upstream.clone()),
         shutdown.clone(),
         FlightOptions::default(),
-        metrics.register(FlightMetrics::new),
+        flight_metrics.clone(),
         pace(bandwidth, &clock),
     );
     let (session_feed, session) = SessionView::new();
@@ -143,7 +151,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         store: store.clone(),
         clock: Arc::clone(&clock),
         rules: rules(&config.read, &policy),
-        metrics: metrics.register(PullMetrics::new),
+        metrics: pull_metrics.clone(),
     };
     let quic_upstream = upstream.clone();
     let upstream: Arc<dyn Upstream> = Arc::new(upstream);
@@ -194,6 +202,12 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             downstream: downstream.clone(),
             reports: relay.as_ref().map(Relay::reports),
             tracing: traces.tracing.clone(),
+            about: About {
+                traffic: Some(traffic.source()),
+                location: config.location.status(),
+                propagation: metrics.register(PropagationMetrics::new),
+                behind: relay.as_ref().map(Relay::details),
+            },
         },
     );
 
@@ -237,7 +251,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         authenticator: trust.authenticator,
         addresses: trust.addresses,
         clock: Arc::clone(&clock),
-        metrics: metrics.register(HttpMetrics::new),
+        metrics: http_metrics,
         tracing: traces.tracing.clone(),
         role: Role::Secondary(Box::new(Redirects {
             mode: match config.push.mode {
@@ -255,7 +269,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     shutdown.spawn(prefetch.run(shutdown.clone()));
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
-    let status = status(&view, &store, followers);
+    let status = status(&view, &store, followers, traffic);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let verification =
@@ -416,10 +430,11 @@ fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn status(view: &SiteView, store: &Store, followers: Option<Followers>) -> StatusSource {
+fn status(view: &SiteView, store: &Store, followers: Option<Followers>, traffic: Traffic) -> StatusSource {
     let (view, store) = (view.clone(), store.clone());
     Arc::new(move || {
         let mut own = view.status(store_status(&store));
+        own.traffic = traffic.read();
         own.sites = followers.as_ref().map(|followers| followers.statuses(&own)).unwrap_or_default();
         Status::Secondary(Box::new(own))
     })

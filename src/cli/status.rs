@@ -220,8 +220,7 @@ mod tests {
         };
         let text = render(&serde_json::to_string(&NodeStatus::Secondary(Box::new(behind))).unwrap()).unwrap();
         assert!(text.contains("VIA") && text.contains("mumbai > pune"), "{text}");
-        let primary =
-            serde_json::to_string(&NodeStatus::Primary(crate::status::PrimaryStatus::default())).unwrap();
+        let primary = serde_json::to_string(&NodeStatus::Primary(Box::default())).unwrap();
         assert!(render(&primary).unwrap().contains("no site has ever connected"));
     }
 

@@ -8,8 +8,8 @@ use std::{
 use outport_proto::frame::HOPS_MAX;
 
 use super::{
-    Admin, Auth, ConfigError, JwksPlace, Log, Primary, PrimaryReplication, PushMode, Secondary, Telemetry,
-    Tls,
+    Admin, Auth, ConfigError, JwksPlace, Location, Log, Primary, PrimaryReplication, PushMode, Secondary,
+    Telemetry, Tls,
 };
 use crate::{
     auth::{AccessRules, IssuerKeys, IssuerKeysError},
@@ -28,6 +28,7 @@ impl Primary {
         check_admin(path, &self.admin)?;
         check_telemetry(path, &self.telemetry)?;
         check_log(path, &self.log)?;
+        check_location(path, self.location)?;
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         check_relays(path, &self.replication)?;
@@ -105,6 +106,7 @@ impl Secondary {
         check_admin(path, &self.admin)?;
         check_telemetry(path, &self.telemetry)?;
         check_log(path, &self.log)?;
+        check_location(path, self.location)?;
         let tls = &self.primary.tls;
         check_files(path, "primary.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         if let Some(file) = &self.primary.https_authorities {
@@ -163,6 +165,21 @@ fn check_listener(
             "plain HTTP is for loopback: configure registry.tls, or say registry.insecure = true",
         )),
     }
+}
+
+fn check_location(path: &Path, Location { latitude, longitude }: Location) -> Result<(), ConfigError> {
+    if latitude.is_some() != longitude.is_some() {
+        return Err(ConfigError::of_key(path, "location", "latitude and longitude go together"));
+    }
+    for (key, degrees, most) in
+        [("location.latitude", latitude, 90.0), ("location.longitude", longitude, 180.0)]
+    {
+        // Not a number is not in a range.
+        if degrees.is_some_and(|degrees| !(-most..=most).contains(&degrees)) {
+            return Err(ConfigError::of_key(path, key, format!("must be from -{most} to {most}")));
+        }
+    }
+    Ok(())
 }
 
 fn check_admin(path: &Path, admin: &Admin) -> Result<(), ConfigError> {

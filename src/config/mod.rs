@@ -47,6 +47,9 @@ pub struct Primary {
     pub store: PrimaryStore,
     /// The log's way to the secondaries.
     pub replication: PrimaryReplication,
+    /// Where it stands, for maps.
+    #[serde(default)]
+    pub location: Location,
     /// The admin listener.
     #[serde(default)]
     pub admin: Admin,
@@ -67,6 +70,9 @@ pub struct Secondary {
     pub registry: SecondaryRegistry,
     /// The way to the primary.
     pub primary: Upstream,
+    /// Where the site stands, for maps.
+    #[serde(default)]
+    pub location: Location,
     /// Sites that follow this one instead of the primary.
     pub relay: Option<Relay>,
     /// How reads are decided.
@@ -298,6 +304,23 @@ pub enum PushMode {
     /// The site streams everything through, token requests too, for clients that cannot reach the
     /// primary.
     Proxy,
+}
+
+/// Where a node stands: both, or neither.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Location {
+    /// Degrees north, -90 to 90.
+    pub latitude: Option<f64>,
+    /// Degrees east, -180 to 180.
+    pub longitude: Option<f64>,
+}
+
+impl Location {
+    /// As the status shows it.
+    pub const fn status(self) -> crate::status::Location {
+        crate::status::Location { latitude: self.latitude, longitude: self.longitude }
+    }
 }
 
 /// The admin listener.

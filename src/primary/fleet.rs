@@ -9,7 +9,7 @@ use std::{
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::{Ack, Behind, BehindLink, LAG_UNKNOWN_MICROS},
+    frame::{Ack, Behind, BehindLink, LAG_UNKNOWN_MICROS, SiteDetail},
 };
 
 use super::source::Relays;
@@ -20,6 +20,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Most sites that a site which relays tells of: it does not know how many there should be.
 const SITES_MAX: usize = 1024;
+
+/// Kinds of pull results that a site may tell of.
+const RESULTS_MAX: usize = 32;
+/// A text from a site is cut here, in bytes.
+const TEXT_BYTES_MAX: usize = 512;
 
 /// The table of sites. Cloning gives another handle to the same table.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +44,8 @@ struct Row {
     program: String,
     session: Option<Session>,
     last: Option<(Ack, Instant)>,
+    /// What it told people, in whichever session.
+    detail: Option<Box<SiteDetail>>,
     reached: watch::Sender<Reached>,
     /// Why the site was last refused because of a fork; ends with the next session.
     alarm: Option<String>,
@@ -119,6 +126,28 @@ impl Fleet {
                 self.reported(&mut rows, site, id, behind);
             }
         }
+    }
+
+    /// What the site said for people on session `id`, about itself and those behind it.
+    pub fn detailed(&self, site: &SiteName, id: u64, details: Vec<SiteDetail>) {
+        let mut rows = self.rows_mut();
+        for mut detail in details {
+            let Some(row) = rows.get_mut(&detail.site) else { continue };
+            let is_its_own = detail.site == *site || row.via.first() == Some(site);
+            if is_its_own && row.session.as_ref().is_some_and(|session| session.id == id) {
+                detail.pulls.truncate(RESULTS_MAX);
+                detail.pulls.iter_mut().for_each(|(result, _)| cut(result));
+                if let Some((text, _)) = &mut detail.last_error {
+                    cut(text);
+                }
+                row.detail = Some(Box::new(detail));
+            }
+        }
+    }
+
+    /// What every site said for people, for the next site up.
+    pub fn details(&self) -> Vec<SiteDetail> {
+        self.rows_mut().values().filter_map(|row| row.detail.as_deref().cloned()).collect()
     }
 
     /// `relay` said in session `id` how a site behind it is.
@@ -221,6 +250,10 @@ fn silence(rows: &BTreeMap<SiteName, Row>, row: &Row) -> Option<Duration> {
     teller.unwrap_or(row).last.as_ref().map(|(_, heard)| heard.elapsed())
 }
 
+fn cut(text: &mut String) {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+}
+
 impl Row {
     fn said(&mut self, ack: Ack, heard: Instant) {
         let reached = Reached { applied: ack.applied, complete: ack.complete };
@@ -281,6 +314,9 @@ impl Row {
             via: self.via.iter().map(SiteName::to_string).collect(),
             ..SiteStatus::default()
         };
+        if let Some(detail) = &self.detail {
+            status.describe(detail);
+        }
         if let Some(session) = session {
             "quic".clone_into(&mut status.transport);
             status.rtt_seconds = Some(session.rtt.as_secs_f64());
@@ -288,6 +324,7 @@ impl Row {
                 status.state = SiteState::Snapshot;
             }
         }
+        let said_eta = status.eta_seconds.take();
         let Some((ack, _)) = &self.last else { return status };
         let live = session.is_some() && silence.is_some_and(|silence| silence < SILENCE_MAX);
         let lag = |offset: Offset, said_micros: u64| {
@@ -310,6 +347,11 @@ impl Row {
         status.lag_seconds = Lag {
             applied: lag(ack.applied, report.lag_applied_micros),
             complete: lag(ack.complete, report.lag_complete_micros),
+        };
+        status.eta_seconds = match status.lag_seconds.complete {
+            None => None,
+            Some(_) if ack.complete >= head.offset => Some(0.0),
+            Some(_) => said_eta.filter(|eta| *eta > 0.0),
         };
         status.lag_events = head.offset.seq.saturating_sub(status.applied_seq);
         status.lag_bytes =

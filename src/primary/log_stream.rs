@@ -294,6 +294,7 @@ impl LogStream<'_> {
                         self.publisher.fleet.acknowledged(site, id, ack.clone(), rtt);
                     }
                 }
+                PublisherNotice::Details(details) => self.publisher.fleet.detailed(site, id, details),
                 PublisherNotice::Closed(Closed::Refused(why @ Refusal::Fork { .. })) => {
                     tracing::error!(%site, %why, "site refused: the histories forked");
                     self.publisher.fleet.fork_refused(site, &why.to_string());

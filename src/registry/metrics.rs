@@ -85,6 +85,19 @@ impl PullMetrics {
         Self { pulls: PullResult::ALL.map(|result| pulls.get_or_create_owned(&PullLabels { result })) }
     }
 
+    /// All counts, by result.
+    pub fn by_result(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        PullResult::ALL.iter().zip(&self.pulls).map(|(result, count)| (result.as_str(), count.get()))
+    }
+
+    /// Of those that content was served to: how many from this disk, and how many in all.
+    pub fn hits(&self) -> (u64, u64) {
+        use PullResult::{Filled, Joined, Local, Revalidated, Stale, Waited};
+        let sum = |of: &[PullResult]| of.iter().map(|result| self.pulls[*result as usize].get()).sum::<u64>();
+        let hits = sum(&[Local, Waited, Stale]);
+        (hits, hits + sum(&[Revalidated, Filled, Joined]))
+    }
+
     pub(super) fn count(&self, result: PullResult) {
         self.pulls[result as usize].inc();
     }

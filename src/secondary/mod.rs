@@ -1,9 +1,11 @@
 //! The secondary's half of replication.
 
 mod complete;
+pub mod detail;
 pub mod dial;
 mod divergence;
 pub mod downstream;
+mod eta;
 mod excluded;
 mod intake;
 mod journeys;
@@ -12,6 +14,7 @@ pub mod memory;
 pub mod on_demand;
 pub mod prefetch;
 pub mod primary_clock;
+pub mod propagation;
 pub mod ranks;
 mod rate;
 mod repair;

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use outport_proto::Timestamp;
+use outport_proto::{Timestamp, frame::ClockOffset};
 
 #[cfg(doc)]
 use crate::clock::Clock;
@@ -20,11 +20,18 @@ const SAMPLES_AFTER_STEP: usize = 40;
 /// largest of the last differences is the truest.
 #[derive(Debug, Default)]
 pub struct PrimaryClock {
-    samples: VecDeque<i64>,
+    samples: VecDeque<Sample>,
     /// By how much the local wall clock was set forward so far.
     forward: Duration,
     /// Heartbeats since it was last set forward, while that matters.
     since_step: Option<usize>,
+}
+
+/// What one heartbeat said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Sample {
+    ahead_micros: i64,
+    rtt_micros: i64,
 }
 
 impl PrimaryClock {
@@ -40,14 +47,24 @@ impl PrimaryClock {
             self.samples.pop_front();
         }
         let ahead = i64::try_from(arrived.saturating_sub(latest)).unwrap_or(i64::MAX);
-        self.samples.push_back(ahead);
+        let rtt_micros = i64::try_from(rtt.as_micros()).unwrap_or(i64::MAX);
+        self.samples.push_back(Sample { ahead_micros: ahead, rtt_micros });
         self.forget_before_step(forward);
         self.ahead_micros().unwrap_or(ahead)
     }
 
     /// Microseconds to add to the local [`Clock::latest`]; `None` before the first heartbeat.
     pub fn ahead_micros(&self) -> Option<i64> {
-        self.samples.iter().max().copied()
+        self.samples.iter().max().map(|sample| sample.ahead_micros)
+    }
+
+    /// How far the local wall clock is ahead of the primary's, now that it reads `now` and the clock's latest
+    /// reading is `latest`. The heartbeat travelled for between none and all of the round trip.
+    pub fn offset(&self, now: Timestamp, latest: Duration) -> Option<ClockOffset> {
+        let Sample { ahead_micros, rtt_micros } = *self.samples.iter().max()?;
+        let primary = i128::try_from(latest.as_micros()).ok()? + i128::from(ahead_micros - rtt_micros / 2);
+        let ahead_micros = i64::try_from(i128::from(now.as_micros()) - primary).ok()?;
+        Some(ClockOffset { ahead_micros, error_micros: rtt_micros.unsigned_abs().div_ceil(2) })
     }
 
     /// Who held this machine set its wall clock forward, and then heartbeats from before are right as ever; or
@@ -82,6 +99,18 @@ mod tests {
         assert_eq!(clock.ahead_micros(), Some(530));
         (0..SAMPLES).for_each(|_| _ = clock.heard(at(500), here(1000), none, rtt));
         assert_eq!(clock.ahead_micros(), Some(-470));
+    }
+
+    #[test]
+    fn the_offset_is_known_to_half_a_round_trip() {
+        let mut clock = PrimaryClock::default();
+        let (at, here) = (Timestamp::from_micros, Duration::from_micros);
+        assert_eq!(clock.offset(at(0), here(0)), None);
+        // Sent when the primary read 10,000, and 40 to 60 later here, where the wall clock reads 12,000.
+        clock.heard(at(10_000), here(500), Duration::ZERO, here(100));
+        let offset = clock.offset(at(12_000), here(500));
+        assert_eq!(offset, Some(ClockOffset { ahead_micros: 1950, error_micros: 50 }));
+        assert_eq!(clock.offset(at(13_000), here(1500)), offset, "time goes on");
     }
 
     #[test]

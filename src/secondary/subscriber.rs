@@ -12,6 +12,7 @@ use outport_proto::{
 use tokio::time::Instant;
 
 use super::{
+    detail::{About, Details},
     dial::{Dialer, refusal},
     divergence::{Divergence, Todo},
     downstream::{Downstream, Reports},
@@ -98,6 +99,8 @@ pub struct SubscriptionParts {
     pub reports: Option<Reports>,
     /// Records what becomes of pushes.
     pub tracing: Tracing,
+    /// What people are told of the site.
+    pub about: About,
 }
 
 /// Follows the primary for as long as it runs.
@@ -107,6 +110,7 @@ pub struct Subscription {
     subscriber: Subscriber,
     intake: Intake,
     journeys: Journeys,
+    details: Details,
     primary_clock: PrimaryClock,
     view: SiteView,
     /// By the clock's latest reading: the session's time counts from here.
@@ -151,6 +155,7 @@ impl Subscription {
             subscriber: Subscriber::new(config, progress),
             intake,
             journeys: Journeys::new(parts.tracing.clone(), options.site.clone()),
+            details: Details::new(options.site.clone(), parts.about.clone()),
             primary_clock: PrimaryClock::default(),
             view: SiteView::new(SiteStatus::default(), Arc::clone(&parts.clock)),
             begun,
@@ -215,6 +220,7 @@ impl Subscription {
             Ok(connections) => connections,
             Err(error) => {
                 tracing::info!(primary, %error, "primary unreachable");
+                self.failed(format!("primary unreachable: {error}"));
                 return false;
             }
         };
@@ -230,6 +236,7 @@ impl Subscription {
         let why_closed = connections.log.close_reason();
         connections.log.close(code.into(), reason.as_bytes());
         connections.bulk.close(code, &reason);
+        self.failed(format!("session ended: {ended}"));
         match (ended, refusal(why_closed)) {
             (End::Session(why @ (Ended::Refused(Refusal::Fork { .. }) | Ended::Fork { .. })), _) => {
                 tracing::error!(primary, %why, "histories forked: this site does not follow the primary, and serves what it has");
@@ -272,6 +279,7 @@ impl Subscription {
         self.subscriber.handle_connected(self.now());
         self.reported.clear();
         self.reported_at = None;
+        self.details.connected();
         let mut heard_at = Instant::now();
         let mut progress = self.parts.progress.clone();
         let mut applied = self.parts.journal.watch_applied();
@@ -323,6 +331,11 @@ impl Subscription {
             let complete = progress.borrow_and_update().complete;
             self.subscriber.handle_complete(complete);
             self.journeys.complete(complete);
+            let (clock, primary_clock) = (&self.parts.clock, &self.primary_clock);
+            self.details.reached(self.subscriber.progress(), || {
+                let ahead = primary_clock.offset(clock.now(), clock.latest())?.ahead_micros;
+                Some(Timestamp::from_micros(clock.now().as_micros().saturating_add_signed(-ahead)))
+            });
         }
     }
 
@@ -384,6 +397,7 @@ impl Subscription {
                 // A log that stopped takes nothing more. The session goes on: the primary is there to ask.
                 if self.parts.journal.failed().is_none() {
                     self.journeys.received(&events);
+                    self.details.received(&events);
                     self.intake.take(events);
                 }
             }
@@ -406,6 +420,7 @@ impl Subscription {
                 }
                 self.report();
                 self.report_behind();
+                self.report_details();
                 self.remember().await;
             }
             SubscriberNotice::Ended(why) => return Err(End::Session(why)),
@@ -440,6 +455,7 @@ impl Subscription {
     /// The session is over: nothing more comes, and what runs ends.
     async fn part(&mut self) {
         self.subscriber.handle_disconnected();
+        self.details.disconnected();
         self.divergence.handle_disconnected();
         let is_down = matches!(&*self.parts.link.borrow(), Link::Down { .. });
         if !is_down {
@@ -524,6 +540,21 @@ impl Subscription {
         }
     }
 
+    /// Says what changed that people want to know.
+    fn report_details(&mut self) {
+        let clock = &self.parts.clock;
+        let offset = self.primary_clock.offset(clock.now(), clock.latest());
+        let Progress { complete, .. } = *self.parts.progress.borrow();
+        let head = self.subscriber.head().unwrap_or_default();
+        for detail in self.details.changed(self.now(), (complete, head), offset) {
+            self.subscriber.handle_detail(detail);
+        }
+    }
+
+    fn failed(&mut self, what: String) {
+        self.details.failed(what, self.parts.clock.now());
+    }
+
     /// Tells readers and the status page where the site stands.
     fn show(&self, connections: Option<&Connections>) {
         let now = self.now();
@@ -570,7 +601,7 @@ impl Subscription {
             self.subscriber.heartbeat().map_or(progress.log_bytes, |heartbeat| heartbeat.log_bytes);
         let is_level = progress.applied >= head;
         let counts = self.divergence.counts();
-        SiteStatus {
+        let mut status = SiteStatus {
             site: self.options.site.to_string(),
             cluster: self.subscriber.cluster().unwrap_or_default().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -612,7 +643,9 @@ impl Subscription {
             state_repairs: counts.repairs,
             state_entries_repaired: counts.entries,
             ..SiteStatus::default()
-        }
+        };
+        self.details.describe(&mut status);
+        status
     }
 }
 

@@ -140,6 +140,16 @@ async fn a_push_reaches_the_third_site_and_every_blob_crosses_every_hop_once() {
         (Some(0.0), 0, vec!["mumbai".to_owned(), "pune".to_owned()])
     );
 
+    let told = self::row(&primary, "goa", "telling of itself", |row| {
+        row.propagation.complete.is_some() && row.eta_seconds == Some(0.0)
+    })
+    .await;
+    let (applied, complete) = (told.propagation.applied.unwrap(), told.propagation.complete.unwrap());
+    assert!(applied.p50_seconds <= complete.p99_seconds && complete.p99_seconds < 10.0, "{told:?}");
+    // One machine has one clock, and no path here takes a second.
+    let offset = told.clock_offset_seconds.unwrap();
+    assert!(offset.abs() < 1.0 && told.clock_offset_error_seconds.unwrap() < 1.0, "{told:?}");
+
     let head = primary.commit(vec![tagged("team/app", "1", b"{ }", &[])]).await;
     goa.applied(head).await;
     assert_eq!(tag(goa, "1"), Some(Digest::sha256(b"{ }")));

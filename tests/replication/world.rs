@@ -32,6 +32,7 @@ use outport::{
         journal::{History, Journal, JournalOptions, Origin},
     },
     secondary::{
+        detail::{About, DetailsBehind},
         dial::Dialer,
         downstream::{Downstream, PassedOn, Reports},
         memory::Memory,
@@ -326,6 +327,10 @@ impl Site {
             let fleet = fleet.clone();
             Arc::new(move || fleet.behind()) as Reports
         });
+        let behind = relay.as_ref().map(|(_, fleet)| {
+            let fleet = fleet.clone();
+            Arc::new(move || fleet.details()) as DetailsBehind
+        });
         let dialer = Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk()).unwrap();
         let parts = SubscriptionParts {
             dialer: match config.upstream {
@@ -343,6 +348,7 @@ impl Site {
             downstream,
             reports,
             tracing: outport::telemetry::trace::Tracing::default(),
+            about: About { behind, ..About::default() },
         };
         let options = SubscriptionOptions {
             site: site(config.name),

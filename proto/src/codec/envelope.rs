@@ -24,6 +24,7 @@ pub(super) enum Kind {
     Value = 0x03,
     Hello = 0x10,
     Ack = 0x11,
+    Details = 0x12,
     Welcome = 0x20,
     Refused = 0x21,
     Append = 0x22,
@@ -37,12 +38,13 @@ pub(super) enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Result<Self, CodecError> {
-        const ALL: [Kind; 14] = [
+        const ALL: [Kind; 15] = [
             Kind::Event,
             Kind::Entries,
             Kind::Value,
             Kind::Hello,
             Kind::Ack,
+            Kind::Details,
             Kind::Welcome,
             Kind::Refused,
             Kind::Append,

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use super::{APPEND_BYTES_MAX, HEARTBEAT_INTERVAL, IDLE_MAX, LogState, Place, WINDOW_BYTES};
 use crate::{
     Digest, Offset, SiteName, Traceparent,
-    frame::{Ack, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, TRACES_MAX, VERSION, Welcome},
+    frame::{
+        Ack, DETAILS_MAX, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, SiteDetail, TRACES_MAX,
+        VERSIONS, Welcome,
+    },
 };
 
 /// What a publisher says about the primary, and its bounds.
@@ -102,6 +105,8 @@ pub enum PublisherNotice {
     Opened(Resume),
     /// The secondary said how far it is: [`Publisher::ack`].
     Acked,
+    /// What the secondary said about itself and the sites behind it, for people.
+    Details(Vec<SiteDetail>),
     /// The session is over: close the stream. Nothing follows.
     Closed(Closed),
 }
@@ -183,8 +188,14 @@ impl Publisher {
                 self.place = None;
                 self.state = State::Greeted;
             }
-            (State::AwaitingHello, FromSecondary::Ack(_)) => self.violated("the first frame is not Hello"),
+            (State::AwaitingHello, FromSecondary::Ack(_) | FromSecondary::Details(_)) => {
+                self.violated("the first frame is not Hello")
+            }
             (State::Greeted | State::Streaming, FromSecondary::Hello(_)) => self.violated("a second Hello"),
+            (State::Greeted | State::Streaming | State::Snapshot, FromSecondary::Details(mut details)) => {
+                details.truncate(DETAILS_MAX);
+                self.notices.push_back(PublisherNotice::Details(details));
+            }
             // It may still acknowledge the end of what it had before it asked to resume.
             (State::Greeted | State::Snapshot, FromSecondary::Ack(ack)) => self.acked(ack),
             (State::Streaming, FromSecondary::Ack(ack)) if ack.received > self.head => {
@@ -364,7 +375,7 @@ impl Publisher {
         self.next_heartbeat = now;
         self.notices.push_back(PublisherNotice::Opened(resume));
         FromPrimary::Welcome(Box::new(Welcome {
-            version: VERSION,
+            version: self.version().unwrap_or(VERSIONS[0]),
             cluster: self.config.cluster.clone(),
             head,
             floor: log.floor,
@@ -377,12 +388,18 @@ impl Publisher {
         }))
     }
 
+    /// The one that both ends speak and the secondary likes best.
+    fn version(&self) -> Option<u16> {
+        let offered = self.hello.as_ref().map(|hello| hello.versions.iter());
+        offered.into_iter().flatten().copied().find(|version| VERSIONS.contains(version))
+    }
+
     fn judge(&self, log: &LogState) -> Result<Resume, Refusal> {
         let Some(hello) = &self.hello else {
             return Err(Refusal::Violation("no Hello".to_owned()));
         };
-        if !hello.versions.contains(&VERSION) {
-            return Err(Refusal::Version(vec![VERSION]));
+        if self.version().is_none() {
+            return Err(Refusal::Version(VERSIONS.to_vec()));
         }
         if self.config.site.as_ref() != Some(&hello.site) {
             return Err(Refusal::Site(hello.site.to_string()));

@@ -15,8 +15,8 @@ use crate::{
     Digest, Offset, SiteName, Timestamp, Traceparent,
     codec::decode_event,
     frame::{
-        Ack, BEHIND_MAX, Behind, FromPrimary, FromSecondary, HOPS_MAX, Heartbeat, Hello, LAG_UNKNOWN_MICROS,
-        Resume, SiteReport, TRACES_MAX, VERSION, Welcome,
+        Ack, BEHIND_MAX, Behind, DETAILS_MAX, FromPrimary, FromSecondary, HOPS_MAX, Heartbeat, Hello,
+        LAG_UNKNOWN_MICROS, Resume, SiteDetail, SiteReport, TRACES_MAX, VERSIONS, Welcome,
     },
 };
 
@@ -61,12 +61,16 @@ pub struct Subscriber {
     state: SubscriberState,
     /// `Welcome` came on this stream.
     welcomed: bool,
+    /// The version it named.
+    version: u16,
     progress: Progress,
     /// SHA-256 of the newest durable event, while that is known.
     have_digest: Option<Digest>,
     report: SiteReport,
     /// What is to be said of the sites behind this one.
     behind: BTreeMap<SiteName, Behind>,
+    /// What people are to be told of this site and those behind it.
+    details: BTreeMap<SiteName, SiteDetail>,
     fresh: Freshness,
     last_heard: Duration,
     last_ack: Duration,
@@ -102,10 +106,12 @@ impl Subscriber {
             config,
             state: SubscriberState::Disconnected,
             welcomed: false,
+            version: 0,
             progress: Progress { received: progress.durable, ..progress },
             have_digest: None,
             report: SiteReport::default(),
             behind: BTreeMap::new(),
+            details: BTreeMap::new(),
             fresh: Freshness::new(progress.durable),
             last_heard: Duration::ZERO,
             last_ack: Duration::ZERO,
@@ -201,6 +207,7 @@ impl Subscriber {
         self.hello_due = true;
         self.ack_due = false;
         self.behind.clear();
+        self.details.clear();
         self.traces.clear();
         self.ack_at = None;
         self.notices.retain(|notice| !matches!(notice, SubscriberNotice::Ended(_)));
@@ -303,6 +310,14 @@ impl Subscriber {
         self.ack_due = true;
     }
 
+    /// What changed about this site, or one behind it, for people. An upstream that speaks version 1 is not
+    /// told. It is said again on the next stream only if it is told again.
+    pub fn handle_detail(&mut self, detail: SiteDetail) {
+        if self.welcomed && self.version >= 2 {
+            self.details.insert(detail.site.clone(), detail);
+        }
+    }
+
     /// Time has passed: see [`Subscriber::poll_timeout`].
     pub fn handle_timeout(&mut self, now: Duration) {
         if self.state == SubscriberState::Disconnected {
@@ -323,7 +338,7 @@ impl Subscriber {
             SubscriberState::Greeting => std::mem::take(&mut self.hello_due).then(|| self.hello()),
             SubscriberState::Streaming | SubscriberState::Snapshot => {
                 let is_time = self.ack_due && self.is_time_to_ack(now);
-                is_time.then(|| self.acknowledge(now))
+                if is_time { Some(self.acknowledge(now)) } else { self.next_details() }
             }
         }
     }
@@ -351,7 +366,7 @@ impl Subscriber {
     fn hello(&self) -> FromSecondary {
         let have = self.progress.durable;
         FromSecondary::Hello(Hello {
-            versions: vec![VERSION],
+            versions: VERSIONS.to_vec(),
             site: self.config.site.clone(),
             node: self.config.node.clone(),
             program: self.config.program.clone(),
@@ -396,8 +411,14 @@ impl Subscriber {
         FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
     }
 
+    fn next_details(&mut self) -> Option<FromSecondary> {
+        let next = std::iter::from_fn(|| self.details.pop_first()).map(|(_, detail)| detail);
+        let details: Vec<_> = next.take(DETAILS_MAX).collect();
+        (!details.is_empty()).then_some(FromSecondary::Details(details))
+    }
+
     fn greeted(&mut self, welcome: Box<Welcome>) {
-        if welcome.version != VERSION {
+        if !VERSIONS.contains(&welcome.version) {
             return self.end(Ended::Version(welcome.version));
         }
         if self.config.cluster.as_ref().is_some_and(|cluster| *cluster != welcome.cluster) {
@@ -426,6 +447,7 @@ impl Subscriber {
             }
         }
         self.welcomed = true;
+        self.version = welcome.version;
         self.config.epoch = head.epoch;
         self.config.cluster = Some(welcome.cluster.clone());
         self.ack_due = true;

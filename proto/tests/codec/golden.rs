@@ -12,9 +12,9 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, Asked, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary,
-        Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey,
-        SiteReport, Verdict, Welcome,
+        Ack, Asked, AuthMode, Behind, BehindLink, ClockOffset, Credentials, DiffStep, FromPrimary,
+        FromSecondary, Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response,
+        Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -227,6 +227,33 @@ fn frames_from_a_secondary() {
         Behind { link: BehindLink::Down, via: Vec::new(), alarm: Some("fork".to_owned()), ..up.clone() };
     let snapshot = Behind { link: BehindLink::Snapshot { rtt_micros: 16 }, ..up.clone() };
     frame("ack-behind", FromSecondary::Ack(Ack { behind: vec![up, down, snapshot], ..ack }));
+    let quiet = SiteDetail {
+        site: "goa".parse().unwrap(),
+        eta_micros: None,
+        applied: None,
+        complete: None,
+        pulls: Vec::new(),
+        hits_ppm: None,
+        served_bytes: 0,
+        upstream_bytes: 0,
+        clock: None,
+        last_error: None,
+        location: None,
+    };
+    let busy = SiteDetail {
+        site: "mumbai".parse().unwrap(),
+        eta_micros: Some(17),
+        applied: Some(Spread { p50_micros: 18, p99_micros: 19 }),
+        complete: Some(Spread { p50_micros: 20, p99_micros: 21 }),
+        pulls: vec![("local".to_owned(), 22)],
+        hits_ppm: Some(23),
+        served_bytes: 24,
+        upstream_bytes: 25,
+        clock: Some(ClockOffset { ahead_micros: -26, error_micros: 27 }),
+        last_error: Some(("primary unreachable".to_owned(), Timestamp::from_micros(28))),
+        location: Some((19_076_090, -29)),
+    };
+    frame("details", FromSecondary::Details(vec![quiet, busy]));
 }
 
 #[test]

@@ -7,9 +7,9 @@ use outport_proto::{
     Timestamp, Traceparent,
     codec::encode_event,
     frame::{
-        Ack, AuthMode, Behind, BehindLink, Credentials, DiffStep, FromPrimary, FromSecondary, Heartbeat,
-        Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteReport,
-        Verdict, Welcome,
+        Ack, AuthMode, Behind, BehindLink, ClockOffset, Credentials, DiffStep, FromPrimary, FromSecondary,
+        Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey,
+        SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -192,7 +192,35 @@ pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
             FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
         },
     );
-    prop_oneof![hello, ack]
+    prop_oneof![hello, ack, vec(detail(), 0..3).prop_map(FromSecondary::Details)]
+}
+
+fn detail() -> impl Strategy<Value = SiteDetail> {
+    let spread = || {
+        option::of(any::<[u64; 2]>().prop_map(|[p50_micros, p99_micros]| Spread { p50_micros, p99_micros }))
+    };
+    let clock = any::<(i64, u64)>()
+        .prop_map(|(ahead_micros, error_micros)| ClockOffset { ahead_micros, error_micros });
+    let numbers = (option::of(any::<u64>()), spread(), spread(), option::of(any::<u32>()), any::<[u64; 2]>());
+    let pulls = vec((".{0,8}", any::<u64>()), 0..3);
+    let texts = (pulls, option::of(clock), option::of((".{0,8}", time())), option::of(any::<(i32, i32)>()));
+    (site(), numbers, texts).prop_map(
+        |(site, (eta_micros, applied, complete, hits_ppm, bytes), (pulls, clock, last_error, location))| {
+            SiteDetail {
+                site,
+                eta_micros,
+                applied,
+                complete,
+                pulls,
+                hits_ppm,
+                served_bytes: bytes[0],
+                upstream_bytes: bytes[1],
+                clock,
+                last_error,
+                location,
+            }
+        },
+    )
 }
 
 fn report() -> impl Strategy<Value = SiteReport> {

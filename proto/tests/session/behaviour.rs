@@ -269,19 +269,23 @@ fn versions_are_agreed_on() {
     let mut secondary = subscriber_with(at(0), None);
     secondary.handle_connected(pair.now);
     let Some(FromSecondary::Hello(mut hello)) = secondary.poll_transmit(pair.now) else { panic!("no Hello") };
-    for (versions, accepted) in [(vec![1], true), (vec![9, 1], true), (vec![9, 8], false), (vec![], false)] {
+    for (versions, accepted) in
+        [(vec![2, 1], Some(2)), (vec![1], Some(1)), (vec![9, 1], Some(1)), (vec![9, 8], None), (vec![], None)]
+    {
         hello.versions = versions;
         let mut publisher = Publisher::new(pair.now, pair.config.clone(), keys(1));
         publisher.handle_frame(pair.now, FromSecondary::Hello(hello.clone()));
         match publisher.poll_transmit(pair.now, &pair.log_state()) {
             Some(FromPrimary::Welcome(mut welcome)) => {
-                assert!(accepted && welcome.version == 1);
+                assert_eq!(accepted, Some(welcome.version));
                 welcome.version = 7;
                 secondary.handle_frame(pair.now, FromPrimary::Welcome(welcome));
                 assert_eq!(secondary.poll_notice(), Some(SubscriberNotice::Ended(Ended::Version(7))));
                 secondary.handle_connected(pair.now);
             }
-            Some(FromPrimary::Refused(refusal)) => assert!(!accepted && refusal == Refusal::Version(vec![1])),
+            Some(FromPrimary::Refused(refusal)) => {
+                assert!(accepted.is_none() && refusal == Refusal::Version(vec![2, 1]));
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::status::{Lag, SiteStatus, Status, StatusSource, StoreStatus};
+use crate::status::{Lag, SiteState, SiteStatus, Status, StatusSource, StoreStatus};
 
 /// Turns the status into `outport_log_seq{stage}`, `outport_lag_seconds{stage}` and their kin. A
 /// primary shows one series a site, and so does a site that relays, beside its own.
@@ -19,12 +19,21 @@ impl std::fmt::Debug for StatusCollector {
     }
 }
 
+const ALARM: &str = "1 while a person has to look: the status says why";
+
 type Labels = Vec<(&'static str, String)>;
 
 impl Collector for StatusCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let (own_head, store, sites) = match (self.0)() {
             Status::Primary(primary) => {
+                let family = encoder.encode_descriptor("alarm", ALARM, None, MetricType::Gauge)?;
+                let own = (Vec::new(), f64::from(u8::from(primary.alarm.is_some())));
+                let of = |site: &SiteStatus| {
+                    let labels = vec![("site", site.site.clone())];
+                    (labels, f64::from(u8::from(site.alarm.is_some())))
+                };
+                encode_series(family, &primary.sites.iter().map(of).chain([own]).collect::<Vec<_>>())?;
                 let help = "1 while keys of tokens cannot be fetched again";
                 let family = encoder.encode_descriptor("auth_alarm", help, None, MetricType::Gauge)?;
                 ConstGauge::new(f64::from(u8::from(primary.auth_alarm.is_some()))).encode(family)?;
@@ -62,7 +71,13 @@ impl Collector for StatusCollector {
         let own = own_head.map(|seq| (vec![("stage", "head".to_owned())], seq as f64));
         let lag = each(&|site| lag_by_stage(site.lag_seconds));
         let one = |value: f64| vec![(Vec::new(), value)];
-        let StoreStatus { bytes, blobs, .. } = store;
+        let StoreStatus { bytes, blobs, limit_bytes } = store;
+        let known = |value: Option<f64>| one(value.unwrap_or(f64::NAN));
+        if !at_primary {
+            let family = encoder.encode_descriptor("alarm", ALARM, None, MetricType::Gauge)?;
+            encode_series(family, &each(&|site| one(f64::from(u8::from(site.alarm.is_some())))))?;
+        }
+        let connected = |site: &SiteStatus| f64::from(u8::from(site.state != SiteState::Disconnected));
         let families = [
             ("log_seq", "Sequence number of the log by stage", None, own.into_iter().chain(seqs).collect()),
             ("lag", "Age of the oldest event not past the stage; NaN when unknown", Some(Unit::Seconds), lag),
@@ -89,6 +104,31 @@ impl Collector for StatusCollector {
                 "Time since the last heartbeat; NaN before the first",
                 Some(Unit::Seconds),
                 each(&|site| one(site.heartbeat_age_seconds.unwrap_or(f64::NAN))),
+            ),
+            ("connected", "1 while the site hears the primary", None, each(&|site| one(connected(site)))),
+            (
+                "eta",
+                "Time until the site is complete, at the pace of the last half minute; 0 when it is, NaN when unknown",
+                Some(Unit::Seconds),
+                each(&|site| known(site.eta_seconds)),
+            ),
+            (
+                "clock_offset",
+                "How far the site's wall clock is ahead of the primary's, as heartbeats say; NaN before the first",
+                Some(Unit::Seconds),
+                each(&|site| known(site.clock_offset_seconds)),
+            ),
+            (
+                "clock_offset_error",
+                "By how much the clock offset may be wrong either way",
+                Some(Unit::Seconds),
+                each(&|site| known(site.clock_offset_error_seconds)),
+            ),
+            (
+                "store_limit",
+                "Most that the blob store may hold; +Inf without a limit",
+                Some(Unit::Bytes),
+                vec![(Vec::new(), limit_bytes.map_or(f64::INFINITY, |bytes| bytes as f64))],
             ),
             ("store", "Size of the blob store", Some(Unit::Bytes), vec![(Vec::new(), bytes as f64)]),
             ("store_blobs", "Blobs in the store", None, vec![(Vec::new(), blobs as f64)]),

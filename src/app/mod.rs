@@ -1,6 +1,7 @@
 //! The composition root: the only place that knows all parts and wires them together.
 
 mod callers;
+mod certificates;
 mod data_dir;
 mod delegation;
 pub mod demo;

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use super::{
     StartError,
     callers::{Callers, Told},
+    certificates,
     data_dir::DataDir,
     gateway::{Parts, Registry, Upstream},
     issuer::KeysAlarm,
@@ -101,6 +102,7 @@ pub async fn start(
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let traces = Traces::start(config.telemetry.otlp.as_ref(), "primary", "primary")?;
+    certificates::register(&metrics, &config.replication.tls.certificate, config.registry.tls.as_ref())?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let cluster = data_dir.remembered("cluster", || {
         random_text().map_err(|error| StartError::new("make the cluster's identity", error))

@@ -7,7 +7,7 @@ use outport_proto::{Digest, Offset, frame::ALPN};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    StartError,
+    StartError, certificates,
     data_dir::DataDir,
     listen::{admin_token, bind, https, serve_admin, serve_registry},
     open_store,
@@ -103,6 +103,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let traces = Traces::start(config.telemetry.otlp.as_ref(), "secondary", config.site.as_str())?;
+    certificates::register(&metrics, &config.primary.tls.certificate, config.registry.tls.as_ref())?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;

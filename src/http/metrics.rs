@@ -47,6 +47,11 @@ pub enum RedirectKind {
     Proxied,
 }
 
+impl RedirectKind {
+    const ALL: [Self; 6] =
+        [Self::Upload, Self::Mount, Self::Manifest, Self::Delete, Self::Token, Self::Proxied];
+}
+
 impl EncodeLabelValue for RedirectKind {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         encoder.write_str(match self {
@@ -69,6 +74,10 @@ impl HttpMetrics {
             proxied_bytes: Counter::default(),
             ttfb: Histogram::new(TTFB_SECONDS),
         };
+        // What never happened is shown as 0: a rate needs a beginning.
+        for kind in RedirectKind::ALL {
+            drop(metrics.redirects.get_or_create(&RedirectLabels { kind }));
+        }
         registry.register("redirects", "Requests led to the primary", metrics.redirects.clone());
         registry.register("served_bytes", "Bytes of response bodies sent", metrics.served_bytes.clone());
         registry.register(

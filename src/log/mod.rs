@@ -259,6 +259,11 @@ impl Log {
         self.handle.shared.state().bytes
     }
 
+    /// Bytes of the segments that are kept.
+    pub fn retained_bytes(&self) -> u64 {
+        self.handle.shared.state().retained_bytes()
+    }
+
     /// The time by the clock that dates the events appended here.
     pub fn now(&self) -> Timestamp {
         self.handle.shared.clock.now()

@@ -46,6 +46,11 @@ impl State {
         past.last().map(|after| after.before).filter(|joint| joint.seq > self.floor.seq)
     }
 
+    /// Bytes of log from its first segment to the head.
+    pub(super) fn retained_bytes(&self) -> u64 {
+        self.segments.first().map_or(0, |first| self.bytes.saturating_sub(first.header.log_bytes))
+    }
+
     /// Where `have`, the newest event of a log that follows this one, lies.
     pub(super) fn place(&self, have: Offset) -> Place {
         if self.contains(have) {

@@ -15,8 +15,9 @@ use outport_proto::{
 use super::source::Relays;
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
 
-/// A site that says nothing for this long is shown as disconnected.
-const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// A site that says nothing for this long is shown as disconnected. It is looked for what it says with every
+/// heartbeat, which it acknowledges: a cut shows within a second.
+const SILENCE_MAX: Duration = Duration::from_millis(700);
 
 /// Most sites that a site which relays tells of: it does not know how many there should be.
 const SITES_MAX: usize = 1024;
@@ -44,6 +45,8 @@ struct Row {
     program: String,
     session: Option<Session>,
     last: Option<(Ack, Instant)>,
+    /// When anything came from it in this session.
+    heard: Option<Instant>,
     /// What it told people, in whichever session.
     detail: Option<Box<SiteDetail>>,
     reached: watch::Sender<Reached>,
@@ -104,6 +107,7 @@ impl Fleet {
         row.via.clear();
         row.session = Some(Session { id, rtt: Duration::ZERO, snapshot });
         row.alarm = None;
+        row.heard = None;
     }
 
     /// A site was refused because its history is not the log's; `why` is for people.
@@ -125,6 +129,15 @@ impl Fleet {
             for behind in behind {
                 self.reported(&mut rows, site, id, behind);
             }
+        }
+    }
+
+    /// Packets came from the site on session `id`: it is there, if it has nothing to say.
+    pub fn heard(&self, site: &SiteName, id: u64) {
+        let mut rows = self.rows_mut();
+        let Some(row) = rows.get_mut(site) else { return };
+        if row.session.as_ref().is_some_and(|session| session.id == id) {
+            row.heard = Some(Instant::now());
         }
     }
 
@@ -247,7 +260,9 @@ impl Fleet {
 /// what was heard last of the one in between counts for it.
 fn silence(rows: &BTreeMap<SiteName, Row>, row: &Row) -> Option<Duration> {
     let teller = row.via.first().filter(|_| row.session.is_some()).and_then(|relay| rows.get(relay));
-    teller.unwrap_or(row).last.as_ref().map(|(_, heard)| heard.elapsed())
+    let teller = teller.unwrap_or(row);
+    let (_, said) = teller.last.as_ref()?;
+    Some(teller.heard.map_or(*said, |heard| heard.max(*said)).elapsed())
 }
 
 fn cut(text: &mut String) {

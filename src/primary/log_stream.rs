@@ -84,7 +84,8 @@ impl LogPublisher {
         };
         let begun = Instant::now();
         let session = Publisher::new(Duration::ZERO, config, keys);
-        let mut stream = LogStream { publisher: self, identity, id, site, connection, session, begun, sink };
+        let mut stream =
+            LogStream { publisher: self, identity, id, site, connection, session, begun, sink, packets: 0 };
         let result = stream.run(frames, changes).await;
         self.fleet.disconnected(site, id);
         result
@@ -119,6 +120,8 @@ struct LogStream<'a> {
     session: Publisher,
     begun: Instant,
     sink: FrameSink,
+    /// Packets that came from the site when it was last looked.
+    packets: u64,
 }
 
 /// What may change about the primary while the stream lasts.
@@ -180,6 +183,10 @@ impl LogStream<'_> {
                 }
             }
             head.mark_unchanged();
+            let packets = self.connection.stats().udp_rx.datagrams;
+            if std::mem::replace(&mut self.packets, packets) != packets {
+                self.publisher.fleet.heard(self.site, self.id);
+            }
             self.transmit().await?;
             if self.notice() {
                 self.sink.finish();

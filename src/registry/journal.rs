@@ -351,6 +351,11 @@ impl Journal {
         self.shared.index.whole().is_some()
     }
 
+    /// How much of the log is kept.
+    pub fn retention(&self) -> Retention {
+        self.shared.options.retention
+    }
+
     /// What was found at the start that somebody should look into.
     pub fn alarm(&self) -> Option<&str> {
         self.shared.alarm.as_deref()

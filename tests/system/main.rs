@@ -22,6 +22,7 @@ mod far;
 mod fills;
 mod intents;
 mod lossy;
+mod monitoring;
 mod outage;
 mod policy;
 mod promises;

@@ -14,7 +14,7 @@ use crate::support::{
     signal, wait_for,
 };
 
-const SITE_FIELDS: [&str; 25] = [
+const SITE_FIELDS: [&str; 36] = [
     "alarm",
     "forks_refused",
     "site",
@@ -40,6 +40,17 @@ const SITE_FIELDS: [&str; 25] = [
     "state_mismatches",
     "state_repairs",
     "state_entries_repaired",
+    "eta_seconds",
+    "propagation",
+    "pulls",
+    "hit_ratio",
+    "served_bytes",
+    "upstream_bytes",
+    "clock_offset_seconds",
+    "clock_offset_error_seconds",
+    "last_error",
+    "latitude",
+    "longitude",
 ];
 
 #[test]

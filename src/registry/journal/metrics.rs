@@ -4,17 +4,27 @@ use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Unit,
 };
 
 use super::Journal;
 
-/// `outport_index_tombstones`, `outport_log_set_aside_total`, `outport_journal_failed` and
+/// `outport_log_retained_bytes` and its cap, `outport_index_tombstones`, `outport_log_set_aside_total`, `outport_journal_failed` and
 /// `outport_verify_index_*_total`, read when they are asked for.
 #[derive(Debug)]
 pub struct JournalCollector(pub Journal);
 
 impl Collector for JournalCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let retained = i64::try_from(self.0.log().retained_bytes()).unwrap_or(i64::MAX);
+        let help = "Log kept on disk";
+        let family =
+            encoder.encode_descriptor("log_retained", help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        ConstGauge::new(retained).encode(family)?;
+        let help = "Most log that is kept; older segments go as soon as a snapshot file leads past them";
+        let family =
+            encoder.encode_descriptor("log_retain_limit", help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        ConstGauge::new(self.0.retention().bytes as f64).encode(family)?;
         let tombstones = i64::try_from(self.0.index().tombstones()).unwrap_or(i64::MAX);
         let help = "Deletions that are remembered, so that nothing older brings back what they deleted";
         let family = encoder.encode_descriptor("index_tombstones", help, None, MetricType::Gauge)?;

@@ -211,8 +211,19 @@ pub struct SiteStatus {
     pub location: Location,
 }
 
+impl From<&SiteDetail> for Traffic {
+    fn from(detail: &SiteDetail) -> Self {
+        Self {
+            pulls: detail.pulls.iter().cloned().collect(),
+            hit_ratio: detail.hits_ppm.map(|ppm| f64::from(ppm) / 1e6),
+            served_bytes: detail.served_bytes,
+            upstream_bytes: detail.upstream_bytes,
+        }
+    }
+}
+
 impl SiteStatus {
-    /// Takes over what a site told of itself.
+    /// Takes over what a site told of itself, but for what it serves ([`Traffic`]).
     pub fn describe(&mut self, detail: &SiteDetail) {
         let seconds = |micros: u64| micros as f64 / 1e6;
         let spread = |spread: outport_proto::frame::Spread| Spread {
@@ -222,12 +233,6 @@ impl SiteStatus {
         self.eta_seconds = detail.eta_micros.map(seconds);
         self.propagation =
             Propagation { applied: detail.applied.map(spread), complete: detail.complete.map(spread) };
-        self.traffic = Traffic {
-            pulls: detail.pulls.iter().cloned().collect(),
-            hit_ratio: detail.hits_ppm.map(|ppm| f64::from(ppm) / 1e6),
-            served_bytes: detail.served_bytes,
-            upstream_bytes: detail.upstream_bytes,
-        };
         self.clock_offset_seconds = detail.clock.map(|clock| clock.ahead_micros as f64 / 1e6);
         self.clock_offset_error_seconds = detail.clock.map(|clock| seconds(clock.error_micros));
         self.last_error = detail

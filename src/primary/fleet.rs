@@ -13,7 +13,7 @@ use outport_proto::{
 };
 
 use super::source::Relays;
-use crate::status::{Lag, SiteState, SiteStatus, StoreStatus};
+use crate::status::{Lag, SiteState, SiteStatus, StoreStatus, Traffic};
 
 /// A site that says nothing for this long is shown as disconnected. It is looked for what it says with every
 /// heartbeat, which it acknowledges: a cut shows within a second.
@@ -331,6 +331,7 @@ impl Row {
         };
         if let Some(detail) = &self.detail {
             status.describe(detail);
+            status.traffic = Traffic::from(&**detail);
         }
         if let Some(session) = session {
             "quic".clone_into(&mut status.transport);
@@ -408,6 +409,44 @@ mod tests {
     fn head(seq: u64) -> Head {
         let (offset, now) = (Offset::new(1, seq), Timestamp::from_secs(1000));
         Head { cluster: "c".to_owned(), offset, log_bytes: seq * 100, now }
+    }
+
+    fn detail(site: &SiteName, served_bytes: u64) -> SiteDetail {
+        SiteDetail {
+            site: site.clone(),
+            eta_micros: Some(7_000_000),
+            applied: None,
+            complete: None,
+            pulls: vec![("local".to_owned(), 3)],
+            hits_ppm: Some(500_000),
+            served_bytes,
+            upstream_bytes: 0,
+            clock: None,
+            last_error: Some(("ä".repeat(TEXT_BYTES_MAX), Timestamp::from_secs(9))),
+            location: Some((19_076_000, -72_878_000)),
+        }
+    }
+
+    #[test]
+    fn a_site_tells_of_itself_and_of_nobody_else() {
+        let [mumbai, goa]: [SiteName; 2] = ["mumbai", "goa"].map(|name| name.parse().unwrap());
+        let fleet = Fleet::new([mumbai.clone(), goa.clone()], Relays::default());
+        let show = |number: usize| fleet.statuses(&head(10), |_| None).remove(number);
+        fleet.connected(&mumbai, 1, "0.1.0", false);
+        fleet.connected(&goa, 2, "0.1.0", false);
+        fleet.acknowledged(&mumbai, 1, ack(7), Duration::ZERO);
+        fleet.detailed(&mumbai, 1, vec![detail(&mumbai, 5), detail(&goa, 6)]);
+        fleet.detailed(&mumbai, 9, vec![detail(&mumbai, 7)]);
+        let (silent, told) = (show(0), show(1));
+        assert_eq!(silent.traffic, Traffic::default(), "mumbai cannot tell of goa");
+        assert_eq!(told.traffic.served_bytes, 5, "a session that ended tells nothing");
+        assert_eq!((told.traffic.pulls["local"], told.traffic.hit_ratio), (3, Some(0.5)));
+        assert_eq!((told.location.latitude, told.location.longitude), (Some(19.076), Some(-72.878)));
+        assert_eq!(told.eta_seconds, Some(7.0));
+        assert_eq!(told.last_error.unwrap().text.len(), TEXT_BYTES_MAX);
+        fleet.disconnected(&mumbai, 1);
+        let gone = show(1);
+        assert_eq!((gone.eta_seconds, gone.traffic.served_bytes), (None, 5));
     }
 
     #[test]

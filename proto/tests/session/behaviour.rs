@@ -292,6 +292,43 @@ fn versions_are_agreed_on() {
 }
 
 #[test]
+fn who_speaks_version_1_is_told_nothing_for_people() {
+    let detail = |name: &str| outport_proto::frame::SiteDetail {
+        site: name.parse().unwrap(),
+        eta_micros: None,
+        applied: None,
+        complete: None,
+        pulls: Vec::new(),
+        hits_ppm: None,
+        served_bytes: 0,
+        upstream_bytes: 0,
+        clock: None,
+        last_error: None,
+        location: None,
+    };
+    for (version, told) in
+        [(1, None), (2, Some(FromSecondary::Details(vec![detail("goa"), detail("mumbai")])))]
+    {
+        let pair = Pair::new();
+        let mut secondary = subscriber_with(at(0), None);
+        secondary.handle_connected(pair.now);
+        let Some(FromSecondary::Hello(mut hello)) = secondary.poll_transmit(pair.now) else {
+            panic!("no Hello")
+        };
+        hello.versions = vec![version];
+        let mut publisher = Publisher::new(pair.now, pair.config.clone(), keys(1));
+        publisher.handle_frame(pair.now, FromSecondary::Hello(hello));
+        let welcome = publisher.poll_transmit(pair.now, &pair.log_state()).unwrap();
+        secondary.handle_frame(pair.now, welcome);
+        secondary.handle_detail(detail("mumbai"));
+        secondary.handle_detail(detail("goa"));
+        let sent = std::iter::from_fn(|| secondary.poll_transmit(pair.now));
+        let details = sent.filter(|frame| matches!(frame, FromSecondary::Details(_))).last();
+        assert_eq!(details, told);
+    }
+}
+
+#[test]
 fn a_site_behind_the_floor_takes_a_snapshot_first() {
     let mut pair = Pair::new();
     pair.append(100);

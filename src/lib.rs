@@ -21,7 +21,7 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | `outport_proto` | names, digests, events, frames, and the two ends of a session as state machines without I/O |
-//! | 1 | [`clock`] [`glob`] [`shutdown`] [`status`] [`telemetry`] [`watch`] | small tools, which may use each other |
+//! | 1 | [`clock`] [`glob`] [`history`] [`shutdown`] [`status`] [`telemetry`] [`watch`] | small tools, which may use each other |
 //! | 1 | [`process`] [`blocking`] [`random`] [`planted`] [`bounds`] | what differs between a real process and one of a simulation |
 //! | 2 | [`store`] | blobs: verified while written, visible only when whole and durable |
 //! | 2 | [`log`] | append-only, checksummed, chained segments; group commit |
@@ -78,12 +78,14 @@
 //!   intents/    what a secondary led to its primary and did not see happen yet
 //!   delegated.json  what the registry behind a primary demands of callers, and when its word was revoked
 //!   session     what a secondary was told by its primary
+//!   history/    a day of lag for the dashboard's charts
 //! ```
 
 pub mod blocking;
 pub mod bounds;
 pub mod clock;
 pub mod glob;
+pub mod history;
 pub mod planted;
 pub mod process;
 pub mod random;

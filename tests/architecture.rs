@@ -18,6 +18,7 @@ const TOOLS: &[&str] = &[
     "random",
     "clock",
     "glob",
+    "history",
     "status",
     "shutdown",
     "telemetry",

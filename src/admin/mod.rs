@@ -1,12 +1,14 @@
 //! The admin listener: health, readiness, metrics, status, where images are, garbage collection,
-//! copying on demand, verification, the registry behind a gateway.
+//! copying on demand, verification, the registry behind a gateway; and a dashboard of it all.
 //!
 //! [`Admin::respond`] leads from request to response; `app` puts it behind a listener. Only
 //! `/v1/wait` and `/v1/prefetch` take their time.
 
 mod ask;
+mod dashboard;
 mod gateway;
 mod gc;
+mod live;
 mod metrics;
 mod prefetch;
 mod revoke;
@@ -23,11 +25,14 @@ use tokio::sync::Semaphore;
 
 pub use ask::{TIMEOUT_MAX, WAITS_MAX};
 pub use gateway::{GatewayAdmin, GatewayCollector};
+pub use live::{FOLLOWERS_MAX, Live};
 pub use metrics::StatusCollector;
 pub use prefetch::{Lines, PREFETCHES_MAX};
 pub use revoke::Revoke;
 
 use crate::{
+    clock::SharedClock,
+    history::History,
     registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
@@ -63,12 +68,18 @@ pub struct Admin {
     pub revoke: Option<Revoke>,
     /// The registry that a primary stands in front of.
     pub gateway: Option<Arc<GatewayAdmin>>,
+    /// How the sites were.
+    pub history: Arc<History>,
+    /// A permit for each who follows: [`FOLLOWERS_MAX`] of them.
+    pub followers: Arc<Semaphore>,
+    /// The wall clock.
+    pub clock: SharedClock,
     /// Ends the waits.
     pub shutdown: Shutdown,
 }
 
-/// An answer's body: at once, or line by line.
-pub type Body = Either<Full<Bytes>, Lines>;
+/// An answer's body: at once, line by line, or as things happen.
+pub type Body = Either<Full<Bytes>, Either<Lines, Live>>;
 
 impl Admin {
     /// Answers one request. Dropping it ends a wait.
@@ -77,6 +88,9 @@ impl Admin {
         let is_prefetch = uri.path() == "/v1/prefetch" && request.method() == Method::POST;
         if is_prefetch && self.admits(headers) {
             return self.prefetch(uri.query().unwrap_or_default(), headers);
+        }
+        if uri.path() == "/v1/live" && request.method() == Method::GET && self.admits(headers) {
+            return self.live();
         }
         self.page(request).await.map(Either::Left)
     }
@@ -95,6 +109,7 @@ impl Admin {
                 Ok(()) => text(StatusCode::OK, "ready\n"),
                 Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}\n")),
             },
+            _ if let Some(file) = dashboard::file(path, request.headers()) => file,
             _ if !self.admits(request.headers()) => {
                 let mut response = error(StatusCode::UNAUTHORIZED, "the admin token is missing or wrong");
                 let challenge = HeaderValue::from_static("Bearer realm=\"outport admin\"");
@@ -122,6 +137,7 @@ impl Admin {
             "/v1/revoke" => self.revoked(request.headers()),
             "/v1/reconcile" if is_read => self.reconciled(),
             "/v1/reconcile" => self.reconcile(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/history" => self.history(request.uri().query().unwrap_or_default()),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
             "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
@@ -237,6 +253,9 @@ mod tests {
             prefetch_turns: Arc::new(Semaphore::new(1)),
             revoke: None,
             gateway: None,
+            history: Arc::new(History::open(tempfile::tempdir().unwrap().path(), 0).unwrap()),
+            followers: Arc::new(Semaphore::new(1)),
+            clock: Arc::new(crate::clock::SystemClock),
             shutdown: Shutdown::new(),
         }
     }

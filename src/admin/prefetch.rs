@@ -47,7 +47,8 @@ impl Admin {
             response
         })?;
         let lines = Lines { steps: prefetches.prefetch(wanted), _turn: turn };
-        Ok(answer(StatusCode::OK, "application/x-ndjson", String::new()).map(|_| Either::Right(lines)))
+        Ok(answer(StatusCode::OK, "application/x-ndjson", String::new())
+            .map(|_| Either::Right(Either::Left(lines))))
     }
 }
 

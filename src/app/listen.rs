@@ -5,13 +5,17 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
-use super::StartError;
+use super::{StartError, data_dir::DataDir};
 use crate::{
     admin::{Admin, TIMEOUT_MAX},
     auth::{Identity, tls},
+    blocking,
+    clock::SharedClock,
     config,
+    history::{History, STEP},
     http::{Api, Connection, Patience, ServerOptions, TlsConfig, serve},
     shutdown::Shutdown,
+    status::{Status, StatusSource},
 };
 
 /// Binds a TCP listener; `key` is what configured its address.
@@ -58,6 +62,35 @@ pub(super) fn serve_registry(
     };
     let options = ServerOptions { connections_max, ..ServerOptions::default() };
     shutdown.spawn(serve(listener, tls, options, answer, shutdown.clone()));
+}
+
+/// Takes a sample of every site's lag now and then, for charts.
+pub(super) fn chart(
+    data_dir: &DataDir,
+    clock: &SharedClock,
+    status: StatusSource,
+    shutdown: &Shutdown,
+) -> Result<Arc<History>, StartError> {
+    let opened = History::open(&data_dir.join("history"), clock.now().as_secs());
+    let history = Arc::new(opened.map_err(|error| StartError::new("open the history of lag", error))?);
+    let (clock, stop, taken) = (Arc::clone(clock), shutdown.clone(), Arc::clone(&history));
+    shutdown.spawn(async move {
+        while super::pause(&stop, STEP).await {
+            let now = clock.now().as_secs();
+            let batch = match (status)() {
+                Status::Primary(primary) => taken.take(now, &primary.sites),
+                Status::Secondary(own) => taken.take(now, std::iter::once(&*own).chain(&own.sites)),
+            };
+            let Some(batch) = batch else { continue };
+            let history = Arc::clone(&taken);
+            match blocking::spawn(move || history.write(now, &batch)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the history of lag is not kept"),
+                Err(error) => tracing::error!(%error, "keeping the history of lag crashed"),
+            }
+        }
+    });
+    Ok(history)
 }
 
 /// Connections of an admin listener at once: monitoring and a few people.

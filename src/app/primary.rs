@@ -13,7 +13,7 @@ use super::{
     data_dir::DataDir,
     gateway::{Parts, Registry, Upstream},
     issuer::KeysAlarm,
-    listen::{admin_token, bind, https, serve_admin, serve_registry},
+    listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
     open_store,
     otlp::Traces,
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
@@ -21,7 +21,7 @@ use super::{
     traffic::Traffic,
 };
 use crate::{
-    admin::{Admin, GatewayAdmin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
+    admin::{Admin, FOLLOWERS_MAX, GatewayAdmin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
     auth::{PrimaryKeys, random_text, ticket::WRITE_TIME_MAX},
     blocking,
     clock::{SharedClock, SystemClock},
@@ -237,6 +237,7 @@ pub async fn start(
     let all = Arc::new(move |_: &_| !is_gateway);
     let verification = Verification::new(journal.clone(), store.clone(), None, all, shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
+    let status_of_history = Arc::clone(&status);
     let admin = Admin {
         status,
         readiness: readiness(&journal),
@@ -250,6 +251,9 @@ pub async fn start(
         gateway,
         collector,
         verification: Arc::new(verification),
+        history: chart(&data_dir, &clock, status_of_history, &shutdown)?,
+        followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        clock: Arc::clone(&clock),
         shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);

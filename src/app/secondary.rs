@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     StartError, certificates,
     data_dir::DataDir,
-    listen::{admin_token, bind, https, serve_admin, serve_registry},
+    listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
     open_store,
     otlp::Traces,
     relay::{Followers, Relay},
@@ -18,7 +18,7 @@ use super::{
     trust::Trust,
 };
 use crate::{
-    admin::{Admin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
+    admin::{Admin, FOLLOWERS_MAX, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
     auth::{Identity, authority::load_certificates, tls},
     blocking,
     clock::{SharedClock, SystemClock},
@@ -276,6 +276,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let verification =
         Verification::new(journal.clone(), store.clone(), Some(watched), should_be_here, shutdown.clone());
     let collector = super::collector(&journal, &store, config.store.gc_grace_minutes, &shutdown);
+    let status_of_history = Arc::clone(&status);
     let admin = Admin {
         status,
         readiness: readiness(view, journal.clone()),
@@ -289,6 +290,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         gateway: None,
         collector,
         verification: Arc::new(verification),
+        history: chart(&data_dir, &clock, status_of_history, &shutdown)?,
+        followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        clock: Arc::clone(&clock),
         shutdown: shutdown.clone(),
     };
     serve_admin(admin_listener, admin, &shutdown);

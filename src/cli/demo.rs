@@ -99,6 +99,7 @@ Push through one site, pull through the other at once:
   skopeo inspect --tls-verify=false docker://{far}/team/app:3
 
 Watch the lag:
+  http://{admin}/
   {program} status --watch --admin {admin}
 ",
         file = running.file.display(),

@@ -30,6 +30,7 @@ files! {
     "/dashboard/app.js": SCRIPT "app.js",
     "/dashboard/api.js": SCRIPT "api.js",
     "/dashboard/chart.js": SCRIPT "chart.js",
+    "/dashboard/events.js": SCRIPT "events.js",
     "/dashboard/fleet.js": SCRIPT "fleet.js",
     "/dashboard/format.js": SCRIPT "format.js",
     "/dashboard/image.js": SCRIPT "image.js",

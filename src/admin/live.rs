@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{Either, Full};
 use outport_proto::SiteName;
@@ -38,14 +38,11 @@ impl Admin {
     /// `GET /v1/live`: an event of all that `/v1/status` says, then one whenever something changed:
     /// `{"node": .., "sites": [..]}` with the sites that did, and `gone` with the names of those that went.
     pub(super) fn live(&self) -> Response<Body> {
-        let Ok(turn) = self.followers.clone().try_acquire_owned() else {
-            let refused = error(StatusCode::SERVICE_UNAVAILABLE, "too many follow this node already");
-            return refused.map(Either::Left);
-        };
+        let Ok(turn) = self.followers.clone().try_acquire_owned() else { return busy() };
         let (sender, events) = mpsc::channel(WAITING_MAX);
         let (status, shutdown) = (self.status.clone(), self.shutdown.clone());
         self.shutdown.spawn(tell(status, sender, shutdown));
-        let live = Live { events, _turn: turn };
+        let live = Live::new(events, turn);
         answer(StatusCode::OK, "text/event-stream", String::new()).map(|_| Either::Right(Either::Right(live)))
     }
 
@@ -74,6 +71,13 @@ impl Admin {
         }
         json_answer(StatusCode::OK, &known.unwrap_or_default())
     }
+}
+
+/// There are as many followers as there may be.
+pub(super) fn busy() -> Response<Body> {
+    let mut refused = error(StatusCode::SERVICE_UNAVAILABLE, "too many follow this node already");
+    refused.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    refused.map(Either::Left)
 }
 
 async fn tell(status: StatusSource, events: mpsc::Sender<Bytes>, shutdown: Shutdown) {
@@ -150,6 +154,12 @@ fn parts(status: Status) -> (Value, BTreeMap<String, SiteStatus>) {
 pub struct Live {
     events: mpsc::Receiver<Bytes>,
     _turn: OwnedSemaphorePermit,
+}
+
+impl Live {
+    pub(super) fn new(events: mpsc::Receiver<Bytes>, turn: OwnedSemaphorePermit) -> Self {
+        Self { events, _turn: turn }
+    }
 }
 
 impl http_body::Body for Live {

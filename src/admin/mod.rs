@@ -6,6 +6,7 @@
 
 mod ask;
 mod dashboard;
+mod events;
 mod gateway;
 mod gc;
 mod live;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub use ask::{TIMEOUT_MAX, WAITS_MAX};
+pub use events::{EVENTS_MAX, EventLine};
 pub use gateway::{GatewayAdmin, GatewayCollector};
 pub use live::{FOLLOWERS_MAX, Live};
 pub use metrics::StatusCollector;
@@ -33,6 +35,7 @@ pub use revoke::Revoke;
 use crate::{
     clock::SharedClock,
     history::History,
+    log::Log,
     registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
@@ -68,6 +71,8 @@ pub struct Admin {
     pub revoke: Option<Revoke>,
     /// The registry that a primary stands in front of.
     pub gateway: Option<Arc<GatewayAdmin>>,
+    /// What happened.
+    pub log: Log,
     /// How the sites were.
     pub history: Arc<History>,
     /// A permit for each who follows: [`FOLLOWERS_MAX`] of them.
@@ -88,6 +93,9 @@ impl Admin {
         let is_prefetch = uri.path() == "/v1/prefetch" && request.method() == Method::POST;
         if is_prefetch && self.admits(headers) {
             return self.prefetch(uri.query().unwrap_or_default(), headers);
+        }
+        if uri.path() == "/v1/events" && request.method() == Method::GET && self.admits(headers) {
+            return self.events(uri.query().unwrap_or_default()).await;
         }
         if uri.path() == "/v1/live" && request.method() == Method::GET && self.admits(headers) {
             return self.live();
@@ -195,8 +203,10 @@ mod tests {
 
     use super::*;
     use crate::{
+        clock::SystemClock,
         fetch::BoxFuture,
         index::{Index, IndexOptions},
+        log::LogOptions,
         registry::verification::{VerifyReport, VerifyWanted},
         registry::whereabouts::{
             AskError, WaitFor, WhyNot,
@@ -253,9 +263,12 @@ mod tests {
             prefetch_turns: Arc::new(Semaphore::new(1)),
             revoke: None,
             gateway: None,
+            log: Log::open(tempfile::tempdir().unwrap().path(), LogOptions::default(), Arc::new(SystemClock))
+                .unwrap()
+                .0,
             history: Arc::new(History::open(tempfile::tempdir().unwrap().path(), 0).unwrap()),
             followers: Arc::new(Semaphore::new(1)),
-            clock: Arc::new(crate::clock::SystemClock),
+            clock: Arc::new(SystemClock),
             shutdown: Shutdown::new(),
         }
     }

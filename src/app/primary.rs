@@ -251,6 +251,7 @@ pub async fn start(
         gateway,
         collector,
         verification: Arc::new(verification),
+        log: journal.log().clone(),
         history: chart(&data_dir, &clock, status_of_history, &shutdown)?,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         clock: Arc::clone(&clock),

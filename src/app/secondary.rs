@@ -290,6 +290,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         gateway: None,
         collector,
         verification: Arc::new(verification),
+        log: journal.log().clone(),
         history: chart(&data_dir, &clock, status_of_history, &shutdown)?,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
         clock: Arc::clone(&clock),

@@ -48,12 +48,12 @@ impl AdminAddress {
             .with_context(|| format!("ask {}", self.admin))
     }
 
-    /// The answer to a POST as it comes, line by line.
-    pub(super) async fn post_lines(&self, target: &str) -> anyhow::Result<Lines> {
+    /// The answer to a request without a body as it comes, line by line.
+    pub(super) async fn lines(&self, method: Method, target: &str) -> anyhow::Result<Lines> {
         let token = self.token()?;
         let failed = || format!("ask {}", self.admin);
         let (response, connection) =
-            begin(&self.admin, Method::POST, target, token.as_deref()).await.with_context(failed)?;
+            begin(&self.admin, method, target, token.as_deref()).await.with_context(failed)?;
         let status = response.status();
         let mut lines = Lines { body: response.into_body(), read: Vec::new(), connection };
         if status != StatusCode::OK {

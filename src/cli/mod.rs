@@ -5,6 +5,7 @@ mod cert;
 mod config;
 mod demo;
 mod gc;
+mod log;
 mod pass;
 mod prefetch;
 mod primary;
@@ -43,6 +44,9 @@ enum Command {
     Wait(wait::Wait),
     /// Say why a site shows an image, or does not
     Why(why::Why),
+    /// Read the replication log
+    #[command(subcommand)]
+    Log(log::Log),
     /// Remove blobs that no repository names any more
     Gc(gc::Gc),
     /// Copy images to a site now, whatever its policy says
@@ -81,6 +85,7 @@ impl Cli {
             Command::Secondary(secondary) => secondary.run().await,
             Command::Status(status) => status.run().await,
             Command::Why(why) => why.run().await,
+            Command::Log(log) => log.run().await,
             Command::Gc(gc) => gc.run().await,
             Command::Revoke(revoke) => revoke.run().await,
             Command::Cert(cert) => cert.run(),

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::bail;
 use clap::Args;
+use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
@@ -46,7 +47,7 @@ impl Prefetch {
             query.append_pair("ref", &wanted.to_string());
         });
         let target = format!("/v1/prefetch?{}", query.finish());
-        let mut lines = self.admin.post_lines(&target).await?;
+        let mut lines = self.admin.lines(Method::POST, &target).await?;
         let mut show = Show::new(self.json)?;
         while let Some(line) = lines.next().await? {
             let step: Step = serde_json::from_str(&line)?;

@@ -254,6 +254,20 @@ impl Log {
         self.handle.shared.state().floor
     }
 
+    /// The place to read after for event `seq` and those behind it; the log's floor when that is gone, its
+    /// head when it did not happen yet.
+    pub fn place_before(&self, seq: u64) -> Offset {
+        let state = self.handle.shared.state();
+        let before = seq.saturating_sub(1);
+        if before <= state.floor.seq {
+            return state.floor;
+        }
+        match state.segment_of(before).filter(|_| before <= state.head.seq) {
+            Some(segment) => Offset::new(segment.header.epoch, before),
+            None => state.head,
+        }
+    }
+
     /// Bytes of log up to the head since the log began.
     pub fn bytes(&self) -> u64 {
         self.handle.shared.state().bytes

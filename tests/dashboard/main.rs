@@ -89,6 +89,13 @@ fn the_fleet_is_shown_as_it_is() {
     accessible(&browser, "image");
     browser.picture("image");
 
+    browser.evaluate("location.hash = '#/events'");
+    browser.wait("document.querySelector('tbody')?.textContent.includes('team/app:1')");
+    pusher.push_image("team/app", "live", &[&bytes(100, 2)]);
+    browser.wait("document.querySelector('tbody tr').textContent.includes('team/app:live')");
+    accessible(&browser, "events");
+    browser.picture("events");
+
     // A chart has something to show once a sample was taken.
     browser.evaluate("location.hash = '#/site/mumbai'");
     browser.wait("document.querySelector('h2')?.textContent === 'mumbai'");

@@ -1,7 +1,7 @@
 //! What operators see (the fields and metric names that others build on).
 
 use std::{
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     process::{Command, Stdio},
 };
 
@@ -270,4 +270,43 @@ fn metrics_are_as_prometheus_wants_them() {
             assert!(text.contains(&format!("\n# TYPE {name} ")), "{name}: {text}");
         }
     }
+}
+
+#[test]
+fn the_log_is_shown_and_followed() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let pusher = Session::user(&cluster, &cluster.primary, &["team/app"]);
+    let image = pusher.push_image("team/app", "1", &[&bytes(5000, 1)]);
+    cluster.wait_complete();
+    let log = |node: &Node, arguments: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.args(["log", "show", "--admin", &node.admin()]).args(arguments);
+        command
+    };
+    for node in cluster.nodes() {
+        let shown = log(node, &["--json", "--limit", "1"]).output().unwrap();
+        let event: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        assert_eq!((&event["kind"], &event["tags"][0]), (&"manifest-put".into(), &"1".into()), "{event}");
+        assert_eq!(event["digest"], image.digest.to_string());
+        let all = log(node, &[]).output().unwrap();
+        let text = String::from_utf8(all.stdout).unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("blob-committed")).count(), 2, "{text}");
+    }
+    let first = log(&cluster.primary, &["--from", "1", "--limit", "1"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&first.stdout).starts_with("1.1 "), "{first:?}");
+    let absurd = log(&cluster.primary, &["--limit", "1001"]).output().unwrap();
+    assert!(!absurd.status.success());
+    assert!(String::from_utf8_lossy(&absurd.stderr).contains("limit: a number from 1 to 1000"), "{absurd:?}");
+
+    let mut following = log(&cluster.sites[0], &["--follow", "--json", "--limit", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("manifest-put"));
+    pusher.push_image("team/app", "2", &[&bytes(5000, 1)]);
+    let next = lines.find(|line| line.as_ref().unwrap().contains("manifest-put")).unwrap().unwrap();
+    assert!(next.contains("\"2\""), "{next}");
+    following.kill().unwrap();
+    following.wait().unwrap();
 }

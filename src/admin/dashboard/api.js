@@ -34,8 +34,8 @@ export async function get(path, signal) {
   return body;
 }
 
-// Server-sent events, read by hand: EventSource sends no headers.
-export async function follow(path, onEvent, signal) {
+// What comes piece by piece, each piece ended by `end`.
+async function pieces(path, end, onPiece, signal) {
   const response = await open(path, signal);
   if (!response.ok) throw new Error(`status ${response.status}`);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -44,10 +44,20 @@ export async function follow(path, onEvent, signal) {
     const { value, done } = await reader.read();
     if (done) throw new Error("the stream ended");
     text += value;
-    const events = text.split("\n\n");
-    text = events.pop();
-    for (const event of events) {
-      if (event.startsWith("data: ")) onEvent(JSON.parse(event.slice(6)));
-    }
+    const all = text.split(end);
+    text = all.pop();
+    for (const piece of all) await onPiece(piece);
   }
+}
+
+// Server-sent events, read by hand: EventSource sends no headers.
+export function follow(path, onEvent, signal) {
+  return pieces(path, "\n\n", (event) => {
+    if (event.startsWith("data: ")) onEvent(JSON.parse(event.slice(6)));
+  }, signal);
+}
+
+// A JSON object a line.
+export function lines(path, onLine, signal) {
+  return pieces(path, "\n", (line) => line && onLine(JSON.parse(line)), signal);
 }

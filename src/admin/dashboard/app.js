@@ -1,6 +1,7 @@
 // Follows the node's status, and shows the view that the address names.
 
 import { Unauthorized, follow, signIn } from "./api.js";
+import { events } from "./events.js";
 import { fleet } from "./fleet.js";
 import { image } from "./image.js";
 import { site } from "./site.js";
@@ -20,9 +21,10 @@ function show() {
   shown?.leave();
   if (name === "site" && which) shown = site(view, state, decodeURIComponent(which));
   else if (name === "image") shown = image(view, state);
+  else if (name === "events") shown = events(view);
   else shown = fleet(view, state);
   for (const link of document.querySelectorAll("header nav a")) {
-    const current = link.id === `nav-${name === "image" ? "image" : "fleet"}`;
+    const current = link.id === `nav-${["image", "events"].includes(name) ? name : "fleet"}`;
     if (current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }

@@ -75,7 +75,7 @@ pub struct Shown {
 }
 
 /// A reading of a clock as text.
-pub(super) fn rfc3339(time: Timestamp) -> Option<String> {
+pub(crate) fn rfc3339(time: Timestamp) -> Option<String> {
     let nanos = i128::from(time.as_micros()) * 1000;
     let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
     time.format(&time::format_description::well_known::Rfc3339).ok()

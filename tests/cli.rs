@@ -389,6 +389,26 @@ fn users_are_added_listed_and_removed() {
 }
 
 #[test]
+fn completions_and_manual_pages_are_of_this_program() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert!(
+            output.status.success() && stdout(&output).contains("prefetch"),
+            "{shell}: {}",
+            stderr(&output)
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man");
+    let output = run(&["man", pages.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    for page in ["outport.1", "outport-primary.1", "outport-log-show.1", "outport-cert-issue.1"] {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".SH NAME") && text.contains(".TH"), "{page}: {text}");
+    }
+}
+
+#[test]
 fn unknown_commands_and_options_exit_with_2() {
     for arguments in [
         &["frobnicate"][..],

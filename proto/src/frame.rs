@@ -27,6 +27,9 @@ pub const BEHIND_MAX: usize = 64;
 /// Most sites that one [`FromSecondary::Details`] is about.
 pub const DETAILS_MAX: usize = 64;
 
+/// The protocol version from which on either end may tell of traces.
+pub const TRACES_SINCE: u16 = 2;
+
 /// Most events that one [`FromPrimary::Traces`] is about.
 pub const TRACES_MAX: usize = 1024;
 

@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod gc;
 mod log;
+mod manual;
 mod pass;
 mod prefetch;
 mod primary;
@@ -66,6 +67,10 @@ enum Command {
     /// Work with configuration files
     #[command(subcommand)]
     Config(config::Config),
+    /// Print completions for a shell
+    Completions(manual::Completions),
+    /// Write manual pages, one a command
+    Man(manual::Man),
 }
 
 impl Cli {
@@ -91,6 +96,8 @@ impl Cli {
             Command::Cert(cert) => cert.run(),
             Command::User(user) => user.run(),
             Command::Config(config) => config.run(),
+            Command::Completions(completions) => completions.run(),
+            Command::Man(man) => man.run(),
         }?;
         Ok(ExitCode::SUCCESS)
     }

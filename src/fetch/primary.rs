@@ -13,7 +13,7 @@ use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Reference, RepoName, SiteName,
     codec::WireFrame,
-    frame::{Asked, Credentials, Keys, Question, Request, Response, Verdict},
+    frame::{Asked, Credentials, Keys, Question, Request, Response, TRACES_SINCE, Verdict},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -47,6 +47,8 @@ pub struct Connections {
     pub log: quinn::Connection,
     /// Carries blobs and snapshots, when there are any.
     pub bulk: Bulk,
+    /// The protocol version that both ends speak, once that is agreed; 1 before.
+    pub version: u16,
 }
 
 /// How the primary is asked.
@@ -149,7 +151,8 @@ impl QuicUpstream {
         let work = async {
             let _permit = permit(&self.requests).await?;
             loop {
-                let Connections { log, .. } = self.connections().await?;
+                let Connections { log, version, .. } = self.connections().await?;
+                let request = understood(request.clone(), version);
                 match self.asked(&log, &request).await {
                     Err(UpstreamError::Unreachable(reason)) if log.close_reason().is_some() => {
                         tracing::debug!(reason, "a question was lost with its connection");
@@ -215,6 +218,7 @@ impl QuicUpstream {
         let permit = permit(&self.bodies).await?;
         let connections = self.connections().await?;
         let bulk = connections.bulk.connection().await?;
+        let request = understood(request, connections.version);
         let mut answer = ask(&bulk, &request, self.stall_timeout).await?;
         match judged(&bulk, answer.expect(self.stall_timeout).await)? {
             Response::Body { size } => Ok(Some(Box::new(QuicBody {
@@ -232,6 +236,11 @@ impl QuicUpstream {
 /// `request` as a part of whatever is under way, if anything is.
 fn traced(request: Request, part: &Span) -> Asked {
     Asked { parent: part.traceparent().or_else(trace::current), request }
+}
+
+/// Without what a primary of that version does not know.
+fn understood(asked: Asked, version: u16) -> Asked {
+    if version >= TRACES_SINCE { asked } else { asked.request.into() }
 }
 
 fn is_open(connections: &Connections) -> bool {

@@ -75,7 +75,7 @@ impl Dialer {
         let mut last = lookup(std::io::ErrorKind::NotFound.into());
         for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
             match connect(&*self.network, &self.log, address, &name).await {
-                Ok(log) => return Ok(Connections { log, bulk: self.bulk_to(address) }),
+                Ok(log) => return Ok(Connections { log, bulk: self.bulk_to(address), version: 1 }),
                 Err(error) => last = error,
             }
         }

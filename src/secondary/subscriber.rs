@@ -367,7 +367,8 @@ impl Subscription {
                 let peer = connections.log.remote_address();
                 tracing::info!(%peer, cluster = %welcome.cluster, head = %welcome.head, resume = ?welcome.resume,
                     "session with the primary is open");
-                self.parts.link.send_replace(Link::Up(connections.clone()));
+                let agreed = Connections { version: welcome.version, ..connections.clone() };
+                self.parts.link.send_replace(Link::Up(agreed));
                 self.alarm = None;
                 if let Resume::Rewind { fork } = welcome.resume {
                     let have = self.subscriber.progress().durable;

@@ -9,7 +9,7 @@ use crate::{
     Digest, Offset, SiteName, Traceparent,
     frame::{
         Ack, DETAILS_MAX, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, SiteDetail, TRACES_MAX,
-        VERSIONS, Welcome,
+        TRACES_SINCE, VERSIONS, Welcome,
     },
 };
 
@@ -300,7 +300,8 @@ impl Publisher {
 
     /// In which span an event was made that was just handed over. It goes out before the event.
     pub fn handle_trace(&mut self, offset: Offset, trace: Traceparent) {
-        if self.state == State::Streaming && self.traces.len() < TRACES_MAX {
+        let is_understood = self.version().is_some_and(|version| version >= TRACES_SINCE);
+        if is_understood && self.state == State::Streaming && self.traces.len() < TRACES_MAX {
             self.traces.push((offset, trace));
         }
     }

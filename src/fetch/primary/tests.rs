@@ -1,6 +1,6 @@
 //! What the upstream makes of answers, and of their absence.
 
-use outport_proto::{Offset, codec};
+use outport_proto::{Offset, codec, frame::VERSION};
 
 use super::*;
 use crate::fetch::{
@@ -41,7 +41,7 @@ async fn upstream(script: fn(Request) -> Vec<Bytes>) -> (watch::Sender<Link>, Qu
         )
     }));
     let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
-    link.send_replace(Link::Up(Connections { log, bulk }));
+    link.send_replace(Link::Up(Connections { log, bulk, version: VERSION }));
     (link, upstream)
 }
 
@@ -172,7 +172,7 @@ async fn a_question_lost_with_its_connection_is_asked_again_on_the_next() {
         endpoint.wait_idle().await;
     });
     let log = connected(&authority, address, "mumbai").await.unwrap();
-    up.send_replace(Link::Up(Connections { log: log.clone(), bulk: next.bulk.clone() }));
+    up.send_replace(Link::Up(Connections { log: log.clone(), ..next.clone() }));
     let asked = tokio::spawn(async move { upstream.link(&repo(), &Digest::sha256(b"")).await });
     log.closed().await;
     up.send_replace(Link::Down { since: Instant::now() });

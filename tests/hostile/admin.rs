@@ -34,7 +34,16 @@ fn only_the_admin_token_opens_the_pages() {
         Some("Basic YTphLXRva2VuLWZvci1vcGVyYXRvcnM="),
         Some(&pull),
     ];
-    for target in ["/metrics", "/v1/status", "/v1/sites", "/", "/v1/status?token=a-token-for-operators"] {
+    for target in [
+        "/metrics",
+        "/v1/status",
+        "/v1/sites",
+        "/v1/live",
+        "/v1/history",
+        "/v1/events",
+        "/v1/events?follow",
+        "/v1/status?token=a-token-for-operators",
+    ] {
         for authorization in given {
             let headers: Vec<(&str, &str)> =
                 authorization.map(|value| ("Authorization", value)).into_iter().collect();
@@ -43,8 +52,9 @@ fn only_the_admin_token_opens_the_pages() {
             assert!(!response.text().contains("a-token"), "{}", response.text());
         }
     }
-    for target in ["/healthz", "/readyz"] {
-        assert_eq!(get_plain(&admin, target).unwrap().0, 200);
+    // The dashboard's own files are the program's, and know nothing of the node.
+    for target in ["/healthz", "/readyz", "/", "/dashboard/app.js"] {
+        assert_eq!(get_plain(&admin, target).unwrap().0, 200, "{target}");
     }
     let headers = [("Authorization", "Bearer a-token-for-operators")];
     for target in ["/v1/gc", "/v1/prefetch?ref=team/app"] {

@@ -169,6 +169,7 @@ fn a_password_is_read_from_the_environment_when_it_is_needed() {
     cluster.primary.environment.push(("REGISTRY_PASSWORD", password.clone().into()));
     cluster.primary.stop();
     cluster.primary.start();
+    cluster.sites[0].wait_until(|status| status["state"] == "streaming");
     wait_backfilled(&cluster);
     let session = Session::user(&cluster, &cluster.primary, &["team/app"]);
     let image = session.push_image("team/app", "1", &[b"layer"]);

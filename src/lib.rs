@@ -29,7 +29,7 @@
 //! | 3 | [`auth`] | who callers are and what they may do: tokens, scopes, passwords, the registry's own word; tickets, certificates |
 //! | 3 | [`policy`] | what a site keeps, in which order and how fast it copies |
 //! | 3 | [`fetch`] | whoever is asked for what is not here: the upstream of a secondary, the registry behind a gateway; *flights*, the fills that many readers share |
-//! | 4 | [`registry`] | pull decisions, pushes, the gateway to a registry that is here already, where images are, garbage collection, verification, and the journal that joins log and index |
+//! | 4 | [`registry`] | pull decisions, pushes, the gateway to a registry that is here already, the canary, where images are, garbage collection, verification, and the journal that joins log and index |
 //! | 5 | [`http`] | the OCI distribution API: routes, handlers, the redirect |
 //! | 5 | [`primary`] [`secondary`] | the two ends of replication, driving the state machines of `outport_proto`; a site that relays has both |
 //! | 5 | [`admin`] | health, metrics, status, wait, why, gc, verify |

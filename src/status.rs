@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outport_proto::frame::SiteDetail;
+use outport_proto::frame::{Canary, SiteDetail};
 use serde::{Deserialize, Serialize};
 
 /// What `/v1/status` answers, by role.
@@ -209,6 +209,9 @@ pub struct SiteStatus {
     /// Where it stands.
     #[serde(flatten)]
     pub location: Location,
+    /// How long the primary's canary takes to here; `null` when there is none.
+    #[serde(default)]
+    pub canary: Option<CanaryStatus>,
 }
 
 impl From<&SiteDetail> for Traffic {
@@ -235,6 +238,7 @@ impl SiteStatus {
             Propagation { applied: detail.applied.map(spread), complete: detail.complete.map(spread) };
         self.clock_offset_seconds = detail.clock.map(|clock| clock.ahead_micros as f64 / 1e6);
         self.clock_offset_error_seconds = detail.clock.map(|clock| seconds(clock.error_micros));
+        self.canary = detail.canary.as_ref().map(CanaryStatus::from);
         self.last_error = detail
             .last_error
             .as_ref()
@@ -242,6 +246,37 @@ impl SiteStatus {
         let degrees = |micro: i32| Some(f64::from(micro) / 1e6);
         if let Some((north, east)) = detail.location {
             self.location = Location { latitude: degrees(north), longitude: degrees(east) };
+        }
+    }
+}
+
+/// How long a tiny image takes from the primary's push until a site has pulled it as a client would.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CanaryStatus {
+    /// How long the newest took, or for how long the next one is overdue if that is more; `null` when nobody
+    /// knows.
+    pub lag_seconds: Option<f64>,
+    /// How often one is pushed; 0 before the first was pulled.
+    pub interval_seconds: f64,
+    /// Why it cannot be pulled; `null` when it can.
+    pub error: Option<String>,
+}
+
+impl CanaryStatus {
+    /// Whether it says that the site is not in sync: a site that shows what it should has the newest canary
+    /// before the next one is pushed.
+    pub fn is_late(&self) -> bool {
+        self.error.is_some() || self.lag_seconds.is_some_and(|lag| lag > self.interval_seconds)
+    }
+}
+
+impl From<&Canary> for CanaryStatus {
+    fn from(canary: &Canary) -> Self {
+        Self {
+            lag_seconds: canary.lag_micros.map(|micros| micros as f64 / 1e6),
+            interval_seconds: canary.interval_micros as f64 / 1e6,
+            error: canary.error.clone(),
         }
     }
 }

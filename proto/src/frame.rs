@@ -309,6 +309,20 @@ pub struct SiteDetail {
     pub last_error: Option<(String, Timestamp)>,
     /// Where it stands, in millionths of degrees north and east.
     pub location: Option<(i32, i32)>,
+    /// How the primary's canary does there; `None` without one.
+    pub canary: Option<Canary>,
+}
+
+/// How long the newest canary took to a site.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Canary {
+    /// How often one is pushed; 0 when none was pulled yet.
+    pub interval_micros: u64,
+    /// From its push to the end of its pull, or how long the next one is overdue if that is more; `None` when
+    /// unknown.
+    pub lag_micros: Option<u64>,
+    /// Why it cannot be pulled.
+    pub error: Option<String>,
 }
 
 /// Two quantiles of how long something took.

@@ -27,6 +27,6 @@ pub mod trace;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use event::{Change, Event, IntentId, ManifestPut};
-pub use name::{Reference, RepoName, SiteName, Tag};
+pub use name::{CANARY_REPO, Reference, RepoName, SiteName, Tag};
 pub use offset::{Offset, Timestamp};
 pub use trace::Traceparent;

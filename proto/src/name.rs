@@ -63,6 +63,16 @@ macro_rules! text_newtype {
 /// Cloning is cheap.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RepoName(Arc<str>);
+
+/// The repository of the canary: a tiny image that the primary pushes again and again and every site pulls.
+pub const CANARY_REPO: &str = "outport/canary";
+
+impl RepoName {
+    /// Whether this is [`CANARY_REPO`]: the primary's own, whatever policies, catalogs and registries say.
+    pub fn is_canary(&self) -> bool {
+        self.as_str() == CANARY_REPO
+    }
+}
 text_newtype!(RepoName);
 
 impl FromStr for RepoName {

@@ -113,6 +113,18 @@ impl Collector for StatusCollector {
                 each(&|site| known(site.eta_seconds)),
             ),
             (
+                "canary_lag",
+                "From the push of the newest canary until the site had pulled it, or how long the next one is overdue; NaN when unknown",
+                Some(Unit::Seconds),
+                each(&|site| known(site.canary.as_ref().and_then(|canary| canary.lag_seconds))),
+            ),
+            (
+                "canary_late",
+                "1 while a site cannot pull the canary, or has the newest one later than the next is pushed; NaN without a canary",
+                None,
+                each(&|site| known(site.canary.as_ref().map(|canary| f64::from(u8::from(canary.is_late()))))),
+            ),
+            (
                 "clock_offset",
                 "How far the site's wall clock is ahead of the primary's, as heartbeats say; NaN before the first",
                 Some(Unit::Seconds),

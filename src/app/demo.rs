@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use outport_proto::{Digest, Reference, RepoName, SiteName, oci::media_type};
+use outport_proto::{Reference, RepoName, SiteName, oci::media_type};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -281,6 +281,7 @@ fn primary_config(
         location: config::Location::default(),
         log: config::Log::default(),
         store: config::PrimaryStore::default(),
+        canary: config::Canary::default(),
         replication: config::PrimaryReplication {
             listen: loopback(0),
             tls: pki.mutual_tls("primary"),
@@ -338,12 +339,7 @@ async fn seed(primary: &primary::Running) -> Result<(), StartError> {
     let Some(push) = primary.push() else { return Ok(()) };
     let sample = sample::image();
     for blob in sample.blobs {
-        let digest = Digest::sha256(&blob);
-        let (upload, _) = push.start_upload(&caller, &repo, None).await.map_err(failed)?;
-        let mut append = push.append(&upload, None).await.map_err(failed)?;
-        append.write(blob).await.map_err(failed)?;
-        append.finish().await.map_err(failed)?;
-        push.finish_upload(&upload, &digest).await.map_err(failed)?;
+        push.put_blob(&caller, &repo, blob).await.map_err(failed)?;
     }
     let manifest = NewManifest {
         reference: Reference::Tag(tag),

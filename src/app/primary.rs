@@ -38,6 +38,7 @@ use crate::{
     },
     registry::{
         Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, Verification,
+        canary::Pusher,
         journal::{History, JournalCollector, JournalOptions},
     },
     shutdown::Shutdown,
@@ -162,6 +163,9 @@ pub async fn start(
             upstream.parts(site, (&data_dir, restored), &journal, (&metrics, flight_metrics), &shutdown)?
         }
     };
+    let canary_push =
+        push.clone().unwrap_or_else(|| push_service(config, &journal, &store, &clock, &shutdown));
+    let canary = Pusher::new(canary_push, journal.index().clone(), config.canary.interval());
     let is_gateway = behind.is_some();
     let (above, gateway, registry, unsure) = match behind {
         Some(Registry { backend, above, admin, unsure }) => {
@@ -222,6 +226,7 @@ pub async fn start(
     let upload_age_max = Duration::from_secs(u64::from(config.registry.upload_age_max_hours) * 3600);
     shutdown.spawn(sweep_uploads(store.clone(), upload_age_max, Arc::clone(&clock), shutdown.clone()));
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
+    shutdown.spawn(canary.run(shutdown.clone()));
 
     let whereabouts = FleetWhereabouts {
         journal: journal.clone(),

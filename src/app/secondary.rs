@@ -36,11 +36,12 @@ use crate::{
     registry::{
         Edge, Exclusion, Intents, Journal, Past, PullMetrics, PullRules, PullService, SessionView, Site,
         Verification,
+        canary::Watcher,
         journal::{JournalCollector, JournalOptions, Origin},
         verification::IsFault,
     },
     secondary::{
-        detail::About,
+        detail::{About, CanarySource},
         dial::Dialer,
         downstream::{Downstream, PassedOn},
         memory::Memory,
@@ -53,7 +54,7 @@ use crate::{
         whereabouts::OwnWhereabouts,
     },
     shutdown::Shutdown,
-    status::{SiteState, Status, StatusSource},
+    status::{CanaryStatus, SiteState, Status, StatusSource},
     store::{Rank, Ranks, Store, StoreOptions},
     telemetry::Metrics,
 };
@@ -147,23 +148,27 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let (session_feed, session) = SessionView::new();
     let watched = session.clone();
     let intents = open_intents(config, &data_dir, past, &clock).await?;
-    let site = Site {
+    let site = |metrics: PullMetrics| Site {
         index: journal.index().clone(),
         store: store.clone(),
         clock: Arc::clone(&clock),
         rules: rules(&config.read, &policy),
-        metrics: pull_metrics.clone(),
+        metrics,
     };
     let quic_upstream = upstream.clone();
     let upstream: Arc<dyn Upstream> = Arc::new(upstream);
-    let edge = Edge {
+    let edge = || Edge {
         upstream: Arc::clone(&upstream),
         flights: flights.clone(),
         session: session.clone(),
         intents: intents.clone(),
         shutdown: shutdown.clone(),
     };
-    let pull = PullService::secondary(site, edge);
+    let pull = PullService::secondary(site(pull_metrics.clone()), edge());
+    let canary = {
+        let pull = PullService::secondary(site(PullMetrics::hidden()), edge());
+        Watcher::new(pull, journal.index().clone(), session.clone(), Arc::clone(&clock))
+    };
 
     let trust = Trust::new(&config.site, &clock, &quic_upstream)?;
     metrics.register(|registry| trust.authenticator.register(registry));
@@ -207,6 +212,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
                 traffic: Some(traffic.source()),
                 location: config.location.status(),
                 propagation: metrics.register(PropagationMetrics::new),
+                canary: Some(canary_source(&canary)),
                 behind: relay.as_ref().map(Relay::details),
             },
         },
@@ -266,11 +272,12 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             own_realm: own_realm(config),
         })),
     };
+    let status = status(&view, &store, followers, (traffic, canary_source(&canary)));
+    shutdown.spawn(canary.run(shutdown.clone()));
     shutdown.spawn(subscription.run(shutdown.clone()));
     shutdown.spawn(prefetch.run(shutdown.clone()));
     shutdown.spawn(super::end_on_failure(journal.clone(), shutdown.clone(), parent.clone()));
 
-    let status = status(&view, &store, followers, traffic);
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
     let verification =
@@ -436,14 +443,25 @@ fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn status(view: &SiteView, store: &Store, followers: Option<Followers>, traffic: Traffic) -> StatusSource {
+fn status(
+    view: &SiteView,
+    store: &Store,
+    followers: Option<Followers>,
+    (traffic, canary): (Traffic, CanarySource),
+) -> StatusSource {
     let (view, store) = (view.clone(), store.clone());
     Arc::new(move || {
         let mut own = view.status(store_status(&store));
         own.traffic = traffic.read();
+        own.canary = canary().as_ref().map(CanaryStatus::from);
         own.sites = followers.as_ref().map(|followers| followers.statuses(&own)).unwrap_or_default();
         Status::Secondary(Box::new(own))
     })
+}
+
+fn canary_source(canary: &Watcher) -> CanarySource {
+    let canary = canary.clone();
+    Arc::new(move || canary.reading())
 }
 
 /// A site that is cut off sends new clients elsewhere: others are fresher.

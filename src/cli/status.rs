@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use time::format_description::well_known::Rfc3339;
 
 use super::{admin::AdminAddress, bytes, say};
-use crate::status::{GatewayStatus, SiteStatus, Status as NodeStatus};
+use crate::status::{CanaryStatus, GatewayStatus, SiteStatus, Status as NodeStatus};
 
 /// An admin listener that does not answer within this is treated as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,6 +143,7 @@ fn render(page: &str) -> anyhow::Result<String> {
         "STATE",
         "LAG",
         "COMPLETE",
+        "CANARY",
         "EVENTS",
         "BYTES",
         "MISSING",
@@ -159,17 +160,22 @@ fn render(page: &str) -> anyhow::Result<String> {
         table.add_row(row(site)?.into_iter().chain(via));
     }
     let alarms = sites.iter().filter_map(|site| Some((&site.site, site.alarm.as_ref()?)));
-    let alarms: String = alarms.map(|(site, alarm)| format!("\nALARM {site}: {alarm}")).collect();
+    let failing = sites.iter().filter_map(|site| Some((&site.site, site.canary.as_ref()?.error.as_ref()?)));
+    let alarms: String = alarms
+        .map(|(site, alarm)| format!("\nALARM {site}: {alarm}"))
+        .chain(failing.map(|(site, error)| format!("\n{site} cannot pull the canary: {error}")))
+        .collect();
     Ok(format!("{title}\n{table}{own_alarm}{alarms}"))
 }
 
-fn row(site: &SiteStatus) -> anyhow::Result<[String; 12]> {
+fn row(site: &SiteStatus) -> anyhow::Result<[String; 13]> {
     let state = serde_json::to_value(site.state)?.as_str().unwrap_or_default().to_owned();
     Ok([
         site.site.clone(),
         state,
         seconds(site.lag_seconds.applied),
         seconds(site.lag_seconds.complete),
+        canary(site.canary.as_ref()),
         site.lag_events.to_string(),
         bytes(site.lag_bytes),
         site.missing_blobs.to_string(),
@@ -187,6 +193,14 @@ fn epoch(number: u64) -> String {
     let begun = begun.and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
     let begun = begun.and_then(|begun| begun.format(&Rfc3339).ok());
     begun.map_or(number.to_string(), |begun| format!("{number} (begun {begun})"))
+}
+
+fn canary(canary: Option<&CanaryStatus>) -> String {
+    match canary {
+        None => "-".to_owned(),
+        Some(canary) if canary.error.is_some() => "fails".to_owned(),
+        Some(canary) => seconds(canary.lag_seconds),
+    }
 }
 
 fn seconds(value: Option<f64>) -> String {

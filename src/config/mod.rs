@@ -45,6 +45,9 @@ pub struct Primary {
     /// The blob store.
     #[serde(default)]
     pub store: PrimaryStore,
+    /// A tiny image that shows how long an image takes to each site.
+    #[serde(default)]
+    pub canary: Canary,
     /// The log's way to the secondaries.
     pub replication: PrimaryReplication,
     /// Where it stands, for maps.
@@ -242,6 +245,27 @@ impl Log {
             tombstone_age: hours(self.tombstones_hours),
             ..JournalOptions::default()
         }
+    }
+}
+
+/// A tiny image that the primary pushes to a repository of its own and every site pulls.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Canary {
+    /// How often one is pushed, in seconds; 0 pushes none.
+    pub interval_seconds: u32,
+}
+
+impl Canary {
+    /// How often one is pushed, if any is.
+    pub fn interval(self) -> Option<Duration> {
+        (self.interval_seconds > 0).then(|| Duration::from_secs(u64::from(self.interval_seconds)))
+    }
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self { interval_seconds: 10 }
     }
 }
 

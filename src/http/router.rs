@@ -7,7 +7,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use outport_proto::{Timestamp, frame::RegistryChallenge, route::RouteError};
+use outport_proto::{RepoName, Timestamp, frame::RegistryChallenge, route::RouteError};
 
 use super::{
     action::Action,
@@ -157,6 +157,9 @@ impl Api {
                 self.read(action, &caller, &asked.headers, want)
                     .await
                     .map_err(|error| explain_denial(error, action, Proof::Header))
+            }
+            _ if action.repo().is_some_and(RepoName::is_canary) => {
+                Err(ApiError::Denied("this repository is the primary's own"))
             }
             _ => match &self.role {
                 Role::Primary(role) => self.write(role, action, asked).await,

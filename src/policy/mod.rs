@@ -95,8 +95,8 @@ pub struct Verdict {
 impl Verdict {
     /// When no rule matches.
     const UNRULED: Self = Self { keep: Keep::Eager, priority: 0, rule: None };
-    /// About a manifest that is too large for its event and lies among the blobs: it is metadata,
-    /// which every site has whatever its rules say.
+    /// About what every site has whatever its rules say: a manifest that is too large for its event and lies
+    /// among the blobs, and the canary.
     pub const METADATA: Self = Self { keep: Keep::Eager, priority: i32::MAX, rule: None };
 }
 
@@ -118,6 +118,9 @@ impl Policy {
 
     /// What to do with `subject`; `None` while that depends on what is not known of it.
     pub fn decide(&self, subject: &Subject<'_>) -> Option<Verdict> {
+        if subject.repo.is_canary() {
+            return Some(Verdict::METADATA);
+        }
         let mut open: Option<Verdict> = None;
         for (verdict, rule) in self.keeping() {
             match rule.matches(subject) {
@@ -147,6 +150,9 @@ impl Policy {
 
     /// Whether anything in `repo` may be excluded.
     pub fn may_exclude(&self, repo: &RepoName) -> bool {
+        if repo.is_canary() {
+            return false;
+        }
         let mut reached = self.keeping().map(|(verdict, rule)| (verdict, rule.matches(&Subject::of(repo))));
         let mut decided = false;
         reached.any(|(verdict, matched)| {

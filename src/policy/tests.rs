@@ -281,3 +281,12 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn every_site_keeps_the_canary() {
+    let policy = policy("[[policy]]\nrepository = '**'\nkeep = 'exclude'\n");
+    let canary: RepoName = outport_proto::CANARY_REPO.parse().unwrap();
+    assert_eq!(policy.of_repository(&canary).map(|verdict| verdict.keep), Some(Keep::Eager));
+    assert!(!policy.may_exclude(&canary));
+    assert!(policy.may_exclude(&"team/app".parse().unwrap()));
+}

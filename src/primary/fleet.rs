@@ -150,9 +150,8 @@ impl Fleet {
             if is_its_own && row.session.as_ref().is_some_and(|session| session.id == id) {
                 detail.pulls.truncate(RESULTS_MAX);
                 detail.pulls.iter_mut().for_each(|(result, _)| cut(result));
-                if let Some((text, _)) = &mut detail.last_error {
-                    cut(text);
-                }
+                let canary = detail.canary.as_mut().and_then(|canary| canary.error.as_mut());
+                detail.last_error.as_mut().map(|(text, _)| text).into_iter().chain(canary).for_each(cut);
                 row.detail = Some(Box::new(detail));
             }
         }
@@ -354,6 +353,9 @@ impl Row {
             let age = time_after(offset).map(|time| head.now.since(time)).or(said);
             age.map(|age| age.as_secs_f64())
         };
+        if let Some(canary) = status.canary.as_mut().filter(|_| !live) {
+            canary.lag_seconds = None;
+        }
         let seq = |offset: Offset| if offset.epoch == head.offset.epoch { offset.seq } else { 0 };
         let report = &ack.report;
         status.received_seq = seq(ack.received);
@@ -424,6 +426,7 @@ mod tests {
             clock: None,
             last_error: Some(("ä".repeat(TEXT_BYTES_MAX), Timestamp::from_secs(9))),
             location: Some((19_076_000, -72_878_000)),
+            canary: None,
         }
     }
 

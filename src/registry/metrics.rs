@@ -85,6 +85,11 @@ impl PullMetrics {
         Self { pulls: PullResult::ALL.map(|result| pulls.get_or_create_owned(&PullLabels { result })) }
     }
 
+    /// Counters that nobody is shown.
+    pub fn hidden() -> Self {
+        Self::new(&mut Registry::default())
+    }
+
     /// All counts, by result.
     pub fn by_result(&self) -> impl Iterator<Item = (&'static str, u64)> {
         PullResult::ALL.iter().zip(&self.pulls).map(|(result, count)| (result.as_str(), count.get()))

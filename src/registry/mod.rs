@@ -1,5 +1,6 @@
 //! The registry itself: read decisions, pushes, and the journal that both stand on. No HTTP types.
 
+pub mod canary;
 pub mod collect;
 pub mod decide;
 pub mod gateway;

@@ -37,6 +37,8 @@ pub struct Session {
     /// before anything was heard of it. It must err towards the future (by half a round trip), so that
     /// an answer never looks younger than it is.
     pub primary_ahead_micros: Option<i64>,
+    /// By how much that may be too much, in microseconds.
+    pub primary_ahead_error_micros: u64,
 }
 
 impl Session {
@@ -50,6 +52,12 @@ impl Session {
             Some(ahead) => local.ahead_of_latest(ahead),
             None => local.now(),
         }
+    }
+
+    /// What the primary's clock most likely reads now; `None` before anything was heard of it.
+    pub fn primary_now_expected(&self, local: &dyn Clock) -> Option<Timestamp> {
+        let ahead = self.primary_ahead_micros?.saturating_sub_unsigned(self.primary_ahead_error_micros);
+        Some(local.ahead_of_latest(ahead))
     }
 
     /// How old an answer from the index may be at worst.

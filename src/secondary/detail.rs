@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::SiteDetail,
+    frame::{Canary, SiteDetail},
     session::{Progress, Received},
 };
 
@@ -21,6 +21,8 @@ const ERROR_BYTES_MAX: usize = 256;
 
 /// Computes what a node serves when asked.
 pub type TrafficSource = Arc<dyn Fn() -> Traffic + Send + Sync>;
+/// Tells how the canary does when asked.
+pub type CanarySource = Arc<dyn Fn() -> Option<Canary> + Send + Sync>;
 /// Tells what is known of every site behind this one.
 pub type DetailsBehind = Arc<dyn Fn() -> Vec<SiteDetail> + Send + Sync>;
 
@@ -33,6 +35,8 @@ pub struct About {
     pub location: Location,
     /// Where it counts how long events take.
     pub propagation: PropagationMetrics,
+    /// How long the canary takes; `None` when nobody looks.
+    pub canary: Option<CanarySource>,
     /// What is known of the sites behind it; `None` when there can be none.
     pub behind: Option<DetailsBehind>,
 }
@@ -62,6 +66,7 @@ impl Details {
             clock: None,
             last_error: None,
             location: microdegrees(about.location),
+            canary: None,
         };
         let propagation = Propagation::new(about.propagation.clone());
         Self { about, propagation, eta: Eta::default(), own, looked_at: None, told: BTreeMap::new() }
@@ -123,6 +128,7 @@ impl Details {
             served_bytes: traffic.served_bytes,
             upstream_bytes: traffic.upstream_bytes,
             clock,
+            canary: self.about.canary.as_ref().and_then(|canary| canary()),
             ..self.own.clone()
         };
         let behind = self.about.behind.as_ref().map(|behind| behind()).unwrap_or_default();

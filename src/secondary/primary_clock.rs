@@ -58,6 +58,11 @@ impl PrimaryClock {
         self.samples.iter().max().map(|sample| sample.ahead_micros)
     }
 
+    /// By how much [`PrimaryClock::ahead_micros`] is expected to be too much: half a round trip.
+    pub fn error_micros(&self) -> u64 {
+        self.samples.iter().max().map_or(0, |sample| sample.rtt_micros.unsigned_abs().div_ceil(2))
+    }
+
     /// How far the local wall clock is ahead of the primary's, now that it reads `now` and the clock's latest
     /// reading is `latest`. The heartbeat travelled for between none and all of the round trip.
     pub fn offset(&self, now: Timestamp, latest: Duration) -> Option<ClockOffset> {

@@ -574,6 +574,7 @@ impl Subscription {
             closed_time: if is_unsure { NEVER } else { self.closed_time().unwrap_or_default() },
             head: self.subscriber.head().unwrap_or_default(),
             primary_ahead_micros: self.primary_clock.ahead_micros(),
+            primary_ahead_error_micros: self.primary_clock.error_micros(),
         };
         self.parts.downstream.differs(differs);
         // First, so that whoever the session wakes finds a status that is as new.

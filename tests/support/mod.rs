@@ -42,6 +42,8 @@ pub struct Options {
     pub primary_toml: String,
     /// More of the primary's `[auth]` section, TOML.
     pub primary_auth_toml: String,
+    /// How often the primary pushes its canary, in seconds; 0 for none, so that logs hold what the test did.
+    pub canary_seconds: u32,
     /// The primary's whole `[auth]`, TOML, instead of users and rules.
     pub auth_toml: Option<String>,
     /// A registry that the primary stands in front of.
@@ -76,6 +78,7 @@ impl Default for Options {
             tls: false,
             primary_toml: String::new(),
             primary_auth_toml: String::new(),
+            canary_seconds: 0,
             auth_toml: None,
             registry: None,
             upstream: None,
@@ -202,7 +205,8 @@ impl Cluster {
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n{behind}\n\
              {auth}\n[replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
-             [replication.relays]\n{relays}\n[replication.tls]\n{mutual}\n{admin}{more}",
+             [replication.relays]\n{relays}\n[replication.tls]\n{mutual}\n{admin}[canary]\ninterval_seconds = {canary}\n{more}",
+            canary = options.canary_seconds,
             data = path(&self.primary.dir),
             registry = self.registry_section(&self.primary, &pki),
             url = self.public_url(),

@@ -14,6 +14,7 @@
 
 mod bootstrap;
 mod callers;
+mod canary;
 mod copying;
 mod crash;
 mod demo;

@@ -12,7 +12,7 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, Asked, AuthMode, Behind, BehindLink, ClockOffset, Credentials, DiffStep, FromPrimary,
+        Ack, Asked, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, FromPrimary,
         FromSecondary, Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response,
         Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
@@ -239,6 +239,7 @@ fn frames_from_a_secondary() {
         clock: None,
         last_error: None,
         location: None,
+        canary: None,
     };
     let busy = SiteDetail {
         site: "mumbai".parse().unwrap(),
@@ -252,6 +253,7 @@ fn frames_from_a_secondary() {
         clock: Some(ClockOffset { ahead_micros: -26, error_micros: 27 }),
         last_error: Some(("primary unreachable".to_owned(), Timestamp::from_micros(28))),
         location: Some((19_076_090, -29)),
+        canary: Some(Canary { interval_micros: 30, lag_micros: Some(31), error: Some("none".to_owned()) }),
     };
     frame("details", FromSecondary::Details(vec![quiet, busy]));
 }

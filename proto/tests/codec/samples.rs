@@ -7,9 +7,9 @@ use outport_proto::{
     Timestamp, Traceparent,
     codec::encode_event,
     frame::{
-        Ack, AuthMode, Behind, BehindLink, ClockOffset, Credentials, DiffStep, FromPrimary, FromSecondary,
-        Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey,
-        SiteDetail, SiteReport, Spread, Verdict, Welcome,
+        Ack, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, FromPrimary,
+        FromSecondary, Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response,
+        Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -203,9 +203,16 @@ fn detail() -> impl Strategy<Value = SiteDetail> {
         .prop_map(|(ahead_micros, error_micros)| ClockOffset { ahead_micros, error_micros });
     let numbers = (option::of(any::<u64>()), spread(), spread(), option::of(any::<u32>()), any::<[u64; 2]>());
     let pulls = vec((".{0,8}", any::<u64>()), 0..3);
-    let texts = (pulls, option::of(clock), option::of((".{0,8}", time())), option::of(any::<(i32, i32)>()));
+    let canary = (any::<u64>(), option::of(any::<u64>()), option::of(".{0,8}"))
+        .prop_map(|(interval_micros, lag_micros, error)| Canary { interval_micros, lag_micros, error });
+    let place = (option::of(any::<(i32, i32)>()), option::of(canary));
+    let texts = (pulls, option::of(clock), option::of((".{0,8}", time())), place);
     (site(), numbers, texts).prop_map(
-        |(site, (eta_micros, applied, complete, hits_ppm, bytes), (pulls, clock, last_error, location))| {
+        |(
+            site,
+            (eta_micros, applied, complete, hits_ppm, bytes),
+            (pulls, clock, last_error, (location, canary)),
+        )| {
             SiteDetail {
                 site,
                 eta_micros,
@@ -218,6 +225,7 @@ fn detail() -> impl Strategy<Value = SiteDetail> {
                 clock,
                 last_error,
                 location,
+                canary,
             }
         },
     )

@@ -303,6 +303,7 @@ fn who_speaks_version_1_is_told_nothing_for_people() {
         served_bytes: 0,
         upstream_bytes: 0,
         clock: None,
+        canary: None,
         last_error: None,
         location: None,
     };

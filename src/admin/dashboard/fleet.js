@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { spark } from "./chart.js";
-import { STATES, bytes, count, health, seconds, share, spread } from "./format.js";
+import { STATES, bytes, canary, count, health, seconds, share, spread } from "./format.js";
 import { map } from "./map.js";
 
 const PAGE = 100;
@@ -14,6 +14,7 @@ const COLUMNS = [
   ["State", (site) => site.state, null],
   ["Lag", lag("applied"), (site) => seconds(site.lag_seconds.applied)],
   ["Complete lag", lag("complete"), (site) => seconds(site.lag_seconds.complete)],
+  ["Canary", (site) => site.canary?.lag_seconds ?? Infinity, (site) => canary(site.canary)],
   ["Events behind", (site) => site.lag_events, (site) => count(site.lag_events)],
   ["Log behind", (site) => site.lag_bytes, (site) => bytes(site.lag_bytes), "wide"],
   ["Missing blobs", (site) => site.missing_blobs, (site) => count(site.missing_blobs)],
@@ -123,7 +124,7 @@ export function fleet(view, state) {
         const kind = `state ${health(site)}`;
         if (span.textContent !== text) span.textContent = text;
         if (span.className !== kind) span.className = kind;
-        td.title = site.alarm || site.last_error?.text || "";
+        td.title = site.alarm || site.canary?.error || site.last_error?.text || "";
         return;
       }
       const text = show(site);

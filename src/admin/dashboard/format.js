@@ -32,17 +32,29 @@ export function share(value) {
   return value === null || value === undefined ? "none" : `${Math.round(value * 100)} %`;
 }
 
+// How long the newest took, or that it cannot be had.
+export function canary(of) {
+  if (!of) return "none";
+  return of.error ? "fails" : seconds(of.lag_seconds);
+}
+
 // Of two quantiles: half, and all but one of a hundred.
 export function spread(of) {
   return of ? `${seconds(of.p50_seconds)} / ${seconds(of.p99_seconds)}` : "none";
 }
 
 // good, late, bad or "" for unknown.
+// Whether the canary says that what was pushed does not come through in time.
+function isLate(canary) {
+  return canary && (canary.error || canary.lag_seconds > canary.interval_seconds);
+}
+
 export function health(site) {
   if (site.alarm) return "bad";
   if (site.state === "disconnected") return "bad";
   const lag = site.lag_seconds.applied;
   if (lag === null || lag === undefined) return "";
+  if (isLate(site.canary)) return "late";
   return site.state === "streaming" && lag <= Math.max(site.staleness_bound_seconds, 1) ? "good" : "late";
 }
 

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { chart } from "./chart.js";
-import { STATES, UNKNOWN, bytes, count, health, seconds, share, spread } from "./format.js";
+import { STATES, UNKNOWN, bytes, canary, count, health, seconds, share, spread } from "./format.js";
 
 const EVERY_MS = 10_000;
 const SPANS = { hour: 3600, day: 24 * 3600 };
@@ -23,6 +23,7 @@ export function site(view, state, name) {
     State: (of) => STATES[of.state] || of.state,
     "Lag until applied": (of) => seconds(of.lag_seconds.applied),
     "Lag until complete": (of) => seconds(of.lag_seconds.complete),
+    Canary: (of) => canary(of.canary) + (of.canary?.error ? ` (${of.canary.error})` : ""),
     "Events behind": (of) => count(of.lag_events),
     "Log behind": (of) => bytes(of.lag_bytes),
     "Missing blobs": (of) => count(of.missing_blobs),

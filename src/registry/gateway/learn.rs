@@ -61,6 +61,9 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError`], also of single tags but those that no site could serve.
     pub(super) async fn learn(&self, repo: &RepoName) -> Result<(), GatewayError> {
+        if repo.is_canary() {
+            return Ok(());
+        }
         let mut tags = Names::<Tag>::new();
         loop {
             let Some(page) = self.backend().tags(repo, tags.next.as_deref()).await? else { return Ok(()) };
@@ -83,6 +86,9 @@ impl Gateway {
         repo: &RepoName,
         subject: &Digest,
     ) -> Result<(), GatewayError> {
+        if repo.is_canary() {
+            return Ok(());
+        }
         let referrers = self.backend().referrers(repo, subject).await?;
         for referrer in referrers.unwrap_or_default() {
             if self.index().manifest_record(repo, &referrer)?.is_none() {

@@ -140,6 +140,9 @@ impl Gateway {
         reference: &Reference,
         may_remove: &MayRemove<'_>,
     ) -> Result<Observed, GatewayError> {
+        if repo.is_canary() {
+            return Ok(Observed::Same);
+        }
         match reference {
             Reference::Tag(tag) => self.observe_tag(repo, tag, may_remove).await,
             Reference::Digest(digest) => self.observe_manifest(repo, digest, may_remove).await,
@@ -234,6 +237,9 @@ impl Gateway {
         digest: &Digest,
         may_remove: &MayRemove<'_>,
     ) -> Result<Observed, GatewayError> {
+        if repo.is_canary() {
+            return Ok(Observed::Same);
+        }
         {
             let _turn = self.moving(repo, &[]).await?;
             let known = self.index().link(repo, digest)?;

@@ -139,6 +139,9 @@ impl GatewayUpstream {
             link = index.link(repo, digest).map_err(unreadable)?;
         }
         let Some(size) = link else { return Ok(None) };
+        if repo.is_canary() {
+            return Err(UpstreamError::Unavailable("the canary is here or nowhere".to_owned()));
+        }
         match self.gateway.backend().blob(repo, digest, offset).await? {
             Some(body) if body.size() == size => Ok(Some(body)),
             // The log says something else: whoever asks next gets the registry's word.

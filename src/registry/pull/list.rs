@@ -50,7 +50,12 @@ impl Shared {
         }
         let repo = ANY_REPOSITORY.parse().map_err(|_| PullError::Internal)?;
         let ask = Ask { caller, repo: &repo, options };
-        let look = |last: Option<&str>, limit| self.site.index.repositories(last, limit).map(Some);
+        let look = |last: Option<&str>, limit: usize| {
+            let mut names = self.site.index.repositories(last, limit.saturating_add(1))?;
+            names.retain(|name| !name.is_canary());
+            names.truncate(limit);
+            Ok(Some(names))
+        };
         self.listing(&ask, page, ((true, false), Concerns::Catalog), look).await
     }
 

@@ -117,6 +117,34 @@ impl PushService {
         .await
     }
 
+    /// Uploads a blob that is in memory.
+    ///
+    /// # Errors
+    /// [`PushError`].
+    pub async fn put_blob(
+        &self,
+        caller: &Caller,
+        repo: &RepoName,
+        bytes: Bytes,
+    ) -> Result<BlobPut, PushError> {
+        let digest = Digest::sha256(&bytes);
+        let (upload, _) = self.start_upload(caller, repo, None).await?;
+        let mut append = self.append(&upload, None).await?;
+        append.write(bytes).await?;
+        append.finish().await?;
+        self.finish_upload(&upload, &digest).await
+    }
+
+    /// Whether a repository links a blob that is here.
+    ///
+    /// # Errors
+    /// [`PushError::Internal`].
+    pub async fn holds_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool, PushError> {
+        let Some(linked) = self.link(repo, digest)? else { return Ok(false) };
+        let (store, digest) = (self.store.clone(), *digest);
+        Ok(Self::blocking(move || store.size(&digest)).await? == Some(linked))
+    }
+
     /// Gives an upload up (`DELETE`).
     ///
     /// # Errors

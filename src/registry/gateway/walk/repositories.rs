@@ -42,7 +42,10 @@ impl Reconciler {
         loop {
             let page = self.shared.gateway.index().repositories(last.as_ref().map(RepoName::as_str), PAGE);
             let page = page.map_err(GatewayError::from)?;
-            let Some(end) = page.last() else { return Ok(names.into_iter().collect()) };
+            let Some(end) = page.last() else {
+                names.retain(|name| !name.is_canary());
+                return Ok(names.into_iter().collect());
+            };
             last = Some(end.clone());
             names.extend(page);
         }

@@ -14,7 +14,8 @@ use crate::support::{
     signal, wait_for,
 };
 
-const SITE_FIELDS: [&str; 36] = [
+const SITE_FIELDS: [&str; 37] = [
+    "canary",
     "alarm",
     "forks_refused",
     "site",

@@ -1,5 +1,6 @@
 //! Logs, metrics and traces of the process.
 
+pub mod audit;
 pub mod log;
 mod metrics;
 pub mod trace;

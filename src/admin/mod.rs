@@ -5,6 +5,7 @@
 //! `/v1/wait` and `/v1/prefetch` take their time.
 
 mod ask;
+mod audited;
 mod dashboard;
 mod events;
 mod gateway;
@@ -39,7 +40,7 @@ use crate::{
     registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Status, StatusSource},
-    telemetry::{Exposition, Metrics},
+    telemetry::{Exposition, Metrics, audit::Audit},
 };
 
 /// Whether the node should get traffic; the text says why not.
@@ -77,6 +78,8 @@ pub struct Admin {
     pub history: Arc<History>,
     /// A permit for each who follows: [`FOLLOWERS_MAX`] of them.
     pub followers: Arc<Semaphore>,
+    /// Who is told what administrators did.
+    pub audit: Audit,
     /// The wall clock.
     pub clock: SharedClock,
     /// Ends the waits.
@@ -268,6 +271,7 @@ mod tests {
                 .0,
             history: Arc::new(History::open(tempfile::tempdir().unwrap().path(), 0).unwrap()),
             followers: Arc::new(Semaphore::new(1)),
+            audit: Audit::default(),
             clock: Arc::new(SystemClock),
             shutdown: Shutdown::new(),
         }

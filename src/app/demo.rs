@@ -290,6 +290,7 @@ fn primary_config(
             congestion: Congestion::default(),
         },
         admin: config::Admin { listen: parse_address(&node.admin)?, ..config::Admin::default() },
+        audit: config::Audit::default(),
         telemetry: config::Telemetry::default(),
     })
 }
@@ -320,6 +321,7 @@ fn site_config(
         push: config::Push::default(),
         store: config::SecondaryStore::default(),
         admin: config::Admin { listen: parse_address(&site.node.admin)?, ..config::Admin::default() },
+        audit: config::Audit::default(),
         telemetry: config::Telemetry::default(),
     })
 }

@@ -105,7 +105,10 @@ pub(super) fn serve_admin(listener: TcpListener, admin: Admin, shutdown: &Shutdo
             let response = if admin.is_notification(&request) {
                 admin.notified(request).await
             } else {
-                admin.respond(&request).await
+                let record = admin.record(&request, connection.peer().ip());
+                let response = admin.respond(&request).await;
+                admin.audit(record, response.status());
+                response
             };
             drop(in_flight);
             response

@@ -1,5 +1,6 @@
 //! The composition root: the only place that knows all parts and wires them together.
 
+mod audit;
 mod callers;
 mod certificates;
 mod data_dir;

@@ -1,18 +1,23 @@
-//! Sending traces to a collector by OTLP.
+//! Sending traces, and the audit log, to a collector by OTLP.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use opentelemetry::{KeyValue, trace::TracerProvider as _};
+use opentelemetry::{
+    KeyValue,
+    logs::{LogRecord as _, Logger as _, LoggerProvider as _, Severity},
+    trace::TracerProvider as _,
+};
 use opentelemetry_http::{HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
-    ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _,
-    WithTonicConfig as _,
+    ExporterBuildError, LogExporter, Protocol, SpanExporter, WithExportConfig, WithHttpConfig,
+    WithTonicConfig,
     tonic_types::transport::{Certificate, ClientTlsConfig},
 };
 use opentelemetry_sdk::{
     Resource,
+    logs::{self, BatchLogProcessor, SdkLogger, SdkLoggerProvider},
     trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider},
 };
 use tokio::runtime::Handle;
@@ -23,7 +28,10 @@ use crate::{
     blocking,
     config::{Otlp, OtlpProtocol},
     fetch::client::{self, http_client},
-    telemetry::trace::Tracing,
+    telemetry::{
+        audit::{Record, Sink},
+        trace::Tracing,
+    },
 };
 
 /// A collector that takes longer loses what it was sent.
@@ -32,6 +40,8 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Spans that wait for the collector; more are dropped.
 const QUEUE_SPANS_MAX: usize = 8192;
+/// The same of records of the audit log.
+const QUEUE_RECORDS_MAX: usize = 65_536;
 /// How long a node that stops waits for its last spans to be taken.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// An answer of the collector's is short.
@@ -59,17 +69,10 @@ impl Traces {
             .with_max_queue_size(QUEUE_SPANS_MAX)
             .with_scheduled_delay(EXPORT_INTERVAL)
             .build();
-        let resource = Resource::builder_empty().with_attributes([
-            KeyValue::new("service.name", "outport"),
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", site.to_owned()),
-            KeyValue::new("outport.role", role),
-            KeyValue::new("outport.site", site.to_owned()),
-        ]);
         let provider = SdkTracerProvider::builder()
             // What is not to be recorded does not come this far.
             .with_sampler(Sampler::AlwaysOn)
-            .with_resource(resource.build())
+            .with_resource(resource(role, site))
             .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batches).build())
             .build();
         let tracing = Tracing::recording(provider.tracer("outport"), otlp.trace_ratio);
@@ -90,43 +93,111 @@ impl Traces {
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
+fn resource(role: &'static str, site: &str) -> Resource {
+    let attributes = [
+        KeyValue::new("service.name", "outport"),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", site.to_owned()),
+        KeyValue::new("outport.role", role),
+        KeyValue::new("outport.site", site.to_owned()),
+    ];
+    Resource::builder_empty().with_attributes(attributes).build()
+}
+
 fn exporter(otlp: &Otlp) -> Result<SpanExporter, Failed> {
+    let builder = SpanExporter::builder();
     let built = match otlp.protocol {
-        OtlpProtocol::Grpc => {
-            let mut builder = SpanExporter::builder()
-                .with_tonic()
-                .with_endpoint(otlp.endpoint.as_str())
-                .with_timeout(EXPORT_TIMEOUT);
-            if otlp.endpoint.as_str().starts_with("https://") {
-                let tls = match &otlp.authorities {
-                    Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(
-                        std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
-                    )),
-                    None => ClientTlsConfig::new().with_native_roots(),
-                };
-                builder = builder.with_tls_config(tls);
-            }
-            builder.build()
-        }
-        OtlpProtocol::Http => {
-            let authorities = match &otlp.authorities {
-                Some(file) => load_certificates(file)?,
-                None => super::system_authorities(),
-            };
-            let client = Client {
-                client: http_client(&tls::https_client(&authorities)?, CONNECT_TIMEOUT, 1),
-                runtime: Handle::current(),
-            };
-            SpanExporter::builder()
-                .with_http()
-                .with_shared_http_client(Arc::new(client))
-                .with_protocol(Protocol::HttpBinary)
-                .with_endpoint(format!("{}/v1/traces", otlp.endpoint.as_str().trim_end_matches('/')))
-                .with_timeout(EXPORT_TIMEOUT)
-                .build()
-        }
+        OtlpProtocol::Grpc => over_grpc(builder.with_tonic(), otlp)?.build(),
+        OtlpProtocol::Http => over_http(builder.with_http(), otlp, "/v1/traces")?.build(),
     };
     Ok(built.map_err(|error: ExporterBuildError| error.to_string())?)
+}
+
+fn log_exporter(otlp: &Otlp) -> Result<LogExporter, Failed> {
+    let builder = LogExporter::builder();
+    let built = match otlp.protocol {
+        OtlpProtocol::Grpc => over_grpc(builder.with_tonic(), otlp)?.build(),
+        OtlpProtocol::Http => over_http(builder.with_http(), otlp, "/v1/logs")?.build(),
+    };
+    Ok(built.map_err(|error: ExporterBuildError| error.to_string())?)
+}
+
+fn over_grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Result<B, Failed> {
+    let builder = builder.with_endpoint(otlp.endpoint.as_str()).with_timeout(EXPORT_TIMEOUT);
+    if !otlp.endpoint.as_str().starts_with("https://") {
+        return Ok(builder);
+    }
+    let tls = match &otlp.authorities {
+        Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(
+            std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
+        )),
+        None => ClientTlsConfig::new().with_native_roots(),
+    };
+    Ok(builder.with_tls_config(tls))
+}
+
+fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, otlp: &Otlp, path: &str) -> Result<B, Failed> {
+    let authorities = match &otlp.authorities {
+        Some(file) => load_certificates(file)?,
+        None => super::system_authorities(),
+    };
+    let client = Client {
+        client: http_client(&tls::https_client(&authorities)?, CONNECT_TIMEOUT, 1),
+        runtime: Handle::current(),
+    };
+    Ok(builder
+        .with_shared_http_client(Arc::new(client))
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{}{path}", otlp.endpoint.as_str().trim_end_matches('/')))
+        .with_timeout(EXPORT_TIMEOUT))
+}
+
+/// The audit log's way to the collector: a log record each, with the line for its body.
+pub(super) struct AuditLog {
+    provider: SdkLoggerProvider,
+    logger: SdkLogger,
+}
+
+impl AuditLog {
+    /// Begins to send them as [`Traces::start`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn start(otlp: &Otlp, role: &'static str, site: &str) -> Result<Self, StartError> {
+        let exporter = log_exporter(otlp)
+            .map_err(|error| StartError::new("set up the audit log (telemetry.otlp)", error))?;
+        let batches = logs::BatchConfigBuilder::default()
+            .with_max_queue_size(QUEUE_RECORDS_MAX)
+            .with_scheduled_delay(EXPORT_INTERVAL)
+            .build();
+        let processor = BatchLogProcessor::builder(exporter).with_batch_config(batches).build();
+        let provider = SdkLoggerProvider::builder()
+            .with_resource(resource(role, site))
+            .with_log_processor(processor)
+            .build();
+        let logger = provider.logger("outport.audit");
+        Ok(Self { provider, logger })
+    }
+}
+
+impl Sink for AuditLog {
+    fn take(&mut self, records: &[Record], lines: &[u8]) -> std::io::Result<()> {
+        for (record, line) in records.iter().zip(lines.split(|byte| *byte == b'\n')) {
+            let mut log = self.logger.create_log_record();
+            log.set_timestamp(record.time);
+            log.set_severity_number(Severity::Info);
+            log.set_event_name(record.kind.as_str());
+            log.set_body(String::from_utf8_lossy(line).into_owned().into());
+            self.logger.emit(log);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) {
+        if let Err(error) = self.provider.force_flush() {
+            tracing::warn!(%error, "the last records of the audit log were not taken by the collector");
+        }
+    }
 }
 
 /// The exporter has a thread of its own and no runtime there.

@@ -7,7 +7,7 @@ use outport_proto::Offset;
 use tokio::sync::Semaphore;
 
 use super::{
-    StartError,
+    StartError, audit,
     callers::{Callers, Told},
     certificates,
     data_dir::DataDir,
@@ -44,7 +44,7 @@ use crate::{
     shutdown::Shutdown,
     status::{Location, PrimaryStatus, Status, StatusSource},
     store::{Store, StoreOptions},
-    telemetry::Metrics,
+    telemetry::{Metrics, audit::Audit},
 };
 
 /// How often seal keys are looked at for their age.
@@ -60,6 +60,7 @@ pub struct Running {
     shutdown: Shutdown,
     journal_shutdown: Shutdown,
     traces: Traces,
+    audit: Audit,
     _data_dir: DataDir,
 }
 
@@ -86,6 +87,7 @@ impl Running {
     pub async fn stop(self) -> Result<(), StartError> {
         let stopped = super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "primary").await;
         self.traces.stop().await;
+        audit::stop(self.audit).await;
         stopped
     }
 }
@@ -105,6 +107,8 @@ pub async fn start(
     let traces = Traces::start(config.telemetry.otlp.as_ref(), "primary", "primary")?;
     certificates::register(&metrics, &config.replication.tls.certificate, config.registry.tls.as_ref())?;
     let data_dir = DataDir::open(&config.data_dir)?;
+    let audit =
+        audit::start(&config.audit, config.telemetry.otlp.as_ref(), ("primary", "primary"), &metrics)?;
     let cluster = data_dir.remembered("cluster", || {
         random_text().map_err(|error| StartError::new("make the cluster's identity", error))
     })?;
@@ -186,6 +190,7 @@ pub async fn start(
         clock: Arc::clone(&clock),
         metrics: http_metrics,
         tracing: traces.tracing.clone(),
+        audit: audit.clone(),
         role: Role::Primary(Box::new(PrimaryRole {
             writes,
             tokens: callers.tokens,
@@ -195,6 +200,9 @@ pub async fn start(
         })),
     };
 
+    if let config::Auth::Outport(auth) = &config.auth {
+        audit::tell_rules(&audit, &data_dir, auth.rules_as_text())?;
+    }
     let fleet = Fleet::new(config.replication.sites.iter().cloned(), relays.clone());
     let source: Arc<dyn Source> = Arc::new(OwnSource {
         identity: PrimaryIdentity {
@@ -259,6 +267,7 @@ pub async fn start(
         log: journal.log().clone(),
         history: chart(&data_dir, &clock, status_of_history, &shutdown)?,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        audit: audit.clone(),
         clock: Arc::clone(&clock),
         shutdown: shutdown.clone(),
     };
@@ -269,7 +278,7 @@ pub async fn start(
         registry = %config.registry.listen, admin = %config.admin.listen, %replication, %public_url,
         head = %journal.log().head(), "primary started"
     );
-    Ok(Running { journal, push, replication, shutdown, journal_shutdown, traces, _data_dir: data_dir })
+    Ok(Running { journal, push, replication, shutdown, journal_shutdown, traces, audit, _data_dir: data_dir })
 }
 
 fn push_service(

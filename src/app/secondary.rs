@@ -7,7 +7,7 @@ use outport_proto::{Digest, Offset, frame::ALPN};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    StartError, certificates,
+    StartError, audit, certificates,
     data_dir::DataDir,
     listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
     open_store,
@@ -56,7 +56,7 @@ use crate::{
     shutdown::Shutdown,
     status::{CanaryStatus, SiteState, Status, StatusSource},
     store::{Rank, Ranks, Store, StoreOptions},
-    telemetry::Metrics,
+    telemetry::{Metrics, audit::Audit},
 };
 
 /// Redirected pushes remembered at once; beyond that the whole site revalidates.
@@ -73,6 +73,7 @@ pub struct Running {
     shutdown: Shutdown,
     journal_shutdown: Shutdown,
     traces: Traces,
+    audit: Audit,
     _data_dir: DataDir,
 }
 
@@ -91,6 +92,7 @@ impl Running {
     pub async fn stop(self) -> Result<(), StartError> {
         let stopped = super::stop((&self.shutdown, &self.journal_shutdown), &self.journal, "secondary").await;
         self.traces.stop().await;
+        audit::stop(self.audit).await;
         stopped
     }
 }
@@ -106,11 +108,18 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let traces = Traces::start(config.telemetry.otlp.as_ref(), "secondary", config.site.as_str())?;
     certificates::register(&metrics, &config.primary.tls.certificate, config.registry.tls.as_ref())?;
     let data_dir = DataDir::open(&config.data_dir)?;
+    let audit = audit::start(
+        &config.audit,
+        config.telemetry.otlp.as_ref(),
+        ("secondary", config.site.as_str()),
+        &metrics,
+    )?;
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
     let relay = config.relay.as_ref().map(|relay| Relay::bind(relay, &config.primary.tls)).transpose()?;
 
     let policy = Arc::new(config.policy().map_err(|error| StartError::new("read the policy", error))?);
+    audit::tell_rules(&audit, &data_dir, &policy)?;
     let bandwidth =
         config.bandwidth().map_err(|error| StartError::new("read the bandwidth limits", error))?;
     let memory = Memory::open(&config.data_dir)
@@ -260,6 +269,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         clock: Arc::clone(&clock),
         metrics: http_metrics,
         tracing: traces.tracing.clone(),
+        audit: audit.clone(),
         role: Role::Secondary(Box::new(Redirects {
             mode: match config.push.mode {
                 config::PushMode::Redirect => PushMode::Redirect,
@@ -300,6 +310,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         log: journal.log().clone(),
         history: chart(&data_dir, &clock, status_of_history, &shutdown)?,
         followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+        audit: audit.clone(),
         clock: Arc::clone(&clock),
         shutdown: shutdown.clone(),
     };
@@ -310,7 +321,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         site = %config.site, registry = %config.registry.listen, admin = %config.admin.listen,
         primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
     );
-    Ok(Running { journal, shutdown, journal_shutdown, traces, _data_dir: data_dir })
+    Ok(Running { journal, shutdown, journal_shutdown, traces, audit, _data_dir: data_dir })
 }
 
 async fn open_intents(

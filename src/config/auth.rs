@@ -129,6 +129,11 @@ impl OutportAuth {
         }
     }
 
+    /// The rules as text: the same for the same rules.
+    pub fn rules_as_text(&self) -> String {
+        serde_json::json!({ "access": self.access, "catalog": self.catalog }).to_string()
+    }
+
     /// The rules, ready to be asked.
     ///
     /// # Errors

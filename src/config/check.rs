@@ -27,6 +27,7 @@ impl Primary {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
         check_admin(path, &self.admin)?;
         check_telemetry(path, &self.telemetry)?;
+        self.audit.check(path, &self.telemetry)?;
         check_log(path, &self.log)?;
         check_location(path, self.location)?;
         let tls = &self.replication.tls;
@@ -105,6 +106,7 @@ impl Secondary {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
         check_admin(path, &self.admin)?;
         check_telemetry(path, &self.telemetry)?;
+        self.audit.check(path, &self.telemetry)?;
         check_log(path, &self.log)?;
         check_location(path, self.location)?;
         let tls = &self.primary.tls;

@@ -4,6 +4,7 @@
 //! An environment variable overrides the file: `OUTPORT_REGISTRY__LISTEN` is `registry.listen`,
 //! with `__` for each dot. Lists and tables are given as TOML.
 
+mod audit;
 mod auth;
 mod check;
 mod gateway;
@@ -15,6 +16,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use outport_proto::SiteName;
 use serde::Deserialize;
 
+pub use audit::Audit;
 pub use auth::{Auth, DelegatedAuth, JwksPlace, OutportAuth, TokenAuth};
 pub use gateway::{Gateway, Notifications, Reconcile};
 pub use load::{ConfigError, load, load_with_environment};
@@ -56,6 +58,9 @@ pub struct Primary {
     /// The admin listener.
     #[serde(default)]
     pub admin: Admin,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: Audit,
     /// Logs.
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -99,6 +104,9 @@ pub struct Secondary {
     /// The admin listener.
     #[serde(default)]
     pub admin: Admin,
+    /// The audit log.
+    #[serde(default)]
+    pub audit: Audit,
     /// Logs.
     #[serde(default)]
     pub telemetry: Telemetry,

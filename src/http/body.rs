@@ -8,6 +8,7 @@ use std::{
     ops::Range,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,10 @@ use super::connection::InFlight;
 use crate::{
     registry::{BlobContent, FillReader, PullError},
     store::{BlobReader, StoreError},
-    telemetry::trace::Span,
+    telemetry::{
+        audit::{Audit, Ending, Record},
+        trace::Span,
+    },
 };
 
 /// A response's body.
@@ -31,6 +35,7 @@ pub struct Body {
     /// Keeps the request in flight until its last byte is out.
     in_flight: Option<InFlight>,
     traced: Option<Traced>,
+    audited: Option<Audited>,
 }
 
 #[derive(Debug)]
@@ -57,6 +62,28 @@ impl Traced {
 
     fn last_byte(self) {
         self.span.happened("last byte");
+    }
+}
+
+/// What the audit log is told of the answer once its body has ended.
+#[derive(Debug)]
+pub(super) struct Audited {
+    pub(super) audit: Audit,
+    pub(super) record: Record,
+    pub(super) started: Instant,
+}
+
+impl Audited {
+    fn sent(&mut self, bytes: usize) {
+        let sent = self.record.bytes.get_or_insert_default();
+        *sent = sent.saturating_add(bytes as u64);
+    }
+
+    fn end(mut self, ending: Ending) {
+        self.record.bytes.get_or_insert_default();
+        self.record.ending = Some(ending);
+        self.record.took = Some(self.started.elapsed());
+        self.audit.tell(self.record);
     }
 }
 
@@ -102,7 +129,7 @@ impl Body {
     }
 
     const fn of(kind: Kind) -> Self {
-        Self { kind, served_bytes: None, in_flight: None, traced: None }
+        Self { kind, served_bytes: None, in_flight: None, traced: None, audited: None }
     }
 
     /// Counts the bytes it sends, and keeps the request in flight and its span open until it is sent.
@@ -125,6 +152,13 @@ impl Body {
         self
     }
 
+    /// Tells the audit log when it has ended, and how.
+    #[must_use]
+    pub(super) fn audited(mut self, audited: Option<Audited>) -> Self {
+        self.audited = audited;
+        self
+    }
+
     /// Length in bytes, when it is known beforehand.
     pub(super) fn length(&self) -> Option<u64> {
         http_body::Body::size_hint(self).exact()
@@ -133,8 +167,12 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if let Some(traced) = self.traced.take().filter(|_| !http_body::Body::is_end_stream(self)) {
+        let is_whole = http_body::Body::is_end_stream(self);
+        if let Some(traced) = self.traced.take().filter(|_| !is_whole) {
             traced.span.failed("the client broke off");
+        }
+        if let Some(audited) = self.audited.take() {
+            audited.end(if is_whole { Ending::Whole } else { Ending::Cut });
         }
     }
 }
@@ -152,6 +190,9 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => {
                 let bytes = mem::take(bytes);
                 self.kind = Kind::Empty;
+                if let Some(audited) = &mut self.audited {
+                    audited.sent(bytes.len());
+                }
                 if let Some(mut traced) = self.traced.take() {
                     traced.first_byte();
                     traced.last_byte();
@@ -168,14 +209,22 @@ impl http_body::Body for Body {
                 if let Some(traced) = &mut self.traced {
                     traced.first_byte();
                 }
-                if let (Some(served), Some(data)) = (&self.served_bytes, frame.data_ref()) {
-                    served.inc_by(data.len() as u64);
+                if let Some(data) = frame.data_ref() {
+                    if let Some(served) = &self.served_bytes {
+                        served.inc_by(data.len() as u64);
+                    }
+                    if let Some(audited) = &mut self.audited {
+                        audited.sent(data.len());
+                    }
                 }
             }
             Some(Err(error)) => {
                 tracing::info!(%error, "response cut off");
                 if let Some(traced) = self.traced.take() {
                     traced.span.failed(error);
+                }
+                if let Some(audited) = self.audited.take() {
+                    audited.end(Ending::Cut);
                 }
                 self.in_flight = None;
             }

@@ -6,6 +6,7 @@
 mod action;
 mod addresses;
 mod alone;
+mod audited;
 mod authenticate;
 mod body;
 mod connection;

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,8 +13,9 @@ use outport_proto::{RepoName, Timestamp, frame::RegistryChallenge, route::RouteE
 use super::{
     action::Action,
     addresses::{Addresses, SharedAddresses},
+    audited,
     authenticate::{Announced, Proof, Proven, explain_denial, grants_all, insufficient},
-    body::Body,
+    body::{Audited, Body},
     connection::Connection,
     error::ApiError,
     gateway::{Behind, Forwards},
@@ -36,7 +38,10 @@ use crate::{
         PullService, PushError, PushService, Want,
         gateway::{Shown, Writer},
     },
-    telemetry::trace::{self, Span, Tracing},
+    telemetry::{
+        audit::{self, Audit, Kind, Record},
+        trace::{self, Span, Tracing},
+    },
 };
 
 /// What a site is to its clients.
@@ -86,6 +91,8 @@ pub struct Api {
     pub metrics: HttpMetrics,
     /// Where traces begin.
     pub tracing: Tracing,
+    /// Who is told what was asked for, and by whom.
+    pub audit: Audit,
     /// What else the site does.
     pub role: Role,
 }
@@ -109,32 +116,50 @@ impl Api {
         let parsed = Action::parse(&asked.method, &asked.uri);
         let name = parsed.as_ref().map_or("none", Action::name);
         let span = self.tracing.asked(name, trace::Asked::ByClient, asked.traceparent());
-        let response = span.within(async {
-            let (action, result) = match parsed {
-                Err(error) => (None, Err(error.into())),
-                Ok(action) => {
-                    let result = match self.act(&action, &mut asked).await {
-                        Err(error) => self.instead_of_challenge(&action, error).await,
-                        answered => answered,
-                    };
-                    (Some(action), result)
+        let ((response, action, denied), notes) = {
+            let mut work = pin!(audit::noting(span.within(async {
+                let (action, result) = match parsed {
+                    Err(error) => (None, Err(error.into())),
+                    Ok(action) => {
+                        let result = match self.act(&action, &mut asked).await {
+                            Err(error) => self.instead_of_challenge(&action, error).await,
+                            answered => answered,
+                        };
+                        (Some(action), result)
+                    }
+                };
+                let mut denied = None;
+                let mut response = result.unwrap_or_else(|error| {
+                    denied = self.audit.is_kept().then(|| error.to_string());
+                    self.refusal(error)
+                });
+                if asked.is_head() {
+                    without_body(&mut response);
                 }
+                if span.is_recorded() {
+                    describe(&span, &asked, action.as_ref(), &response, &connection);
+                }
+                log(&asked, action.as_ref(), &response, &connection, started);
+                (response, action, denied)
+            })));
+            (work.as_mut().await, audit::noted(work))
+        };
+        let told = audited::record(&self.audit, &asked, action.as_ref(), &response, denied, &connection);
+        let audited = told.map(|record| {
+            let trace_id = span.traceparent().map(|traceparent| traceparent.trace_id);
+            let record = Record {
+                subject: notes.subject,
+                result: notes.result.filter(|_| record.kind == Kind::Pull),
+                rule: notes.rule.filter(|_| record.kind == Kind::Pull),
+                trace_id,
+                ..record
             };
-            let mut response = result.unwrap_or_else(|error| self.refusal(error));
-            if asked.is_head() {
-                without_body(&mut response);
-            }
-            if span.is_recorded() {
-                describe(&span, &asked, action.as_ref(), &response, &connection);
-            }
-            log(&asked, action.as_ref(), &response, &connection, started);
-            response
+            Audited { audit: self.audit.clone(), record, started }
         });
-        let response = response.await;
         self.metrics.answered_after(started.elapsed());
         asked.drain();
         let traced = span.is_recorded().then_some(span);
-        response.map(|body| body.accounted(&self.metrics.served_bytes, in_flight, traced))
+        response.map(|body| body.accounted(&self.metrics.served_bytes, in_flight, traced).audited(audited))
     }
 
     async fn act<B: RequestBody>(
@@ -153,6 +178,7 @@ impl Api {
             | Action::Catalog(_)
             | Action::Referrers { .. } => {
                 let caller = self.caller(&asked.headers, &asked.method, action).await?;
+                note_subject(&caller);
                 let want = if asked.is_head() { Want::Headers } else { Want::Content };
                 self.read(action, &caller, &asked.headers, want)
                     .await
@@ -224,6 +250,7 @@ impl Api {
             Pushes { service: push, upload_states: &role.upload_states, clock: &self.clock, public_url };
         if let Action::Upload { repo, id, step } = action {
             let right = self.upload_right(push, &pushes, (repo, id), action, asked).await?;
+            audit::note(|notes| notes.subject = Some(right.actor.as_str().into()));
             return pushes.upload(&right, *step, asked).await;
         }
         let proven = self.sufficient(role, action, asked).await?;
@@ -287,6 +314,7 @@ impl Api {
         asked: &mut Asked<B>,
     ) -> Result<Proven, ApiError> {
         let proven = self.proven(role, action, asked).await?;
+        note_subject(&proven.caller);
         let sufficient = match proven.by {
             Proof::Header => grants_all(&proven.caller, &action.scopes()),
             // A ticket grants nothing by itself: what it leads to is done with the caller's own rights.
@@ -321,7 +349,7 @@ impl Api {
             Action::Token(_) => return redirects.lead_token_request(asked, &addresses, shared).await,
             // Its state in the query authorises it, and only the primary can tell.
             Action::Upload { .. } => {}
-            _ => drop(self.writer(&asked.headers, action).await?),
+            _ => note_subject(&self.writer(&asked.headers, action).await?),
         }
         redirects.lead(action, asked, &addresses, shared).await
     }
@@ -370,6 +398,10 @@ impl Api {
 /// behind on the way and go on as nobody, without a word.
 fn no_tokens_here() -> ApiError {
     ApiError::Action(RouteError::NotFound.into())
+}
+
+fn note_subject(caller: &Caller) {
+    audit::note(|notes| notes.subject = Some(Arc::clone(&caller.subject)));
 }
 
 /// What a request needs in the repository that it changes.

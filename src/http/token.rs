@@ -14,7 +14,10 @@ use super::{
     headers::response,
     request::{Asked, RequestBody},
 };
-use crate::auth::{Authorization, Scope, Secret, TokenGrant, TokenRequest, TokenService};
+use crate::{
+    auth::{Authorization, Scope, Secret, TokenGrant, TokenRequest, TokenService},
+    telemetry::audit,
+};
 
 /// A token request's form: passwords and scopes, nothing large.
 const FORM_BYTES_MAX: usize = 64 * 1024;
@@ -39,6 +42,9 @@ pub(super) async fn answer<B: RequestBody>(
         }
         TokenMethod::Post => by_form(Query(&form(asked).await?))?,
     };
+    if let TokenGrant::Password { user, .. } = &request.grant {
+        audit::note(|notes| notes.subject = Some(user.as_str().into()));
+    }
     let token = service.answer(&request).await.map_err(ApiError::Token)?;
     let mut response = response(StatusCode::OK, Body::full(token.to_json()));
     let headers = response.headers_mut();

@@ -18,6 +18,9 @@
 )]
 
 mod catching_up;
+#[expect(dead_code, reason = "tests use more of it")]
+#[path = "../system/collector.rs"]
+mod collector;
 mod costs;
 mod divergence;
 mod figures;
@@ -25,6 +28,7 @@ mod gateway;
 #[path = "../replication/incident.rs"]
 mod incident;
 mod load;
+mod observed;
 mod peers;
 mod scale;
 #[expect(dead_code, reason = "tests use more of it")]
@@ -49,6 +53,7 @@ type Measure = fn() -> Vec<Figure>;
 
 const MEASURES: &[(&str, Measure)] = &[
     ("manifest", figures::warm_manifest),
+    ("observed", observed::cost),
     ("blob", figures::warm_blob),
     ("crowd", figures::crowd),
     ("cold", figures::cold_pull),

@@ -38,7 +38,7 @@ pub struct Options {
     pub listed: Vec<String>,
     /// HTTPS with certificates of the cluster's authority, else plain HTTP.
     pub tls: bool,
-    /// More of the primary's configuration, TOML.
+    /// More of the primary's configuration, TOML; here and below `{data}` is the node's directory.
     pub primary_toml: String,
     /// More of the primary's `[auth]` section, TOML.
     pub primary_auth_toml: String,
@@ -63,7 +63,7 @@ pub struct Options {
     /// Sites that follow another site instead of the primary, and which; that one comes first in `sites`.
     pub behind: Vec<(&'static str, &'static str)>,
     /// More of some sites' configuration, TOML, by site.
-    pub toml_of: Vec<(&'static str, &'static str)>,
+    pub toml_of: Vec<(&'static str, String)>,
     /// Run nodes on this core alone.
     pub core: Option<usize>,
     /// What nodes log.
@@ -217,7 +217,7 @@ impl Cluster {
             admin = admin_section(&self.primary, options.log_filter),
             more = options.primary_toml,
         );
-        fs::write(self.primary.config(), primary).unwrap();
+        fs::write(self.primary.config(), with_data_dir(&self.primary, &primary)).unwrap();
         for site in &self.sites {
             let (upstream, relay) = match followed(site) {
                 Some((_, relay)) => (self.site(relay), format!("relay = '{relay}'\n")),
@@ -227,7 +227,8 @@ impl Cluster {
                 [] => String::new(),
                 sites => format!("[relay]\nlisten = '{}:{REPLICATION_PORT}'\nsites = {sites:?}\n\n", site.ip),
             };
-            let own = options.toml_of.iter().filter(|(name, _)| *name == site.name).map(|(_, toml)| *toml);
+            let own =
+                options.toml_of.iter().filter(|(name, _)| *name == site.name).map(|(_, toml)| toml.as_str());
             let text = format!(
                 "data_dir = '{data}'\nsite = '{name}'\n{registry}\n\
                  [primary]\naddress = '{upstream}:{REPLICATION_PORT}'\n{relay}https_authorities = '{pki}/authority.crt'\n\n\
@@ -242,7 +243,7 @@ impl Cluster {
                 more = options.site_toml,
                 own = own.collect::<String>(),
             );
-            fs::write(site.config(), text).unwrap();
+            fs::write(site.config(), with_data_dir(site, &text)).unwrap();
         }
     }
 
@@ -349,6 +350,11 @@ impl Node {
     /// The node's configuration file.
     pub fn config(&self) -> PathBuf {
         self.dir.with_extension("toml")
+    }
+
+    /// Where it keeps everything.
+    pub fn data_dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Everything the node has logged.
@@ -517,6 +523,11 @@ fn users_and_rules(users: &Path, options: &Options) -> String {
          [[auth.access]]\nrepository = '{public}'\npull = ['anonymous']\n\n\
          [[auth.access]]\nrepository = '**'\npull = ['{USER}']\npush = ['{USER}']\ndelete = ['{USER}']\n"
     )
+}
+
+/// In what tests add to a configuration `{data}` is the node's own directory.
+fn with_data_dir(node: &Node, text: &str) -> String {
+    text.replace("{data}", path(&node.dir))
 }
 
 fn mutual_tls(node: &Node, pki: &Path) -> String {

@@ -39,7 +39,7 @@ fn wait_in_time(node: &Node) {
 fn every_site_pulls_it_whatever_its_rules_and_says_how_long_it_took() {
     let mut cluster = Cluster::start(Options {
         canary_seconds: 1,
-        toml_of: vec![("mumbai", "[[policy]]\nkeep = 'exclude'\n")],
+        toml_of: vec![("mumbai", "[[policy]]\nkeep = 'exclude'\n".to_owned())],
         ..Options::default()
     });
     for site in &cluster.sites {

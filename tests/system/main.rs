@@ -12,9 +12,11 @@
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"
 )]
 
+mod audit;
 mod bootstrap;
 mod callers;
 mod canary;
+mod collector;
 mod copying;
 mod crash;
 mod demo;

@@ -19,7 +19,7 @@ fn chain(toml_of: &[(&'static str, &'static str)]) -> Cluster {
     Cluster::start(Options {
         sites: CHAIN.to_vec(),
         behind: vec![("pune", "mumbai"), ("goa", "pune")],
-        toml_of: toml_of.to_vec(),
+        toml_of: toml_of.iter().map(|(site, toml)| (*site, (*toml).to_owned())).collect(),
         ..Options::default()
     })
 }

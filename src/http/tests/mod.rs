@@ -87,6 +87,7 @@ impl Primary {
             clock: clock.clone(),
             metrics: HttpMetrics::new(&mut Registry::default()),
             tracing: crate::telemetry::trace::Tracing::default(),
+            audit: crate::telemetry::audit::Audit::default(),
             role: Role::Primary(Box::new(role)),
         });
         let shutdown = Shutdown::new();
@@ -136,6 +137,7 @@ impl Primary {
             clock: self.clock.clone(),
             metrics: HttpMetrics::new(&mut Registry::default()),
             tracing: crate::telemetry::trace::Tracing::default(),
+            audit: crate::telemetry::audit::Audit::default(),
             role: Role::Secondary(Box::new(redirects)),
         });
         Secondary { api, inner }

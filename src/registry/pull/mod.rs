@@ -34,7 +34,7 @@ use crate::{
     policy::Policy,
     shutdown::Shutdown,
     store::Store,
-    telemetry::trace,
+    telemetry::{audit, trace},
 };
 
 /// Answers pulls. Cloning gives another handle to the same service.
@@ -253,6 +253,7 @@ impl PullService {
         };
         self.shared.site.metrics.count(result);
         trace::set("outport.result", result.as_str());
+        audit::note(|notes| notes.result = Some(result.as_str()));
         pulled.map(|(answer, _)| answer)
     }
 }

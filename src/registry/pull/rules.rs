@@ -16,7 +16,7 @@ use crate::{
         metrics::PullResult,
         remembered::Asked,
     },
-    telemetry::trace,
+    telemetry::{audit, trace},
 };
 
 /// When to ask again for what cannot be had now.
@@ -180,6 +180,7 @@ impl Shared {
         };
         spoil(&mut facts, view);
         let (decision, rule) = decide(&facts);
+        audit::note(|notes| notes.rule = Some(rule.as_str()));
         let part = trace::span("decide");
         if part.is_recorded() {
             part.set("outport.rule", rule.as_str());

@@ -1,0 +1,161 @@
+//! The audit log: a line for every pull, push, deletion, redirect, denial and act of an administrator.
+//!
+//! Whoever answers a request makes a [`Record`] and hands it in ([`Audit::tell`]); a thread of its own writes
+//! them. Nothing waits for it: when it does not keep up, records are dropped and counted. What is found out
+//! deep below about the request under way is noted there ([`note`]) and read at the top ([`noting`]).
+//!
+//! The shape of a line is documented in `deploy/audit.schema.json`.
+
+mod file;
+mod record;
+mod writer;
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+pub use file::{FileOptions, RotatingFile, Stdout};
+pub use record::{Ending, Kind, Record};
+use tokio::task::futures::TaskLocalFuture;
+pub use writer::Sink;
+use writer::{Message, Writer};
+
+/// Records that wait to be written, at most: half a second of pulls.
+const QUEUE_MAX: usize = 65_536;
+/// How soon it is tried again to say that a flush is wanted, while the queue is full.
+const FLUSH_RETRY: Duration = Duration::from_millis(5);
+
+/// The audit log of one node. Cloning gives another handle. By default nothing is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Audit(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    site: Arc<str>,
+    queue: SyncSender<Message>,
+    metrics: AuditMetrics,
+}
+
+/// What becomes of records.
+#[derive(Clone, Debug)]
+pub struct AuditMetrics {
+    told: [Counter; Kind::ALL.len()],
+    dropped: Counter,
+}
+
+impl AuditMetrics {
+    /// Registers `audit_records_total{kind}` and `audit_dropped_total`; `registry` puts its prefix before that.
+    pub fn new(registry: &mut Registry) -> Self {
+        let family = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        registry.register("audit_records", "Records of the audit log, by kind", family.clone());
+        let dropped = Counter::default();
+        let help =
+            "Records of the audit log that were not written, as it did not keep up or could not be written";
+        registry.register("audit_dropped", help, dropped.clone());
+        let told = Kind::ALL.map(|kind| family.get_or_create_owned(&[("kind", kind.as_str())]));
+        Self { told, dropped }
+    }
+}
+
+/// What is found out about a request while it is answered.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// Who asks; empty for nobody in particular.
+    pub subject: Option<Arc<str>>,
+    /// How a pull was answered.
+    pub result: Option<&'static str>,
+    /// By which rule.
+    pub rule: Option<&'static str>,
+}
+
+tokio::task_local! {
+    static NOTES: RefCell<Notes>;
+}
+
+/// Does `work`; [`noted`] tells what it noted.
+pub fn noting<F: Future>(work: F) -> Noting<F> {
+    NOTES.scope(RefCell::default(), work)
+}
+
+/// What was noted meanwhile, once.
+pub fn noted<F: Future>(noting: Pin<&mut Noting<F>>) -> Notes {
+    noting.take_value().map(RefCell::into_inner).unwrap_or_default()
+}
+
+/// A future whose notes are kept.
+pub type Noting<F> = TaskLocalFuture<RefCell<Notes>, F>;
+
+/// Notes something about the request that is under way, if anybody reads that.
+pub fn note(what: impl FnOnce(&mut Notes)) {
+    // Nobody notes anything while something is noted.
+    let _ = NOTES.try_with(|notes| notes.try_borrow_mut().map(|mut notes| what(&mut notes)));
+}
+
+impl Audit {
+    /// Writes to `sinks` what happens at `site`.
+    ///
+    /// # Errors
+    /// When there can be no thread for it.
+    pub fn start(site: &str, sinks: Vec<Box<dyn Sink>>, metrics: AuditMetrics) -> std::io::Result<Self> {
+        if sinks.is_empty() {
+            return Ok(Self(None));
+        }
+        let (queue, records) = sync_channel(QUEUE_MAX);
+        let writer = Writer::new(sinks, metrics.dropped.clone());
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&records))?;
+        Ok(Self(Some(Arc::new(Inner { site: site.into(), queue, metrics }))))
+    }
+
+    /// Whether anything is kept: what is costly to find out is found out only then.
+    pub const fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// A record of what happens now.
+    pub fn record(&self, kind: Kind, client: Option<IpAddr>) -> Option<Record> {
+        let site = Arc::clone(&self.0.as_deref()?.site);
+        Some(Record::new(SystemTime::now(), kind, site, client))
+    }
+
+    /// Has it written, unless too much waits already.
+    pub fn tell(&self, record: Record) {
+        let Some(inner) = self.0.as_deref() else { return };
+        let kind = record.kind;
+        match inner.queue.try_send(Message::Record(Box::new(record))) {
+            Ok(()) => _ = inner.metrics.told[kind as usize].inc(),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => _ = inner.metrics.dropped.inc(),
+        }
+    }
+
+    /// Waits until all that was told is written, but no longer than `patience`. It blocks.
+    pub fn flush(&self, patience: Duration) {
+        let Some(inner) = self.0.as_deref() else { return };
+        let until = Instant::now() + patience;
+        let (done, flushed) = sync_channel(1);
+        while let Err(TrySendError::Full(_)) = inner.queue.try_send(Message::Flush(done.clone()))
+            && Instant::now() < until
+        {
+            std::thread::sleep(FLUSH_RETRY);
+        }
+        drop(done);
+        if flushed.recv_timeout(until.saturating_duration_since(Instant::now())).is_err() {
+            tracing::warn!("the last records of the audit log are not written");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

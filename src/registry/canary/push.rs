@@ -45,7 +45,9 @@ impl Pusher {
                 () = shutdown.requested() => return,
                 _ = times.tick() => {}
             }
-            if let Err(error) = self.push_next(interval).await {
+            if let Err(error) = self.push_next(interval).await
+                && !shutdown.is_requested()
+            {
                 tracing::warn!(%error, "the canary cannot be pushed");
             }
         }

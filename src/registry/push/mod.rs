@@ -166,7 +166,11 @@ pub(super) async fn to_its_end<T: Send + 'static>(
 }
 
 fn not_durable(error: JournalError) -> PushError {
-    tracing::error!(%error, "a change was not made durable");
+    match error {
+        // It came while the node stops.
+        JournalError::Closed => tracing::debug!(%error, "a change was not made durable"),
+        error => tracing::error!(%error, "a change was not made durable"),
+    }
     PushError::Unavailable {
         reason: "the registry cannot make changes durable now".to_owned(),
         retry_after: RETRY_AFTER,

@@ -1,4 +1,7 @@
-//! Sending traces, and the audit log, to a collector by OTLP.
+//! Sending traces, metrics and the audit log to a collector by OTLP.
+
+mod exposition;
+pub(super) mod metrics;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -93,14 +96,18 @@ impl Traces {
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
+fn attributes<'a>(role: &'static str, site: &'a str) -> [(&'static str, &'a str); 5] {
+    [
+        ("service.name", "outport"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", site),
+        ("outport.role", role),
+        ("outport.site", site),
+    ]
+}
+
 fn resource(role: &'static str, site: &str) -> Resource {
-    let attributes = [
-        KeyValue::new("service.name", "outport"),
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("service.instance.id", site.to_owned()),
-        KeyValue::new("outport.role", role),
-        KeyValue::new("outport.site", site.to_owned()),
-    ];
+    let attributes = attributes(role, site).map(|(key, value)| KeyValue::new(key, value.to_owned()));
     Resource::builder_empty().with_attributes(attributes).build()
 }
 
@@ -124,32 +131,44 @@ fn log_exporter(otlp: &Otlp) -> Result<LogExporter, Failed> {
 
 fn over_grpc<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> Result<B, Failed> {
     let builder = builder.with_endpoint(otlp.endpoint.as_str()).with_timeout(EXPORT_TIMEOUT);
+    Ok(match grpc_tls(otlp)? {
+        Some(tls) => builder.with_tls_config(tls),
+        None => builder,
+    })
+}
+
+fn grpc_tls(otlp: &Otlp) -> Result<Option<ClientTlsConfig>, Failed> {
     if !otlp.endpoint.as_str().starts_with("https://") {
-        return Ok(builder);
+        return Ok(None);
     }
-    let tls = match &otlp.authorities {
+    Ok(Some(match &otlp.authorities {
         Some(file) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(
             std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
         )),
         None => ClientTlsConfig::new().with_native_roots(),
-    };
-    Ok(builder.with_tls_config(tls))
+    }))
 }
 
 fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, otlp: &Otlp, path: &str) -> Result<B, Failed> {
+    let client =
+        Client { client: http_client(&https_client(otlp)?, CONNECT_TIMEOUT, 1), runtime: Handle::current() };
+    Ok(builder
+        .with_shared_http_client(Arc::new(client))
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(url(otlp, path))
+        .with_timeout(EXPORT_TIMEOUT))
+}
+
+fn https_client(otlp: &Otlp) -> Result<rustls::ClientConfig, Failed> {
     let authorities = match &otlp.authorities {
         Some(file) => load_certificates(file)?,
         None => super::system_authorities(),
     };
-    let client = Client {
-        client: http_client(&tls::https_client(&authorities)?, CONNECT_TIMEOUT, 1),
-        runtime: Handle::current(),
-    };
-    Ok(builder
-        .with_shared_http_client(Arc::new(client))
-        .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(format!("{}{path}", otlp.endpoint.as_str().trim_end_matches('/')))
-        .with_timeout(EXPORT_TIMEOUT))
+    Ok(tls::https_client(&authorities)?)
+}
+
+fn url(otlp: &Otlp, path: &str) -> String {
+    format!("{}{path}", otlp.endpoint.as_str().trim_end_matches('/'))
 }
 
 /// The audit log's way to the collector: a log record each, with the line for its body.

@@ -15,7 +15,7 @@ use super::{
     issuer::KeysAlarm,
     listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
     open_store,
-    otlp::Traces,
+    otlp::{self, Traces},
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
     store_status,
     traffic::Traffic,
@@ -271,6 +271,8 @@ pub async fn start(
         clock: Arc::clone(&clock),
         shutdown: shutdown.clone(),
     };
+    let otlp = config.telemetry.otlp.as_ref();
+    otlp::metrics::send(otlp, ("primary", "primary"), &admin.metrics, &shutdown)?;
     serve_admin(admin_listener, admin, &shutdown);
     let tls = config.registry.tls.as_ref().map(https).transpose()?;
     serve_registry(registry_listener, tls, config.registry.connections_max, api, &shutdown);

@@ -11,7 +11,7 @@ use super::{
     data_dir::DataDir,
     listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
     open_store,
-    otlp::Traces,
+    otlp::{self, Traces},
     relay::{Followers, Relay},
     store_status,
     traffic::Traffic,
@@ -314,6 +314,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         clock: Arc::clone(&clock),
         shutdown: shutdown.clone(),
     };
+    let otlp = config.telemetry.otlp.as_ref();
+    otlp::metrics::send(otlp, ("secondary", config.site.as_str()), &admin.metrics, &shutdown)?;
     serve_admin(admin_listener, admin, &shutdown);
     let tls = config.registry.tls.as_ref().map(https).transpose()?;
     serve_registry(registry_listener, tls, config.registry.connections_max, api, &shutdown);

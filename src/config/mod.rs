@@ -392,6 +392,9 @@ pub struct Otlp {
     /// to 100 in a second.
     #[serde(default = "trace_ratio")]
     pub trace_ratio: f64,
+    /// How often what is measured is sent, in seconds; 0 sends none of it.
+    #[serde(default = "metrics_seconds")]
+    pub metrics_seconds: u32,
     /// A file with the certificates (PEM) of authorities that the collector's is believed from; without
     /// it, the system's.
     pub authorities: Option<PathBuf>,
@@ -499,6 +502,17 @@ impl Default for Telemetry {
     fn default() -> Self {
         Self { log_format: crate::telemetry::LogFormat::Human, log_filter: "info".to_owned(), otlp: None }
     }
+}
+
+impl Otlp {
+    /// How often what is measured is sent, if it is.
+    pub fn metrics_interval(&self) -> Option<Duration> {
+        (self.metrics_seconds > 0).then(|| Duration::from_secs(u64::from(self.metrics_seconds)))
+    }
+}
+
+const fn metrics_seconds() -> u32 {
+    60
 }
 
 const fn trace_ratio() -> f64 {

@@ -1,14 +1,18 @@
 //! One pull is one trace, and so is a push with all that follows from it, as a collector gets to see
 //! them: a real one for both ways that OTLP travels.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::{
+    metrics::v1::{Metric, metric, number_data_point},
+    trace::v1::Span,
+};
 
 use crate::{
     collector::{Collector, Sent, text},
     support::{
         Cluster, Options, PATIENCE,
+        http::get_plain,
         session::{OCI_MANIFEST, Session, bytes},
         wait_for,
     },
@@ -159,4 +163,52 @@ fn a_push_through_a_site_is_one_trace_and_what_sites_make_of_it_is_linked() {
         assert_ne!(stage.trace_id, at_primary.trace_id);
         assert_eq!(stage.links[0].span_id, at_primary.span_id);
     }
+}
+
+#[test]
+fn a_collector_is_sent_what_scrapers_see() {
+    let collector = Collector::start();
+    let otlp = |endpoint: SocketAddr, protocol: &str| {
+        format!(
+            "\n[telemetry.otlp]\nendpoint = 'http://{endpoint}'\nprotocol = '{protocol}'\nmetrics_seconds = 1\n"
+        )
+    };
+    let cluster = Cluster::start(Options {
+        sites: vec!["mumbai"],
+        primary_toml: otlp(collector.http, "http"),
+        site_toml: otlp(collector.grpc, "grpc"),
+        ..Options::default()
+    });
+    let session = Session::user(&cluster, &cluster.primary, &["team/app"]);
+    session.push_image("team/app", "1", &[&bytes(1000, 1)]);
+    cluster.wait_complete();
+    assert_eq!(session.at(&cluster.sites[0]).get("/v2/team/app/manifests/1").status, 200);
+    for node in cluster.nodes() {
+        let (_, scraped) = get_plain(&node.admin(), "/metrics").unwrap();
+        let types = scraped.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let families: BTreeSet<_> = types.collect();
+        wait_for("all families", || {
+            let all = collector.all();
+            let last = all.metrics.iter().rev().find(|sent| sent.site == node.name)?;
+            // Counters and infos are called otherwise by Prometheus.
+            let called = |metric: &Metric| match &metric.data {
+                Some(metric::Data::Sum(_)) => format!("{}_total", metric.name),
+                _ if metric.name == "outport_build" => "outport_build_info".to_owned(),
+                _ => metric.name.clone(),
+            };
+            let sent: BTreeSet<_> = last.what.iter().map(called).collect();
+            families.iter().all(|family| sent.contains(*family)).then_some(())
+        });
+    }
+    wait_for("the pull to be counted", || {
+        let all = collector.all();
+        let last = all.metrics.iter().rev().find(|sent| sent.site == "mumbai")?;
+        let pulls = last.what.iter().find(|metric| metric.name == "outport_pulls")?;
+        let Some(metric::Data::Sum(pulls)) = &pulls.data else { panic!("{pulls:?}") };
+        let values = pulls.data_points.iter().map(|point| match point.value {
+            Some(number_data_point::Value::AsDouble(value)) => value,
+            other => panic!("{other:?}"),
+        });
+        (values.sum::<f64>() == 1.0).then_some(())
+    });
 }

@@ -79,6 +79,7 @@
 //!   delegated.json  what the registry behind a primary demands of callers, and when its word was revoked
 //!   session     what a secondary was told by its primary
 //!   history/    a day of lag for the dashboard's charts
+//!   webhooks.json  how far each receiver of a primary's webhooks was told of each site
 //!   rules       who may do what, or what is kept, at the last start: the audit log tells when that changes
 //! ```
 

@@ -40,6 +40,9 @@ pub struct PrimaryStatus {
     /// The registry that it stands in front of; `null` when it is one itself.
     #[serde(default)]
     pub gateway: Option<Box<GatewayStatus>>,
+    /// Who is told what becomes of images.
+    #[serde(default)]
+    pub webhooks: Vec<WebhookStatus>,
     /// What it serves.
     #[serde(flatten)]
     pub traffic: Traffic,
@@ -101,6 +104,19 @@ pub struct LastError {
     pub text: String,
     /// By the site's clock, in seconds since the Unix epoch.
     pub at: u64,
+}
+
+/// A receiver of messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookStatus {
+    /// Its name.
+    pub name: String,
+    /// Messages that it does not take and that are tried again, those behind them not counted.
+    pub retrying: u64,
+    /// When it took one last, in seconds since the Unix epoch; `null` when it took none since the start.
+    pub last_taken_at: Option<u64>,
+    /// Why it did not take one last; `null` when it took all since the start.
+    pub last_error: Option<LastError>,
 }
 
 /// How far the log is from the registry behind a primary.

@@ -282,6 +282,7 @@ fn primary_config(
         log: config::Log::default(),
         store: config::PrimaryStore::default(),
         canary: config::Canary::default(),
+        webhooks: Vec::new(),
         replication: config::PrimaryReplication {
             listen: loopback(0),
             tls: pki.mutual_tls("primary"),

@@ -17,13 +17,12 @@ mod sample;
 pub mod secondary;
 mod traffic;
 mod trust;
+mod webhooks;
 
 use std::{
     fmt,
     future::Future,
-    io::Write as _,
     num::NonZeroU64,
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     pin::Pin,
     time::{Duration, Instant},
@@ -34,6 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::data_dir::DataDir;
 use crate::{
+    auth::write_private,
     blocking,
     config::{self, ConfigError},
     registry::{Collector, Journal, journal::JournalError},
@@ -238,17 +238,5 @@ pub fn check_config(path: &Path) -> Result<Checked, ConfigError> {
 
 /// Writes a file that only its owner may read, whole or not at all.
 fn durable_write(path: &Path, text: &str) -> Result<(), StartError> {
-    let temporary = path.with_extension("new");
-    let written = || {
-        let mut file =
-            std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => std::fs::File::open(parent)?.sync_all(),
-            _ => Ok(()),
-        }
-    };
-    written().map_err(|error: std::io::Error| StartError::new(format!("write {}", path.display()), error))
+    write_private(path, text).map_err(|error| StartError::new("write", error))
 }

@@ -19,6 +19,7 @@ use super::{
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
     store_status,
     traffic::Traffic,
+    webhooks,
 };
 use crate::{
     admin::{Admin, FOLLOWERS_MAX, GatewayAdmin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
@@ -34,6 +35,7 @@ use crate::{
         publisher::Publisher,
         requests::Answerer,
         source::{OwnSource, PrimaryIdentity, Relays, Source},
+        webhooks::{Sources, Webhooks},
         whereabouts::FleetWhereabouts,
     },
     registry::{
@@ -242,7 +244,14 @@ pub async fn start(
         rules: callers.rules,
         clock: Arc::clone(&clock),
     };
-    let about = Own { cluster, traffic, location: config.location.status() };
+    let sources = Sources {
+        cluster: cluster.clone(),
+        log: journal.log().clone(),
+        fleet: fleet.clone(),
+        clock: Arc::clone(&clock),
+    };
+    let webhooks = webhooks::start(&config.webhooks, &sources, &data_dir, &metrics, &shutdown)?;
+    let about = Own { cluster, traffic, location: config.location.status(), webhooks };
     let status = status(about, &journal, &store, fleet, (&clock, gateway.as_ref(), callers.alarm));
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
@@ -331,10 +340,11 @@ struct Own {
     cluster: String,
     traffic: Traffic,
     location: Location,
+    webhooks: Webhooks,
 }
 
 fn status(
-    Own { cluster, traffic, location }: Own,
+    Own { cluster, traffic, location, webhooks }: Own,
     journal: &Journal,
     store: &Store,
     fleet: Fleet,
@@ -357,6 +367,7 @@ fn status(
             alarm: super::able(&journal).err(),
             auth_alarm: auth_alarm.reason(),
             gateway: gateway.as_deref().map(Registry::status),
+            webhooks: webhooks.status(),
             traffic: traffic.read(),
             location,
             sites,

@@ -25,7 +25,10 @@ impl FileError {
 }
 
 /// The file's text; `None` when there is no such file.
-pub(super) fn read_text(path: &Path) -> Result<Option<String>, FileError> {
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn read_text(path: &Path) -> Result<Option<String>, FileError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -35,7 +38,10 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>, FileError> {
 
 /// Writes the file with mode 0600: a temporary file beside it, fsync, rename, fsync of the
 /// directory. A reader sees the old text or the new one.
-pub(super) fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_private(path: &Path, text: &str) -> Result<(), FileError> {
     replace(path, text, 0o600)
 }
 

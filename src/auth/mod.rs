@@ -38,7 +38,7 @@ pub use authenticator::{Authenticator, Demand, FindKey, Refused, Wanted};
 pub use authority::{Authority, AuthorityError, Identity, NodeIdentity, site_of};
 pub use challenge::{Authorization, BasicChallenge, Challenge, ChallengeError};
 pub use delegated::{Judge, JudgeError, Judged, Remembering, Unjudged, Verdicts, WRONG_PER_MINUTE};
-pub use files::FileError;
+pub use files::{FileError, read_text, write_private};
 pub use issuer_keys::{IssuerKeys, IssuerKeysError};
 pub use keys::{KeysError, PrimaryKeys};
 pub use password::PasswordError;

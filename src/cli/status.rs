@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use time::format_description::well_known::Rfc3339;
 
 use super::{admin::AdminAddress, bytes, say};
-use crate::status::{CanaryStatus, GatewayStatus, SiteStatus, Status as NodeStatus};
+use crate::status::{CanaryStatus, GatewayStatus, SiteStatus, Status as NodeStatus, WebhookStatus};
 
 /// An admin listener that does not answer within this is treated as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,6 +78,16 @@ fn alarm(alarm: Option<&String>) -> String {
     alarm.map(|alarm| format!("\nALARM: {alarm}")).unwrap_or_default()
 }
 
+/// Webhooks that do not take what they are told.
+fn refused(webhooks: &[WebhookStatus]) -> String {
+    let failing = webhooks.iter().filter(|webhook| webhook.retrying > 0);
+    let line = |webhook: &WebhookStatus| {
+        let why = webhook.last_error.as_ref().map_or("", |error| &error.text);
+        format!("\nwebhook {} does not take what it is told: {why}", webhook.name)
+    };
+    failing.map(line).collect()
+}
+
 /// How far the log is from the registry behind a primary.
 fn behind(gateway: Option<&GatewayStatus>) -> String {
     let Some(gateway) = gateway else { return String::new() };
@@ -117,6 +127,7 @@ fn render(page: &str) -> anyhow::Result<String> {
                 primary.store.blobs,
             ),
             behind(primary.gateway.as_deref())
+                + &refused(&primary.webhooks)
                 + &alarm(primary.alarm.as_ref())
                 + &alarm(primary.auth_alarm.as_ref()),
             primary.sites.iter().collect::<Vec<_>>(),

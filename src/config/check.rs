@@ -9,7 +9,7 @@ use outport_proto::frame::HOPS_MAX;
 
 use super::{
     Admin, Auth, ConfigError, JwksPlace, Location, Log, Primary, PrimaryReplication, PushMode, Secondary,
-    Telemetry, Tls,
+    Telemetry, Tls, Webhook,
 };
 use crate::{
     auth::{AccessRules, IssuerKeys, IssuerKeysError},
@@ -34,6 +34,8 @@ impl Primary {
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
         check_relays(path, &self.replication)?;
         self.check_gateway(path)?;
+        let sites = self.replication.sites.iter().chain(self.replication.relays.values().flatten());
+        Webhook::check(&self.webhooks, &sites.collect(), path)?;
         check_auth(path, &self.auth)?;
         Ok(())
     }
@@ -319,7 +321,7 @@ fn check_log(path: &Path, log: &Log) -> Result<(), ConfigError> {
 
 const RETAIN_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
-fn check_files(path: &Path, key: &str, files: &[&std::path::PathBuf]) -> Result<(), ConfigError> {
+pub(super) fn check_files(path: &Path, key: &str, files: &[&std::path::PathBuf]) -> Result<(), ConfigError> {
     for file in files {
         std::fs::File::open(file)
             .map_err(|error| ConfigError::of_key(path, key, format!("{}: {error}", file.display())))?;

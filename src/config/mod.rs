@@ -10,6 +10,7 @@ mod check;
 mod gateway;
 mod load;
 mod value;
+mod webhook;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -21,6 +22,7 @@ pub use auth::{Auth, DelegatedAuth, JwksPlace, OutportAuth, TokenAuth};
 pub use gateway::{Gateway, Notifications, Reconcile};
 pub use load::{ConfigError, load, load_with_environment};
 pub use value::{ByteSize, HostPort, HttpUrl, PublicUrl};
+pub use webhook::Webhook;
 
 use crate::{
     fetch::quic::Congestion,
@@ -50,6 +52,9 @@ pub struct Primary {
     /// A tiny image that shows how long an image takes to each site.
     #[serde(default)]
     pub canary: Canary,
+    /// Who is told what becomes of images at each site.
+    #[serde(default)]
+    pub webhooks: Vec<Webhook>,
     /// The log's way to the secondaries.
     pub replication: PrimaryReplication,
     /// Where it stands, for maps.

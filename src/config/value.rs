@@ -54,6 +54,17 @@ impl HttpUrl {
     }
 }
 
+impl HttpUrl {
+    /// Whether what goes there can be read by others: plain HTTP to another machine.
+    pub fn is_readable_on_the_way(&self) -> bool {
+        let uri: http::Uri = self.0.parse().unwrap_or_default();
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let is_here = host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        uri.scheme_str() != Some("https") && !is_here
+    }
+}
+
 impl FromStr for HttpUrl {
     type Err = InvalidValue;
 

@@ -1,4 +1,4 @@
-//! The publishing half of replication: the primary's, and that of a site that relays.
+//! The publishing half of replication: the primary's, and that of a site that relays; and who else is told.
 
 pub mod above;
 pub mod fleet;
@@ -6,4 +6,5 @@ pub mod log_stream;
 pub mod publisher;
 pub mod requests;
 pub mod source;
+pub mod webhooks;
 pub mod whereabouts;

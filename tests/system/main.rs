@@ -39,6 +39,7 @@ mod store;
 mod support;
 mod traces;
 mod verify;
+mod webhooks;
 mod whereabouts;
 #[path = "../support/wire.rs"]
 mod wire;

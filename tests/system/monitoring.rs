@@ -47,7 +47,18 @@ fn scraped(nodes: &[&Node]) -> BTreeSet<String> {
 
 #[test]
 fn alerts_and_dashboards_name_only_what_nodes_show() {
-    let options = Options { sites: vec!["mumbai"], registry: Some(Lets::Anybody), ..Options::default() };
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    fs::write(secret.path(), "secret").unwrap();
+    let webhook = format!(
+        "[[webhooks]]\nname = 'ci'\nurl = 'http://127.0.0.1:9/'\nsecret_file = '{}'\n",
+        secret.path().display()
+    );
+    let options = Options {
+        sites: vec!["mumbai"],
+        registry: Some(Lets::Anybody),
+        primary_toml: webhook,
+        ..Options::default()
+    };
     let cluster = Cluster::start(options);
     let shown = scraped(&[&cluster.primary, &cluster.sites[0]]);
     for file in ["prometheus/alerts.yaml", "grafana/outport.json"] {

@@ -36,7 +36,7 @@ fn the_rules_of_the_example_are_valid_and_one_that_never_decides_is_pointed_out(
     let home = Home::new();
     let uncommented = |text: String| {
         let keys =
-            ["[[", "repository", "platforms =", "semver =", "keep =", "priority =", "hours", "utc_offset"];
+            ["[[", "repository", "platforms =", "semver =", "keep = \"", "priority =", "hours", "utc_offset"];
         let is_rule = |line: &str| {
             keys.iter().any(|key| line.starts_with(key))
                 || line == "staleness_bound_ms = 500"

@@ -4,6 +4,7 @@ use std::{fmt::Display, time::Duration};
 
 use super::{StartError, data_dir::DataDir, durable_write, otlp};
 use crate::{
+    auth::read_text,
     blocking, config,
     telemetry::{
         Metrics,
@@ -50,16 +51,13 @@ pub(super) fn tell_rules(audit: &Audit, data_dir: &DataDir, rules: impl Display)
     if !audit.is_kept() {
         return Ok(());
     }
-    let rules = rules.to_string();
-    let mut is_first = false;
-    let before = data_dir.remembered(RULES, || {
-        is_first = true;
-        Ok(rules.clone())
-    })?;
-    if before == rules.trim() && !is_first {
+    let (rules, file) = (rules.to_string(), data_dir.join(RULES));
+    let before =
+        read_text(&file).map_err(|error| StartError::new("read the rules of the last start", error))?;
+    if before.as_deref() == Some(&rules) {
         return Ok(());
     }
-    durable_write(&data_dir.join(RULES), &rules)?;
+    durable_write(&file, &rules)?;
     if let Some(record) = audit.record(Kind::Policy, None) {
         audit.tell(Record { detail: Some(rules), ..record });
     }

@@ -33,7 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::data_dir::DataDir;
 use crate::{
-    auth::write_private,
+    auth::{authority::load_certificates, tls, write_private},
     blocking,
     config::{self, ConfigError},
     registry::{Collector, Journal, journal::JournalError},
@@ -201,6 +201,17 @@ fn system_authorities() -> Vec<CertificateDer<'static>> {
         tracing::warn!(%error, "some of the system's certificate authorities cannot be read");
     }
     found.certs
+}
+
+/// A client for HTTPS that believes what leads to the authorities of a file, or without one to the system's.
+fn https_client(
+    authorities: Option<&Path>,
+) -> Result<rustls::ClientConfig, Box<dyn std::error::Error + Send + Sync>> {
+    let authorities = match authorities {
+        Some(file) => load_certificates(file)?,
+        None => system_authorities(),
+    };
+    Ok(tls::https_client(&authorities)?)
 }
 
 fn store_status(store: &Store) -> StoreStatus {

@@ -27,7 +27,6 @@ use tokio::runtime::Handle;
 
 use super::StartError;
 use crate::{
-    auth::{authority::load_certificates, tls},
     blocking,
     config::{Otlp, OtlpProtocol},
     fetch::client::{self, http_client},
@@ -150,21 +149,15 @@ fn grpc_tls(otlp: &Otlp) -> Result<Option<ClientTlsConfig>, Failed> {
 }
 
 fn over_http<B: WithExportConfig + WithHttpConfig>(builder: B, otlp: &Otlp, path: &str) -> Result<B, Failed> {
-    let client =
-        Client { client: http_client(&https_client(otlp)?, CONNECT_TIMEOUT, 1), runtime: Handle::current() };
+    let client = Client {
+        client: http_client(&super::https_client(otlp.authorities.as_deref())?, CONNECT_TIMEOUT, 1),
+        runtime: Handle::current(),
+    };
     Ok(builder
         .with_shared_http_client(Arc::new(client))
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(url(otlp, path))
         .with_timeout(EXPORT_TIMEOUT))
-}
-
-fn https_client(otlp: &Otlp) -> Result<rustls::ClientConfig, Failed> {
-    let authorities = match &otlp.authorities {
-        Some(file) => load_certificates(file)?,
-        None => super::system_authorities(),
-    };
-    Ok(tls::https_client(&authorities)?)
 }
 
 fn url(otlp: &Otlp, path: &str) -> String {

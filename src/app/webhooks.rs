@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use super::{StartError, data_dir::DataDir};
 use crate::{
-    auth::{authority::load_certificates, tls},
     config,
     primary::webhooks::{Secret, Sources, Target, WebhookOptions, Webhooks},
     shutdown::Shutdown,
@@ -36,11 +35,8 @@ fn options(webhook: &config::Webhook) -> Result<WebhookOptions, StartError> {
     let secret = std::fs::read_to_string(&webhook.secret_file);
     let secret = secret.map_err(|error| failed("secret_file", error.into()))?;
     let secret = Secret::new(&secret).ok_or_else(|| failed("secret_file", "it is empty".into()))?;
-    let authorities = match &webhook.authorities {
-        Some(file) => load_certificates(file).map_err(|error| failed("authorities", error.into()))?,
-        None => super::system_authorities(),
-    };
-    let tls = tls::https_client(&authorities).map_err(|error| failed("authorities", error.into()))?;
+    let tls = super::https_client(webhook.authorities.as_deref());
+    let tls = tls.map_err(|error| failed("authorities", error))?;
     let url = webhook.url.as_str().parse();
     let url = url.map_err(|error: http::uri::InvalidUri| failed("url", error.into()))?;
     Ok(WebhookOptions {

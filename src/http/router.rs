@@ -117,7 +117,7 @@ impl Api {
         let name = parsed.as_ref().map_or("none", Action::name);
         let span = self.tracing.asked(name, trace::Asked::ByClient, asked.traceparent());
         let ((response, action, denied), notes) = {
-            let mut work = pin!(audit::noting(span.within(async {
+            let mut work = pin!(self.audit.noting(span.within(async {
                 let (action, result) = match parsed {
                     Err(error) => (None, Err(error.into())),
                     Ok(action) => {

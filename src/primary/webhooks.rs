@@ -107,13 +107,13 @@ impl Webhooks {
                 |site: &&SiteName| webhook.sites.as_ref().is_none_or(|sites| sites.contains(*site));
             sites.iter().filter(is_wanted).cloned().collect::<Vec<_>>()
         };
+        let webhooks: Vec<_> = webhooks.into_iter().map(|webhook| (told(&webhook), webhook)).collect();
         let all = webhooks
             .iter()
-            .flat_map(|webhook| told(webhook).into_iter().map(|site| (webhook.name.clone(), site)));
+            .flat_map(|(sites, webhook)| sites.iter().map(|site| (webhook.name.clone(), site.clone())));
         let marks = Marks::open(file, all.collect(), sources.log.head())?;
         let mut receivers = Vec::new();
-        for webhook in webhooks {
-            let sites = told(&webhook);
+        for (sites, webhook) in webhooks {
             let receiver = Arc::new(Receiver::new(
                 webhook.name.clone(),
                 webhook.target.clone(),
@@ -246,24 +246,23 @@ impl Teller {
 
     /// Tells that the site is behind, and that it is back. What changed twice meanwhile is not told.
     async fn tell_state(&self) {
-        let mut bad_since: Option<Instant> = None;
+        let mut silent_since: Option<Instant> = None;
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             let Some(status) = self.status().await else { continue };
             let told_behind = self.marks.get(&self.webhook.name, &self.site).behind;
-            let is_behind = match standing(&status, self.webhook.behind_after) {
+            let standing = standing(&status, self.webhook.behind_after);
+            silent_since = silent_since.filter(|_| standing == Standing::Silent);
+            let is_behind = match standing {
                 Standing::Late => true,
                 Standing::Silent => {
                     // The primary itself may just have come back.
-                    let since = *bad_since.get_or_insert_with(Instant::now);
+                    let since = *silent_since.get_or_insert_with(Instant::now);
                     told_behind || since.elapsed() >= self.webhook.behind_after
                 }
                 Standing::Catching => told_behind,
                 Standing::Good => false,
             };
-            if !matches!(standing(&status, self.webhook.behind_after), Standing::Silent) {
-                bad_since = None;
-            }
             if is_behind == told_behind {
                 continue;
             }

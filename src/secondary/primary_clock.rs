@@ -34,6 +34,12 @@ struct Sample {
     rtt_micros: i64,
 }
 
+impl Sample {
+    fn error_micros(&self) -> u64 {
+        self.rtt_micros.unsigned_abs().div_ceil(2)
+    }
+}
+
 impl PrimaryClock {
     /// A heartbeat that was sent at `primary` arrived when the local clock's [`Clock::latest`] read `latest`, over a
     /// path with that round trip; `forward` is by how much the local wall clock was set forward so far. All
@@ -60,16 +66,17 @@ impl PrimaryClock {
 
     /// By how much [`PrimaryClock::ahead_micros`] is expected to be too much: half a round trip.
     pub fn error_micros(&self) -> u64 {
-        self.samples.iter().max().map_or(0, |sample| sample.rtt_micros.unsigned_abs().div_ceil(2))
+        self.samples.iter().max().map_or(0, Sample::error_micros)
     }
 
     /// How far the local wall clock is ahead of the primary's, now that it reads `now` and the clock's latest
     /// reading is `latest`. The heartbeat travelled for between none and all of the round trip.
     pub fn offset(&self, now: Timestamp, latest: Duration) -> Option<ClockOffset> {
-        let Sample { ahead_micros, rtt_micros } = *self.samples.iter().max()?;
+        let best = self.samples.iter().max()?;
+        let Sample { ahead_micros, rtt_micros } = *best;
         let primary = i128::try_from(latest.as_micros()).ok()? + i128::from(ahead_micros - rtt_micros / 2);
         let ahead_micros = i64::try_from(i128::from(now.as_micros()) - primary).ok()?;
-        Some(ClockOffset { ahead_micros, error_micros: rtt_micros.unsigned_abs().div_ceil(2) })
+        Some(ClockOffset { ahead_micros, error_micros: best.error_micros() })
     }
 
     /// Who held this machine set its wall clock forward, and then heartbeats from before are right as ever; or

@@ -2,7 +2,7 @@
 //!
 //! Whoever answers a request makes a [`Record`] and hands it in ([`Audit::tell`]); a thread of its own writes
 //! them. Nothing waits for it: when it does not keep up, records are dropped and counted. What is found out
-//! deep below about the request under way is noted there ([`note`]) and read at the top ([`noting`]).
+//! deep below about the request under way is noted there ([`note`]) and read at the top ([`Audit::noting`]).
 //!
 //! The shape of a line is documented in `deploy/audit.schema.json`.
 
@@ -82,26 +82,22 @@ pub struct Notes {
 }
 
 tokio::task_local! {
-    static NOTES: RefCell<Notes>;
-}
-
-/// Does `work`; [`noted`] tells what it noted.
-pub fn noting<F: Future>(work: F) -> Noting<F> {
-    NOTES.scope(RefCell::default(), work)
+    /// `None` while nobody reads them.
+    static NOTES: RefCell<Option<Notes>>;
 }
 
 /// What was noted meanwhile, once.
 pub fn noted<F: Future>(noting: Pin<&mut Noting<F>>) -> Notes {
-    noting.take_value().map(RefCell::into_inner).unwrap_or_default()
+    noting.take_value().and_then(RefCell::into_inner).unwrap_or_default()
 }
 
 /// A future whose notes are kept.
-pub type Noting<F> = TaskLocalFuture<RefCell<Notes>, F>;
+pub type Noting<F> = TaskLocalFuture<RefCell<Option<Notes>>, F>;
 
 /// Notes something about the request that is under way, if anybody reads that.
 pub fn note(what: impl FnOnce(&mut Notes)) {
     // Nobody notes anything while something is noted.
-    let _ = NOTES.try_with(|notes| notes.try_borrow_mut().map(|mut notes| what(&mut notes)));
+    let _ = NOTES.try_with(|notes| notes.try_borrow_mut().map(|mut notes| notes.as_mut().map(what)));
 }
 
 impl Audit {
@@ -122,6 +118,11 @@ impl Audit {
     /// Whether anything is kept: what is costly to find out is found out only then.
     pub const fn is_kept(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Does `work`; [`noted`] tells what it noted, if that is kept.
+    pub fn noting<F: Future>(&self, work: F) -> Noting<F> {
+        NOTES.scope(RefCell::new(self.is_kept().then(Notes::default)), work)
     }
 
     /// A record of what happens now.

@@ -23,10 +23,8 @@ pub fn cost() -> Vec<Figure> {
     const ROUND: Duration = Duration::from_secs(2);
     load::pin();
     let collector = Collector::start();
-    let watched = format!(
-        "[audit]\nfile = '{{data}}/audit.log'\n[telemetry.otlp]\nendpoint = 'http://{}'\ntrace_ratio = 0.01\n",
-        collector.grpc
-    );
+    let watched =
+        format!("[audit]\nfile = '{{data}}/audit.log'\n{}", collector.by_grpc("trace_ratio = 0.01"));
     let cluster = Cluster::start(Options {
         sites: vec!["plain", "watched"],
         core: Some(load::SERVER_CORE),

@@ -196,15 +196,10 @@ fn no_line_is_lost_over_stops_and_rotation_and_new_rules_are_told_once() {
 #[test]
 fn a_collector_takes_it_as_well() {
     let collector = Collector::start();
-    let otlp = |endpoint, protocol| {
-        format!(
-            "[audit]\notlp = true\n[telemetry.otlp]\nendpoint = 'http://{endpoint}'\nprotocol = '{protocol}'\n"
-        )
-    };
     let cluster = Cluster::start(Options {
         sites: vec!["mumbai"],
-        primary_toml: otlp(collector.http, "http"),
-        site_toml: otlp(collector.grpc, "grpc"),
+        primary_toml: format!("[audit]\notlp = true\n{}", collector.by_http("")),
+        site_toml: format!("[audit]\notlp = true\n{}", collector.by_grpc("")),
         ..Options::default()
     });
     let session = Session::user(&cluster, &cluster.primary, &[REPO]);

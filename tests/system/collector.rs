@@ -37,8 +37,8 @@ use tonic::codegen::Service as _;
 
 /// It runs until it is dropped.
 pub struct Collector {
-    pub grpc: SocketAddr,
-    pub http: SocketAddr,
+    grpc: SocketAddr,
+    http: SocketAddr,
     taken: Taken,
     _runtime: Runtime,
 }
@@ -137,6 +137,10 @@ impl Taken {
     }
 }
 
+fn toml(endpoint: SocketAddr, protocol: &str, more: &str) -> String {
+    format!("\n[telemetry.otlp]\nendpoint = 'http://{endpoint}'\nprotocol = '{protocol}'\n{more}\n")
+}
+
 fn decoded<T: Message + Default>(body: Bytes) -> T {
     T::decode(body).unwrap()
 }
@@ -205,6 +209,16 @@ impl Collector {
             addresses
         });
         Self { grpc, http, taken, _runtime: runtime }
+    }
+
+    /// The configuration of a node that sends to it over gRPC, with `more` of that section.
+    pub fn by_grpc(&self, more: &str) -> String {
+        toml(self.grpc, "grpc", more)
+    }
+
+    /// The same over HTTP.
+    pub fn by_http(&self, more: &str) -> String {
+        toml(self.http, "http", more)
     }
 
     /// What came so far.

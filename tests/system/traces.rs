@@ -1,7 +1,7 @@
 //! One pull is one trace, and so is a push with all that follows from it, as a collector gets to see
 //! them: a real one for both ways that OTLP travels.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::collections::BTreeSet;
 
 use opentelemetry_proto::tonic::{
     metrics::v1::{Metric, metric, number_data_point},
@@ -69,15 +69,11 @@ fn has(spans: &[Sent<Span>], site: &str, name: &str) -> bool {
 }
 
 fn cluster(collector: &Collector) -> Cluster {
-    let otlp = |endpoint: SocketAddr, protocol: &str| {
-        format!(
-            "\n[telemetry.otlp]\nendpoint = 'http://{endpoint}'\nprotocol = '{protocol}'\ntrace_ratio = 0.0\n"
-        )
-    };
     Cluster::start(Options {
         sites: vec!["mumbai"],
-        primary_toml: otlp(collector.http, "http"),
-        site_toml: otlp(collector.grpc, "grpc") + "\n[[policy]]\nrepository = \"**\"\nkeep = \"lazy\"\n",
+        primary_toml: collector.by_http("trace_ratio = 0.0"),
+        site_toml: collector.by_grpc("trace_ratio = 0.0")
+            + "\n[[policy]]\nrepository = \"**\"\nkeep = \"lazy\"\n",
         ..Options::default()
     })
 }
@@ -168,15 +164,10 @@ fn a_push_through_a_site_is_one_trace_and_what_sites_make_of_it_is_linked() {
 #[test]
 fn a_collector_is_sent_what_scrapers_see() {
     let collector = Collector::start();
-    let otlp = |endpoint: SocketAddr, protocol: &str| {
-        format!(
-            "\n[telemetry.otlp]\nendpoint = 'http://{endpoint}'\nprotocol = '{protocol}'\nmetrics_seconds = 1\n"
-        )
-    };
     let cluster = Cluster::start(Options {
         sites: vec!["mumbai"],
-        primary_toml: otlp(collector.http, "http"),
-        site_toml: otlp(collector.grpc, "grpc"),
+        primary_toml: collector.by_http("metrics_seconds = 1"),
+        site_toml: collector.by_grpc("metrics_seconds = 1"),
         ..Options::default()
     });
     let session = Session::user(&cluster, &cluster.primary, &["team/app"]);

@@ -20,7 +20,7 @@ use tonic::{
 
 use super::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, EXPORT_TIMEOUT, Failed, attributes, exposition};
 use crate::{
-    app::StartError,
+    app::{StartError, https_client},
     config::{Otlp, OtlpProtocol},
     fetch::client::{HttpClient, http_client},
     shutdown::Shutdown,
@@ -93,7 +93,7 @@ impl Way {
                 for (name, value) in headers {
                     all.push((name.parse()?, value?.parse()?));
                 }
-                let client = http_client(&super::https_client(otlp)?, CONNECT_TIMEOUT, 1);
+                let client = http_client(&https_client(otlp.authorities.as_deref())?, CONNECT_TIMEOUT, 1);
                 Self::Http(client, super::url(otlp, "/v1/metrics"), all)
             }
         })

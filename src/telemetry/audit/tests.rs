@@ -48,7 +48,7 @@ fn lines(path: &std::path::Path) -> Vec<Value> {
 async fn what_is_noted_deep_below_stands_in_the_line() {
     let (sent, received) = mpsc::channel();
     let (audit, _) = kept(Wire(sent));
-    let mut work = std::pin::pin!(noting(async {
+    let mut work = std::pin::pin!(audit.noting(async {
         note(|notes| notes.subject = Some("ana".into()));
         tokio::task::yield_now().await;
         note(|notes| notes.rule = Some("3a"));

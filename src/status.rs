@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use outport_proto::frame::{Canary, SiteDetail};
+use outport_proto::frame::{Canary, Fill, MissingBlobs, SiteDetail};
 use serde::{Deserialize, Serialize};
 
 /// What `/v1/status` answers, by role.
@@ -228,6 +228,67 @@ pub struct SiteStatus {
     /// How long the primary's canary takes to here; `null` when there is none.
     #[serde(default)]
     pub canary: Option<CanaryStatus>,
+    /// Repositories with blobs still to be copied, those with the most bytes first; at most 8.
+    #[serde(default)]
+    pub missing_repos: Vec<MissingRepo>,
+    /// Blobs on their way here, those that have come furthest first; at most 8.
+    #[serde(default)]
+    pub fills: Vec<FillStatus>,
+}
+
+/// What a repository lacks at a site.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingRepo {
+    /// The repository.
+    pub repo: String,
+    /// Blobs.
+    pub blobs: u64,
+    /// Their size.
+    pub bytes: u64,
+}
+
+impl From<&MissingBlobs> for MissingRepo {
+    fn from(MissingBlobs { repo, blobs, bytes }: &MissingBlobs) -> Self {
+        Self { repo: repo.to_string(), blobs: *blobs, bytes: *bytes }
+    }
+}
+
+/// A blob on its way to a site.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillStatus {
+    /// A repository in whose name it is fetched.
+    pub repo: String,
+    /// The blob.
+    pub digest: String,
+    /// Bytes that have come.
+    pub received_bytes: u64,
+    /// Its size; `null` when it is not known yet.
+    pub size_bytes: Option<u64>,
+}
+
+impl From<&Fill> for FillStatus {
+    fn from(Fill { repo, digest, received_bytes, size_bytes }: &Fill) -> Self {
+        Self {
+            repo: repo.to_string(),
+            digest: digest.to_string(),
+            received_bytes: *received_bytes,
+            size_bytes: *size_bytes,
+        }
+    }
+}
+
+impl Traffic {
+    /// Pulls answered from the disk, with what was fetched for them, with a "no", and not at all.
+    pub fn pulls_by_kind(&self) -> [u64; 4] {
+        let kinds: [&[&str]; 4] = [
+            &["local", "waited", "stale"],
+            &["revalidated", "filled", "joined"],
+            &["not_found", "denied"],
+            &["unavailable"],
+        ];
+        let count = |result: &&str| self.pulls.get(*result).copied().unwrap_or_default();
+        kinds.map(|results| results.iter().map(count).sum())
+    }
 }
 
 impl From<&SiteDetail> for Traffic {
@@ -255,6 +316,8 @@ impl SiteStatus {
         self.clock_offset_seconds = detail.clock.map(|clock| clock.ahead_micros as f64 / 1e6);
         self.clock_offset_error_seconds = detail.clock.map(|clock| seconds(clock.error_micros));
         self.canary = detail.canary.as_ref().map(CanaryStatus::from);
+        self.missing_repos = detail.missing.iter().map(MissingRepo::from).collect();
+        self.fills = detail.fills.iter().map(FillStatus::from).collect();
         self.last_error = detail
             .last_error
             .as_ref()

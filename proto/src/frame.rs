@@ -26,6 +26,10 @@ pub const BEHIND_MAX: usize = 64;
 
 /// Most sites that one [`FromSecondary::Details`] is about.
 pub const DETAILS_MAX: usize = 64;
+/// Repositories with missing blobs in a [`SiteDetail`].
+pub const MISSING_REPOS_MAX: usize = 8;
+/// Fills in a [`SiteDetail`].
+pub const FILLS_MAX: usize = 8;
 
 /// The protocol version from which on either end may tell of traces.
 pub const TRACES_SINCE: u16 = 2;
@@ -311,6 +315,35 @@ pub struct SiteDetail {
     pub location: Option<(i32, i32)>,
     /// How the primary's canary does there; `None` without one.
     pub canary: Option<Canary>,
+    /// Repositories with blobs still to be copied, those with the most bytes first; at most
+    /// [`MISSING_REPOS_MAX`].
+    pub missing: Vec<MissingBlobs>,
+    /// Blobs that are on their way there; at most [`FILLS_MAX`].
+    pub fills: Vec<Fill>,
+}
+
+/// What a repository lacks at a site.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct MissingBlobs {
+    /// The repository.
+    pub repo: RepoName,
+    /// Blobs.
+    pub blobs: u64,
+    /// Their size.
+    pub bytes: u64,
+}
+
+/// A blob that a site is bringing.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Fill {
+    /// A repository in whose name it is fetched.
+    pub repo: RepoName,
+    /// The blob.
+    pub digest: Digest,
+    /// Bytes that have come.
+    pub received_bytes: u64,
+    /// Its size; `None` when it is not known yet.
+    pub size_bytes: Option<u64>,
 }
 
 /// How long the newest canary took to a site.

@@ -3,7 +3,10 @@
 use crate::watch;
 use std::{sync::Arc, time::Duration};
 
-use outport_proto::{Digest, Offset, frame::ALPN};
+use outport_proto::{
+    Digest, Offset,
+    frame::{ALPN, FILLS_MAX, MISSING_REPOS_MAX},
+};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
@@ -41,7 +44,8 @@ use crate::{
         verification::IsFault,
     },
     secondary::{
-        detail::{About, CanarySource},
+        complete::Lacking,
+        detail::{About, CanarySource, FillsSource},
         dial::Dialer,
         downstream::{Downstream, PassedOn},
         memory::Memory,
@@ -54,7 +58,7 @@ use crate::{
         whereabouts::OwnWhereabouts,
     },
     shutdown::Shutdown,
-    status::{CanaryStatus, SiteState, Status, StatusSource},
+    status::{CanaryStatus, FillStatus, MissingRepo, SiteState, Status, StatusSource},
     store::{Rank, Ranks, Store, StoreOptions},
     telemetry::{Metrics, audit::Audit},
 };
@@ -193,7 +197,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights.clone(),
         PrefetchOptions::default(),
     );
+    let lacking = prefetch.lacking();
     let should_be_here = should_be_here(&store, ranks, &progress, &journal);
+    let fills = fills_source(&flights);
     let downstream = Downstream::default();
     pull.follow(&journal, &shutdown);
     let on_identity = trust.clone();
@@ -222,6 +228,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
                 location: config.location.status(),
                 propagation: metrics.register(PropagationMetrics::new),
                 canary: Some(canary_source(&canary)),
+                lacking: lacking.clone(),
+                fills: Some(Arc::clone(&fills)),
                 behind: relay.as_ref().map(Relay::details),
             },
         },
@@ -282,7 +290,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             own_realm: own_realm(config),
         })),
     };
-    let status = status(&view, &store, followers, (traffic, canary_source(&canary)));
+    let status = status(&view, &store, followers, (traffic, canary_source(&canary)), (lacking, fills));
     shutdown.spawn(canary.run(shutdown.clone()));
     shutdown.spawn(subscription.run(shutdown.clone()));
     shutdown.spawn(prefetch.run(shutdown.clone()));
@@ -461,15 +469,23 @@ fn status(
     store: &Store,
     followers: Option<Followers>,
     (traffic, canary): (Traffic, CanarySource),
+    (lacking, fills): (Lacking, FillsSource),
 ) -> StatusSource {
     let (view, store) = (view.clone(), store.clone());
     Arc::new(move || {
         let mut own = view.status(store_status(&store));
         own.traffic = traffic.read();
         own.canary = canary().as_ref().map(CanaryStatus::from);
+        own.missing_repos = lacking.most(MISSING_REPOS_MAX).iter().map(MissingRepo::from).collect();
+        own.fills = fills().iter().map(FillStatus::from).collect();
         own.sites = followers.as_ref().map(|followers| followers.statuses(&own)).unwrap_or_default();
         Status::Secondary(Box::new(own))
     })
+}
+
+fn fills_source(flights: &Flights) -> FillsSource {
+    let flights = flights.clone();
+    Arc::new(move || flights.fills(FILLS_MAX))
 }
 
 fn canary_source(canary: &Watcher) -> CanarySource {

@@ -26,13 +26,14 @@ mod resuming;
 mod task;
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use outport_proto::{Digest, RepoName};
+use outport_proto::{Digest, RepoName, frame::Fill};
 use tokio::sync::Semaphore;
 
 use super::{Upstream, UpstreamError};
@@ -196,6 +197,15 @@ impl Flights {
     /// Flights in the air or waiting for their turn.
     pub fn in_progress(&self) -> usize {
         self.node.flying().len()
+    }
+
+    /// Those of them in the air, the furthest first; at most `fills_max`.
+    pub fn fills(&self, fills_max: usize) -> Vec<Fill> {
+        let flying: Vec<_> = self.node.flying().values().cloned().collect();
+        let mut fills: Vec<_> = flying.iter().filter_map(|shared| shared.fill()).collect();
+        fills.sort_unstable_by_key(|fill| (Reverse(fill.received_bytes), fill.digest));
+        fills.truncate(fills_max);
+        fills
     }
 
     fn board(&self, repo: &RepoName, digest: &Digest, linked: Linked, purpose: Purpose) -> Flight {

@@ -9,7 +9,7 @@ use std::{
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::{Ack, Behind, BehindLink, LAG_UNKNOWN_MICROS, SiteDetail},
+    frame::{Ack, Behind, BehindLink, FILLS_MAX, LAG_UNKNOWN_MICROS, MISSING_REPOS_MAX, SiteDetail},
 };
 
 use super::source::Relays;
@@ -149,6 +149,8 @@ impl Fleet {
             let is_its_own = detail.site == *site || row.via.first() == Some(site);
             if is_its_own && row.session.as_ref().is_some_and(|session| session.id == id) {
                 detail.pulls.truncate(RESULTS_MAX);
+                detail.missing.truncate(MISSING_REPOS_MAX);
+                detail.fills.truncate(FILLS_MAX);
                 detail.pulls.iter_mut().for_each(|(result, _)| cut(result));
                 let canary = detail.canary.as_mut().and_then(|canary| canary.error.as_mut());
                 detail.last_error.as_mut().map(|(text, _)| text).into_iter().chain(canary).for_each(cut);
@@ -353,8 +355,12 @@ impl Row {
             let age = time_after(offset).map(|time| head.now.since(time)).or(said);
             age.map(|age| age.as_secs_f64())
         };
-        if let Some(canary) = status.canary.as_mut().filter(|_| !live) {
-            canary.lag_seconds = None;
+        if !live {
+            // Nobody knows how these are now.
+            status.fills.clear();
+            if let Some(canary) = &mut status.canary {
+                canary.lag_seconds = None;
+            }
         }
         let seq = |offset: Offset| if offset.epoch == head.offset.epoch { offset.seq } else { 0 };
         let report = &ack.report;
@@ -427,6 +433,8 @@ mod tests {
             last_error: Some(("ä".repeat(TEXT_BYTES_MAX), Timestamp::from_secs(9))),
             location: Some((19_076_000, -72_878_000)),
             canary: None,
+            missing: Vec::new(),
+            fills: Vec::new(),
         }
     }
 

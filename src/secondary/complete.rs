@@ -1,8 +1,12 @@
 //! Which blobs are still to be copied, and up to where in the log none is: pure bookkeeping.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use outport_proto::{Digest, Offset, RepoName};
+use outport_proto::{Digest, Offset, RepoName, frame::MissingBlobs};
 
 /// A blob to copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +21,66 @@ pub(super) struct Want {
     pub(super) priority: i32,
 }
 
+/// What each repository lacks, as a [`Window`] counts it. Cloning gives another handle.
+#[derive(Clone, Debug, Default)]
+pub struct Lacking(Arc<Mutex<BTreeMap<RepoName, Lack>>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Lack {
+    blobs: u64,
+    bytes: u64,
+}
+
+impl Lacking {
+    /// Those that lack the most bytes, the most first.
+    pub fn most(&self, repos_max: usize) -> Vec<MissingBlobs> {
+        let repos = self.lock();
+        let mut most: Vec<_> = repos.iter().map(|(repo, lack)| (Reverse(lack.bytes), repo, lack)).collect();
+        if most.len() > repos_max {
+            most.select_nth_unstable_by_key(repos_max, |(bytes, repo, _)| (*bytes, *repo));
+            most.truncate(repos_max);
+        }
+        most.sort_unstable_by_key(|(bytes, repo, _)| (*bytes, *repo));
+        let told = |(_, repo, lack): (_, &RepoName, &Lack)| MissingBlobs {
+            repo: repo.clone(),
+            blobs: lack.blobs,
+            bytes: lack.bytes,
+        };
+        most.into_iter().map(told).collect()
+    }
+
+    fn add(&self, want: &Want) {
+        let mut repos = self.lock();
+        let lack = repos.entry(want.repo.clone()).or_default();
+        lack.blobs += 1;
+        lack.bytes = lack.bytes.saturating_add(want.size);
+    }
+
+    fn remove(&self, repo: &RepoName, size: u64) {
+        let mut repos = self.lock();
+        let Some(lack) = repos.get_mut(repo) else { return };
+        lack.blobs -= 1;
+        lack.bytes = lack.bytes.saturating_sub(size);
+        if lack.blobs == 0 {
+            repos.remove(repo);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RepoName, Lack>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who waits for a blob.
+#[derive(Debug)]
+struct Waiters {
+    /// Events, the oldest first.
+    events: Vec<Offset>,
+    /// The repository that it counts for.
+    repo: RepoName,
+    size: u64,
+}
+
 /// A place in the queue.
 type Turn = (Reverse<i32>, u64);
 
@@ -29,7 +93,9 @@ pub(super) struct Window {
     /// Events that wait, with how many blobs each waits for.
     waiting: BTreeMap<Offset, usize>,
     /// Who waits for a blob, and whether somebody copies it.
-    missing: BTreeMap<Digest, Vec<Offset>>,
+    missing: BTreeMap<Digest, Waiters>,
+    /// The same by repository.
+    lacking: Lacking,
     /// Blobs to copy, by priority and in the order in which they came.
     queue: BTreeMap<Turn, Want>,
     /// Where each stands in the queue.
@@ -59,6 +125,11 @@ impl Window {
         }
     }
 
+    /// What each repository lacks, from now on.
+    pub(super) fn lacking(&self) -> Lacking {
+        self.lacking.clone()
+    }
+
     /// Blobs known to be missing.
     pub(super) fn missing(&self) -> usize {
         self.missing.len()
@@ -74,7 +145,9 @@ impl Window {
     /// state instead, through [`Window::walked`]. It stays as complete as it is until all are here.
     pub(super) fn begin_walk(&mut self, from: Offset) {
         let held = self.complete();
-        *self = Self::after(from);
+        let lacking = self.lacking.clone();
+        lacking.lock().clear();
+        *self = Self { lacking, ..Self::after(from) };
         self.walk = Some(held);
         self.waiting.insert(held.next(), 1);
     }
@@ -95,10 +168,13 @@ impl Window {
 
     fn wait(&mut self, offset: Offset, wants: Vec<Want>) {
         for want in wants {
-            let waiters = self.missing.entry(want.digest).or_default();
-            let is_new = waiters.is_empty();
-            if waiters.last() != Some(&offset) {
-                waiters.push(offset);
+            let is_new = !self.missing.contains_key(&want.digest);
+            let waiters = self.missing.entry(want.digest).or_insert_with(|| {
+                self.lacking.add(&want);
+                Waiters { events: Vec::new(), repo: want.repo.clone(), size: want.size }
+            });
+            if waiters.events.last() != Some(&offset) {
+                waiters.events.push(offset);
                 *self.waiting.entry(offset).or_default() += 1;
             }
             let turn = self.turns.get(&want.digest).copied();
@@ -126,7 +202,9 @@ impl Window {
 
     /// A taken blob is here, or no longer needed.
     pub(super) fn settled(&mut self, digest: &Digest) {
-        for offset in self.missing.remove(digest).unwrap_or_default() {
+        let Some(waiters) = self.missing.remove(digest) else { return };
+        self.lacking.remove(&waiters.repo, waiters.size);
+        for offset in waiters.events {
             self.release(offset);
         }
     }
@@ -203,6 +281,29 @@ mod tests {
         assert_eq!(window.complete(), at(2), "the walk may find more");
         window.end_walk();
         assert_eq!(window.complete(), at(51));
+    }
+
+    #[test]
+    fn what_is_missing_is_counted_by_repository() {
+        let mut window = Window::after(at(0));
+        let lacking = window.lacking();
+        let of = |repo: &str, name: &str, size| Want { repo: repo.parse().unwrap(), size, ..want(name) };
+        let most = |repos_max| -> Vec<_> {
+            let most = lacking.most(repos_max).into_iter();
+            most.map(|missing| (missing.repo.to_string(), missing.blobs, missing.bytes)).collect()
+        };
+        window.enter(at(1), vec![of("a", "1", 5), of("a", "2", 5), of("b", "3", 30), of("c", "4", 1)]);
+        // Another repository waits for it as well; the blob is missing once.
+        window.enter(at(2), vec![of("c", "3", 30)]);
+        assert_eq!(most(2), [("b".to_owned(), 1, 30), ("a".to_owned(), 2, 10)]);
+        window.settled(&want("1").digest);
+        window.settled(&want("3").digest);
+        window.settled(&want("3").digest);
+        assert_eq!(most(9), [("a".to_owned(), 1, 5), ("c".to_owned(), 1, 1)]);
+        window.begin_walk(at(9));
+        assert_eq!(most(9), []);
+        window.walked(vec![of("b", "3", 30)]);
+        assert_eq!(most(9), [("b".to_owned(), 1, 30)]);
     }
 
     #[test]

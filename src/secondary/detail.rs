@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::{Canary, SiteDetail},
+    frame::{Canary, Fill, MISSING_REPOS_MAX, SiteDetail},
     session::{Progress, Received},
 };
 
 use super::{
+    complete::Lacking,
     eta::Eta,
     propagation::{Propagation, PropagationMetrics},
 };
@@ -23,6 +24,8 @@ const ERROR_BYTES_MAX: usize = 256;
 pub type TrafficSource = Arc<dyn Fn() -> Traffic + Send + Sync>;
 /// Tells how the canary does when asked.
 pub type CanarySource = Arc<dyn Fn() -> Option<Canary> + Send + Sync>;
+/// Tells what is on its way here when asked.
+pub type FillsSource = Arc<dyn Fn() -> Vec<Fill> + Send + Sync>;
 /// Tells what is known of every site behind this one.
 pub type DetailsBehind = Arc<dyn Fn() -> Vec<SiteDetail> + Send + Sync>;
 
@@ -37,6 +40,10 @@ pub struct About {
     pub propagation: PropagationMetrics,
     /// How long the canary takes; `None` when nobody looks.
     pub canary: Option<CanarySource>,
+    /// What repositories lack.
+    pub lacking: Lacking,
+    /// What is on its way.
+    pub fills: Option<FillsSource>,
     /// What is known of the sites behind it; `None` when there can be none.
     pub behind: Option<DetailsBehind>,
 }
@@ -67,6 +74,8 @@ impl Details {
             last_error: None,
             location: microdegrees(about.location),
             canary: None,
+            missing: Vec::new(),
+            fills: Vec::new(),
         };
         let propagation = Propagation::new(about.propagation.clone());
         Self { about, propagation, eta: Eta::default(), own, looked_at: None, told: BTreeMap::new() }
@@ -129,6 +138,8 @@ impl Details {
             upstream_bytes: traffic.upstream_bytes,
             clock,
             canary: self.about.canary.as_ref().and_then(|canary| canary()),
+            missing: self.about.lacking.most(MISSING_REPOS_MAX),
+            fills: self.about.fills.as_ref().map(|fills| fills()).unwrap_or_default(),
             ..self.own.clone()
         };
         let behind = self.about.behind.as_ref().map(|behind| behind()).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! The secondary's half of replication.
 
-mod complete;
+pub mod complete;
 pub mod detail;
 pub mod dial;
 mod divergence;

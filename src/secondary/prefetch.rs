@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    complete::{Want, Window},
+    complete::{Lacking, Want, Window},
     excluded,
     rate::Rate,
 };
@@ -94,6 +94,7 @@ pub struct Prefetch {
     /// What is here came by another policy.
     policy_changed: bool,
     progress: watch::Sender<Progress>,
+    window: Window,
 }
 
 /// An event that was looked at, and what it needs that is not here.
@@ -129,14 +130,20 @@ impl Prefetch {
         let complete = complete.filter(|_| !policy_changed).unwrap_or_default();
         let (progress, receiver) = watch::channel(Progress { complete, ..Progress::default() });
         let source = Source { journal, store, policy };
-        let copier = Self { source, flights, options, path, fingerprint, policy_changed, progress };
+        let window = Window::after(complete);
+        let copier = Self { source, flights, options, path, fingerprint, policy_changed, progress, window };
         (copier, receiver)
     }
 
+    /// What repositories lack, as long as it runs.
+    pub fn lacking(&self) -> Lacking {
+        self.window.lacking()
+    }
+
     /// Copies until shutdown.
-    pub async fn run(self, shutdown: Shutdown) {
+    pub async fn run(mut self, shutdown: Shutdown) {
         let mut run = Run {
-            window: Window::after(self.progress.borrow().complete),
+            window: std::mem::take(&mut self.window),
             copies: JoinSet::new(),
             rate: Rate::default(),
             walk: None,

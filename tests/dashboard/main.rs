@@ -132,6 +132,54 @@ fn the_fleet_is_shown_as_it_is() {
     browser.wait("document.querySelector('#link').className === 'link lost'");
 }
 
+/// The figure of the site page whose title is `title`.
+fn figure(title: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('.chart')].find(of => of.querySelector('h3').textContent === '{title}')"
+    )
+}
+
+#[test]
+fn what_is_on_its_way_to_a_site_is_shown_and_charts_rise_and_fall() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let blob = bytes(20 * 1024 * 1024, 3);
+    let cluster = Cluster::start(Options {
+        sites: vec!["mumbai"],
+        site_toml: "\n[[bandwidth]]\nlimit = '1MiB/s'\n".to_owned(),
+        ..Options::default()
+    });
+    let pusher = Session::user(&cluster, &cluster.primary, &["team/app"]);
+    let browser = Browser::start(1400, 1600);
+    browser.open(&format!("http://{}/#/site/mumbai", cluster.primary.admin()));
+    browser.wait("document.querySelector('#fills tbody')?.textContent === 'none'");
+    pusher.push_image("team/app", "large", &[&blob]);
+
+    browser.wait("document.querySelector('#missing tbody').textContent.startsWith('team/app')");
+    browser.wait("document.querySelector('#fills progress')?.position > 0");
+    let first = browser.evaluate("document.querySelector('#fills progress').position").as_f64().unwrap();
+    browser.wait(&format!("document.querySelector('#fills progress')?.position > {first}"));
+    browser.wait("document.querySelector('#recent tbody').textContent.includes('team/app:large')");
+    let lag = figure("Lag until complete");
+    browser.wait(&format!("{lag}.querySelector('svg').dataset.highest > 1"));
+    accessible(&browser, "on its way");
+    browser.picture("on-its-way");
+
+    browser.wait("document.querySelector('#fills tbody').textContent === 'none'");
+    browser.wait("document.querySelector('#missing tbody').textContent === 'none known'");
+    browser.wait(&format!(
+        "{lag}.querySelector('figcaption .quiet').textContent.startsWith('now 0 s; highest')"
+    ));
+    browser.wait(&format!("{}.querySelector('svg').dataset.highest > 1e5", figure("Bytes")));
+    browser.wait(&format!("{}.querySelector('svg').dataset.highest > 2e7", figure("Store")));
+    browser.picture("arrived");
+
+    // Who pulls is counted.
+    let puller = Session::user(&cluster, &cluster.sites[0], &["team/app"]);
+    assert_eq!(puller.get("/v2/team/app/manifests/large").status, 200);
+    browser.wait(&format!("{}.querySelector('svg').dataset.highest > 0", figure("Pulls")));
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
 #[test]
 fn a_listener_that_wants_its_token_is_given_it() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,8 +14,10 @@ use crate::support::{
     signal, wait_for,
 };
 
-const SITE_FIELDS: [&str; 37] = [
+const SITE_FIELDS: [&str; 39] = [
     "canary",
+    "fills",
+    "missing_repos",
     "alarm",
     "forks_refused",
     "site",

@@ -12,9 +12,10 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, Asked, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, FromPrimary,
-        FromSecondary, Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response,
-        Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
+        Ack, Asked, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, Fill,
+        FromPrimary, FromSecondary, Heartbeat, Hello, Keys, MissingBlobs, Question, Refusal,
+        RegistryChallenge, Request, Response, Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict,
+        Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -240,6 +241,8 @@ fn frames_from_a_secondary() {
         last_error: None,
         location: None,
         canary: None,
+        missing: Vec::new(),
+        fills: Vec::new(),
     };
     let busy = SiteDetail {
         site: "mumbai".parse().unwrap(),
@@ -254,6 +257,13 @@ fn frames_from_a_secondary() {
         last_error: Some(("primary unreachable".to_owned(), Timestamp::from_micros(28))),
         location: Some((19_076_090, -29)),
         canary: Some(Canary { interval_micros: 30, lag_micros: Some(31), error: Some("none".to_owned()) }),
+        missing: vec![MissingBlobs { repo: "team/app".parse().unwrap(), blobs: 32, bytes: 33 }],
+        fills: vec![Fill {
+            repo: "team/app".parse().unwrap(),
+            digest: Digest::sha256(b"blob"),
+            received_bytes: 34,
+            size_bytes: Some(35),
+        }],
     };
     frame("details", FromSecondary::Details(vec![quiet, busy]));
 }

@@ -7,9 +7,9 @@ use outport_proto::{
     Timestamp, Traceparent,
     codec::encode_event,
     frame::{
-        Ack, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, FromPrimary,
-        FromSecondary, Heartbeat, Hello, Keys, Question, Refusal, RegistryChallenge, Request, Response,
-        Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
+        Ack, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, Fill, FromPrimary,
+        FromSecondary, Heartbeat, Hello, Keys, MissingBlobs, Question, Refusal, RegistryChallenge, Request,
+        Response, Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -205,13 +205,18 @@ fn detail() -> impl Strategy<Value = SiteDetail> {
     let pulls = vec((".{0,8}", any::<u64>()), 0..3);
     let canary = (any::<u64>(), option::of(any::<u64>()), option::of(".{0,8}"))
         .prop_map(|(interval_micros, lag_micros, error)| Canary { interval_micros, lag_micros, error });
-    let place = (option::of(any::<(i32, i32)>()), option::of(canary));
+    let missing =
+        (repo(), any::<[u64; 2]>()).prop_map(|(repo, [blobs, bytes])| MissingBlobs { repo, blobs, bytes });
+    let fill = (repo(), digest(), any::<u64>(), option::of(any::<u64>())).prop_map(
+        |(repo, digest, received_bytes, size_bytes)| Fill { repo, digest, received_bytes, size_bytes },
+    );
+    let place = (option::of(any::<(i32, i32)>()), option::of(canary), vec(missing, 0..3), vec(fill, 0..3));
     let texts = (pulls, option::of(clock), option::of((".{0,8}", time())), place);
     (site(), numbers, texts).prop_map(
         |(
             site,
             (eta_micros, applied, complete, hits_ppm, bytes),
-            (pulls, clock, last_error, (location, canary)),
+            (pulls, clock, last_error, (location, canary, missing, fills)),
         )| {
             SiteDetail {
                 site,
@@ -226,6 +231,8 @@ fn detail() -> impl Strategy<Value = SiteDetail> {
                 last_error,
                 location,
                 canary,
+                missing,
+                fills,
             }
         },
     )

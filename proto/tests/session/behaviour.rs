@@ -304,6 +304,8 @@ fn who_speaks_version_1_is_told_nothing_for_people() {
         upstream_bytes: 0,
         clock: None,
         canary: None,
+        missing: Vec::new(),
+        fills: Vec::new(),
         last_error: None,
         location: None,
     };

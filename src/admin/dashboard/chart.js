@@ -37,20 +37,30 @@ export function spark(values) {
   return svg;
 }
 
-// A chart of `pick(sample)` between the times `from` and `to`, with where there was no session shaded.
-export function chart(title, samples, [from, to], pick, format) {
+// A chart between the times `from` and `to` of lines `[name, pick(sample)]`, four at most, with where there was no
+// session shaded.
+export function chart(title, samples, [from, to], lines, format) {
   const figure = document.createElement("figure");
   figure.className = "chart";
-  const values = samples.map(pick);
-  const known = values.filter((value) => value !== null);
-  const max = Math.max(0, ...known);
+  const drawn = lines.map(([of, pick]) => [of, samples.map(pick)]);
+  const known = drawn.flatMap(([, values]) => values.filter((value) => value !== null));
+  const max = known.reduce((highest, value) => Math.max(highest, value), 0);
+  const now = drawn.map(([of, values]) => [of, format(values.at(-1))].filter(Boolean).join(" ")).join(", ");
   const caption = document.createElement("figcaption");
   const name = document.createElement("h3");
   name.textContent = title;
   const range = document.createElement("span");
   range.className = "quiet";
-  range.textContent = known.length === 0 ? "unknown" : `now ${format(values.at(-1))}, highest ${format(max)}`;
+  range.textContent = known.length === 0 ? "unknown" : `now ${now}; highest ${format(max)}`;
   caption.append(name, range);
+  if (lines.length > 1) {
+    const key = document.createElement("ul");
+    key.className = "key";
+    lines.forEach(([of], index) => {
+      key.append(Object.assign(document.createElement("li"), { className: `line-${index}`, textContent: of }));
+    });
+    caption.append(key);
+  }
   const svg = element("svg", { viewBox: "0 0 1000 100", preserveAspectRatio: "none", role: "img" });
   svg.setAttribute("aria-label", `${title}: ${range.textContent}`);
   svg.dataset.highest = max;
@@ -63,7 +73,10 @@ export function chart(title, samples, [from, to], pick, format) {
     svg.append(element("rect", { class: "cut", x: x(sample.at), y: 0, width: Math.max(width, 1), height: 100 }));
   });
   const height = (value) => (value === null ? null : 98 - (max === 0 ? 0 : (value / max) * 94));
-  svg.append(element("path", { class: "data", d: path(samples.map((sample, index) => [x(sample.at), height(values[index])])) }));
+  drawn.forEach(([, values], index) => {
+    const d = path(samples.map((sample, at) => [x(sample.at), height(values[at])]));
+    svg.append(element("path", { class: `data line-${index}`, d }));
+  });
   figure.append(caption, svg);
   return figure;
 }

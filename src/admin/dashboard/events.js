@@ -6,6 +6,33 @@ import { bytes } from "./format.js";
 const KEPT = 500;
 const AGAIN_MS = 1000;
 
+// An event as a row of a table.
+export function row(event) {
+  const tr = document.createElement("tr");
+  const where = `${event.repository ?? ""}${event.tags.map((tag) => `:${tag}`).join("")}`;
+  const cells = [
+    event.offset, event.time.replace("T", " ").replace(/\.\d+Z$/, "Z"), event.kind, where,
+    event.digest?.slice(0, 19) ?? "", event.size === null ? "" : bytes(event.size), event.actor, event.site ?? "",
+  ];
+  cells.forEach((text, index) => {
+    const cell = document.createElement(index === 0 ? "th" : "td");
+    if (index === 0) cell.scope = "row";
+    if (index !== 5) cell.classList.add("text");
+    cell.textContent = text;
+    tr.append(cell);
+  });
+  if (event.digest) tr.children[4].title = event.digest;
+  tr.dataset.words = [where, event.kind, event.actor, event.digest].join(" ").toLowerCase();
+  return tr;
+}
+
+export const HEAD = `<thead><tr>
+  <th scope="col" class="text"><span>Offset</span></th><th scope="col" class="text"><span>Time</span></th>
+  <th scope="col" class="text"><span>What</span></th><th scope="col" class="text"><span>Where</span></th>
+  <th scope="col" class="text"><span>Digest</span></th><th scope="col"><span>Size</span></th>
+  <th scope="col" class="text"><span>Who</span></th><th scope="col" class="text"><span>Through</span></th>
+</tr></thead>`;
+
 export function events(view) {
   view.innerHTML = `
     <h2>Events</h2>
@@ -14,36 +41,12 @@ export function events(view) {
       <label><span>Follow</span> <select id="pause"><option value="">as they happen</option><option value="1">paused</option></select></label>
     </form>
     <div class="scroll" tabindex="0" role="region" aria-label="Table of events">
-      <table><thead><tr>
-        <th scope="col" class="text"><span>Offset</span></th><th scope="col" class="text"><span>Time</span></th>
-        <th scope="col" class="text"><span>What</span></th><th scope="col" class="text"><span>Where</span></th>
-        <th scope="col" class="text"><span>Digest</span></th><th scope="col"><span>Size</span></th>
-        <th scope="col" class="text"><span>Who</span></th><th scope="col" class="text"><span>Through</span></th>
-      </tr></thead><tbody></tbody></table>
+      <table>${HEAD}<tbody></tbody></table>
     </div>`;
   const find = (selector) => view.querySelector(selector);
   const body = find("tbody");
   const gone = new AbortController();
   let next = null;
-
-  function row(event) {
-    const tr = document.createElement("tr");
-    const where = `${event.repository ?? ""}${event.tags.map((tag) => `:${tag}`).join("")}`;
-    const cells = [
-      event.offset, event.time.replace("T", " ").replace(/\.\d+Z$/, "Z"), event.kind, where,
-      event.digest?.slice(0, 19) ?? "", event.size === null ? "" : bytes(event.size), event.actor, event.site ?? "",
-    ];
-    cells.forEach((text, index) => {
-      const cell = document.createElement(index === 0 ? "th" : "td");
-      if (index === 0) cell.scope = "row";
-      if (index !== 5) cell.classList.add("text");
-      cell.textContent = text;
-      tr.append(cell);
-    });
-    if (event.digest) tr.children[4].title = event.digest;
-    tr.dataset.words = [where, event.kind, event.actor, event.digest].join(" ").toLowerCase();
-    return tr;
-  }
 
   function sift() {
     const words = find("#words").value.trim().toLowerCase();

@@ -9,7 +9,7 @@ const PAGE = 100;
 const HISTORY_EVERY_MS = 30_000;
 
 const lag = (stage) => (site) => site.lag_seconds[stage] ?? Infinity;
-// Title, what it sorts by, what it shows, and whether a phone has no room for it.
+// Title, what it sorts by, what it shows, and classes: `wide` is what a phone has no room for.
 const COLUMNS = [
   ["State", (site) => site.state, null],
   ["Lag", lag("applied"), (site) => seconds(site.lag_seconds.applied)],
@@ -25,6 +25,7 @@ const COLUMNS = [
   ["Transport", (site) => site.transport, (site) => site.transport || "none", "wide"],
   ["Store", (site) => site.store.bytes, (site) => bytes(site.store.bytes), "wide"],
   ["Version", (site) => site.version, (site) => site.version || "unknown", "wide"],
+  ["Last error", (site) => -(site.last_error?.at ?? 0), (site) => site.last_error?.text ?? "none", "wide cut text"],
 ];
 
 export function fleet(view, state) {
@@ -74,7 +75,7 @@ export function fleet(view, state) {
     const th = document.createElement("th");
     th.scope = "col";
     if (index <= 1) th.classList.add("text");
-    if (room) th.classList.add(room);
+    if (room) th.classList.add(...room.split(" ").filter((name) => name !== "cut"));
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = title;
@@ -107,7 +108,7 @@ export function fleet(view, state) {
         td.className = "text";
         td.append(Object.assign(document.createElement("span"), { className: "state" }));
       }
-      if (room) td.classList.add(room);
+      if (room) td.classList.add(...room.split(" "));
       tr.append(td);
     });
     tr.append(document.createElement("td"));

@@ -2,10 +2,52 @@
 
 import { get } from "./api.js";
 import { chart } from "./chart.js";
+import { HEAD, row } from "./events.js";
 import { STATES, UNKNOWN, bytes, canary, count, health, seconds, share, spread } from "./format.js";
 
-const EVERY_MS = 10_000;
 const SPANS = { hour: 3600, day: 24 * 3600 };
+// How often there is a new sample.
+const EVERY_MS = { hour: 10_000, day: 120_000 };
+const EVENTS_EVERY_MS = 3000;
+const EVENTS = 15;
+
+const rate = (value) => (value === null || value === undefined ? UNKNOWN : `${bytes(value)}/s`);
+const pulls = (value) => (value === null || value === undefined ? UNKNOWN : `${value < 10 ? value.toFixed(1) : Math.round(value)}/s`);
+// Title, lines of what of a sample, and how its numbers are shown.
+const CHARTS = [
+  ["Lag until applied", [["", (of) => of.applied]], seconds],
+  ["Lag until complete", [["", (of) => of.complete]], seconds],
+  ["Propagation of events until applied", [["p50", (of) => of.propagation_p50], ["p99", (of) => of.propagation_p99]], seconds],
+  ["Events behind", [["", (of) => of.events]], count],
+  ["Missing blobs", [["", (of) => of.missing]], count],
+  ["Pulls", [
+    ["from here", (of) => of.pulls_local], ["from upstream", (of) => of.pulls_upstream],
+    ["refused", (of) => of.pulls_refused], ["failed", (of) => of.pulls_failed],
+  ], pulls],
+  ["Bytes", [["served", (of) => of.served], ["fetched", (of) => of.fetched]], rate],
+  ["Store", [["", (of) => of.store]], bytes],
+];
+
+const element = (name, properties = {}) => Object.assign(document.createElement(name), properties);
+
+// A row of cells: the first names it, those after `texts` are numbers.
+function cells(values, texts) {
+  const tr = element("tr");
+  values.forEach((value, index) => {
+    const cell = index === 0 ? element("th", { scope: "row" }) : element("td", { className: index < texts ? "text" : "" });
+    cell.append(value);
+    tr.append(cell);
+  });
+  return tr;
+}
+
+function progress(fill) {
+  const name = `${fill.repo} ${fill.digest.slice(0, 19)}`;
+  const bar = element("progress", { max: fill.size_bytes || 1 });
+  if (fill.size_bytes) bar.value = fill.received_bytes;
+  bar.setAttribute("aria-label", `fill of ${name}`);
+  return bar;
+}
 
 export function site(view, state, name) {
   view.innerHTML = `
@@ -16,9 +58,27 @@ export function site(view, state, name) {
     <form class="tools"><label>Time <select id="span">
       <option value="hour">last hour</option><option value="day">last 24 hours</option>
     </select></label></form>
-    <div class="charts" aria-live="off"></div>`;
+    <div class="charts" aria-live="off"></div>
+    <div class="pair">
+      <section><h3>Missing blobs by repository</h3>
+        <div class="scroll" tabindex="0" role="region" aria-label="Missing blobs by repository">
+          <table id="missing"><thead><tr><th scope="col" class="text"><span>Repository</span></th>
+          <th scope="col"><span>Blobs</span></th><th scope="col"><span>Size</span></th></tr></thead><tbody></tbody></table>
+        </div></section>
+      <section><h3>Running fills</h3>
+        <div class="scroll" tabindex="0" role="region" aria-label="Running fills">
+          <table id="fills"><thead><tr><th scope="col" class="text"><span>Repository</span></th>
+          <th scope="col" class="text"><span>Digest</span></th><th scope="col"><span>Progress</span></th>
+          <th scope="col"><span>Size</span></th></tr></thead><tbody></tbody></table>
+        </div></section>
+    </div>
+    <section><h3>Recent events</h3>
+      <div class="scroll" tabindex="0" role="region" aria-label="Recent events">
+        <table id="recent">${HEAD}<tbody></tbody></table>
+      </div></section>`;
   const find = (selector) => view.querySelector(selector);
   find("h2").textContent = name;
+  let drawing = 0;
   const facts = {
     State: (of) => STATES[of.state] || of.state,
     "Lag until applied": (of) => seconds(of.lag_seconds.applied),
@@ -73,6 +133,34 @@ export function site(view, state, name) {
       if (dd.textContent !== text) dd.textContent = text;
       if (index === 0) dd.className = `small ${health(of)}`;
     });
+    list("#missing", of.missing_repos, "none known", (lack) => cells([lack.repo, count(lack.blobs), bytes(lack.bytes)], 1));
+    list("#fills", of.fills, "none", (fill) => cells([fill.repo, fill.digest.slice(0, 19), progress(fill), bytes(fill.size_bytes)], 2));
+  }
+
+  // Writes a table anew if what it shows changed.
+  function list(table, items, none, make) {
+    const place = find(table);
+    const text = JSON.stringify(items);
+    if (place.dataset.text === text) return;
+    place.dataset.text = text;
+    const rows = items.map(make);
+    if (rows.length === 0) {
+      const said = element("td", { className: "none text", textContent: none, colSpan: place.tHead.rows[0].cells.length });
+      const tr = element("tr");
+      tr.append(said);
+      rows.push(tr);
+    }
+    place.tBodies[0].replaceChildren(...rows);
+  }
+
+  async function recent() {
+    let newest;
+    try {
+      newest = await get(`/v1/events?limit=${EVENTS}`);
+    } catch {
+      return;
+    }
+    find("#recent").tBodies[0].replaceChildren(...newest.reverse().map(row));
   }
 
   async function draw() {
@@ -85,17 +173,27 @@ export function site(view, state, name) {
       return;
     }
     find(".charts").replaceChildren(
-      chart("Lag until applied", samples, [from, to], (sample) => sample.applied, seconds),
-      chart("Lag until complete", samples, [from, to], (sample) => sample.complete, seconds),
-      chart("Events behind", samples, [from, to], (sample) => sample.events, count),
-      chart("Missing blobs", samples, [from, to], (sample) => sample.missing, count),
+      ...CHARTS.map(([title, lines, format]) => chart(title, samples, [from, to], lines, format)),
     );
   }
 
+  function redraw() {
+    clearInterval(drawing);
+    draw();
+    drawing = setInterval(draw, EVERY_MS[find("#span").value]);
+  }
+
   find("form").onsubmit = (event) => event.preventDefault();
-  find("#span").onchange = draw;
+  find("#span").onchange = redraw;
   update();
-  draw();
-  const timer = setInterval(draw, EVERY_MS);
-  return { update, leave: () => clearInterval(timer) };
+  redraw();
+  recent();
+  const telling = setInterval(recent, EVENTS_EVERY_MS);
+  return {
+    update,
+    leave() {
+      clearInterval(drawing);
+      clearInterval(telling);
+    },
+  };
 }

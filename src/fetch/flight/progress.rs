@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use outport_proto::{Digest, RepoName, digest::Hasher};
+use outport_proto::{Digest, RepoName, digest::Hasher, frame::Fill};
 use tokio_util::sync::CancellationToken;
 
 use super::{FillError, HOLD_BACK_BYTES};
@@ -92,6 +92,18 @@ impl Shared {
 
     pub(super) fn received(&self) -> u64 {
         self.progress.borrow().received
+    }
+
+    /// How far it is; `None` while it waits and once it is over.
+    pub(super) fn fill(&self) -> Option<Fill> {
+        let repo = self.claimant()?;
+        let progress = self.progress.borrow();
+        matches!(progress.stage, Stage::Filling(_)).then(|| Fill {
+            repo,
+            digest: self.digest,
+            received_bytes: progress.received,
+            size_bytes: progress.size,
+        })
     }
 
     /// Lets a repository's reader on board. Its proof is newer than a refusal before.

@@ -6,7 +6,7 @@ mod metrics;
 pub mod trace;
 
 pub use self::{
-    log::{LogError, LogFormat, init_log},
+    log::{LogError, LogFormat, init_log, is_colored},
     metrics::{Exposition, Metrics},
 };
 

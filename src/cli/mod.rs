@@ -13,6 +13,7 @@ mod primary;
 mod reconcile;
 mod revoke;
 mod secondary;
+mod site;
 mod status;
 mod user;
 mod verify;
@@ -41,6 +42,9 @@ enum Command {
     Secondary(secondary::Secondary),
     /// Show roles, offsets and lag
     Status(status::Status),
+    /// List the sites
+    #[command(subcommand)]
+    Site(site::Site),
     /// Wait until sites show an image, or hold all of it
     Wait(wait::Wait),
     /// Say why a site shows an image, or does not
@@ -89,6 +93,7 @@ impl Cli {
             Command::Primary(primary) => primary.run().await,
             Command::Secondary(secondary) => secondary.run().await,
             Command::Status(status) => status.run().await,
+            Command::Site(site) => site.run().await,
             Command::Why(why) => why.run().await,
             Command::Log(log) => log.run().await,
             Command::Gc(gc) => gc.run().await,

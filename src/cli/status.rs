@@ -1,14 +1,20 @@
 //! `outport status`.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use comfy_table::{Table, presets};
+use comfy_table::{Cell, Color, Table, presets};
 use time::format_description::well_known::Rfc3339;
 
 use super::{admin::AdminAddress, bytes, say};
-use crate::status::{CanaryStatus, GatewayStatus, SiteStatus, Status as NodeStatus, WebhookStatus};
+use crate::{
+    status::{CanaryStatus, GatewayStatus, SiteState, SiteStatus, Status as NodeStatus, WebhookStatus},
+    telemetry::is_colored,
+};
 
 /// An admin listener that does not answer within this is treated as down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,7 +42,7 @@ impl Status {
         // Before a first answer the address is more likely wrong than the node down.
         let mut shown = self.show(&self.fetch().await?)?;
         loop {
-            if self.watch && !self.json {
+            if self.watch && !self.json && std::io::stdout().is_terminal() {
                 say(format_args!("{CLEAR}{shown}"));
             } else {
                 say(&shown);
@@ -166,9 +172,20 @@ fn render(page: &str) -> anyhow::Result<String> {
     ];
     header.extend(is_relayed.then_some("VIA"));
     table.load_style(presets::NOTHING).set_header(header);
+    if !is_colored(&std::io::stdout()) {
+        table.force_no_tty();
+    }
     for site in &sites {
         let via = is_relayed.then(|| if site.via.is_empty() { "-".to_owned() } else { site.via.join(" > ") });
-        table.add_row(row(site)?.into_iter().chain(via));
+        let color = match site.state {
+            _ if site.alarm.is_some() => Color::Red,
+            SiteState::Disconnected => Color::Red,
+            SiteState::Streaming => Color::Green,
+            SiteState::CatchingUp | SiteState::Snapshot => Color::Yellow,
+        };
+        let mut cells: Vec<_> = row(site)?.into_iter().chain(via).map(Cell::new).collect();
+        cells[1] = cells[1].clone().fg(color);
+        table.add_row(cells);
     }
     let alarms = sites.iter().filter_map(|site| Some((&site.site, site.alarm.as_ref()?)));
     let failing = sites.iter().filter_map(|site| Some((&site.site, site.canary.as_ref()?.error.as_ref()?)));
@@ -214,7 +231,7 @@ fn canary(canary: Option<&CanaryStatus>) -> String {
     }
 }
 
-fn seconds(value: Option<f64>) -> String {
+pub(super) fn seconds(value: Option<f64>) -> String {
     match value {
         None => "unknown".to_owned(),
         Some(value) if value < 1.0 => format!("{:.1} ms", value * 1000.0),

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     collections::HashMap,
     fmt::Write as _,
-    io::IsTerminal as _,
+    io::IsTerminal,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
@@ -55,7 +55,7 @@ pub fn init_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match format {
         LogFormat::Human => {
-            let lines = fmt::format().with_target(false).with_ansi(std::io::stderr().is_terminal());
+            let lines = fmt::format().with_target(false).with_ansi(is_colored(&std::io::stderr()));
             layer.event_format(Lines { inner: lines, format }).boxed()
         }
         LogFormat::Json => {
@@ -65,6 +65,12 @@ pub fn init_log(format: LogFormat, filter: &str) -> Result<(), LogError> {
     };
     let layer = layer.with_filter(filter.and(Repeats::default()));
     tracing_subscriber::registry().with(layer).try_init().map_err(|error| LogError(error.to_string()))
+}
+
+/// Whether text on `stream` may be in colour: on a terminal, unless `NO_COLOR` says otherwise
+/// (<https://no-color.org>).
+pub fn is_colored(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Why there is no log.

@@ -1,10 +1,12 @@
 //! What operators see (the fields and metric names that others build on).
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Command, Stdio},
 };
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 use crate::support::{
@@ -116,9 +118,49 @@ fn every_admin_address_says_who_is_where() {
         assert!(text.contains("quic"), "{text}");
     }
     assert!(outport_status(&cluster.primary, &[]).starts_with("primary"));
+    let listed =
+        Command::new(BINARY).args(["site", "list", "--admin", &cluster.primary.admin()]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+    assert!(listed.lines().nth(2).unwrap().starts_with(" mumbai     streaming"), "{listed}");
     let nobody = Command::new(BINARY).args(["status", "--admin", "127.255.255.253:1"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("127.255.255.253:1"));
+}
+
+/// What `outport` writes on a terminal.
+fn on_a_terminal(arguments: &[&str], no_color: Option<&str>) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let end = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let mut command = Command::new(BINARY);
+    command.args(arguments).stdout(end).env_remove("NO_COLOR");
+    if let Some(value) = no_color {
+        command.env("NO_COLOR", value);
+    }
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    // It fails once nobody has the other end any more.
+    let mut text = Vec::new();
+    let _ = File::from(terminal).read_to_end(&mut text);
+    assert!(child.wait().unwrap().success());
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn colour_is_for_terminals_whose_users_want_it() {
+    let cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    cluster.primary.wait_until(|status| status["sites"][0]["state"] == "streaming");
+    let admin = cluster.primary.admin();
+    let status = ["status", "--admin", &admin];
+    assert!(!outport_status(&cluster.primary, &[]).contains('\x1b'));
+    let coloured = on_a_terminal(&status, None);
+    assert!(coloured.contains("\x1b[") && coloured.contains("streaming"), "{coloured:?}");
+    assert!(on_a_terminal(&status, Some("")).contains('\x1b'), "empty is as good as unset");
+    let plain = on_a_terminal(&status, Some("1"));
+    assert!(!plain.contains('\x1b') && plain.contains("streaming"), "{plain:?}");
 }
 
 #[test]

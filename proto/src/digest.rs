@@ -102,21 +102,29 @@ impl Digest {
 
     /// The lower-case hex after the colon.
     pub fn hex(&self) -> String {
-        let bytes = self.as_bytes();
-        let mut text = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            text.extend(hex_pair(*byte).map(char::from));
-        }
-        text
+        self.hex_in(&mut [0; HEX_BYTES_MAX]).to_owned()
+    }
+
+    /// Appends the digest as it is written: `algorithm:hex`.
+    pub fn push_to(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(self.algorithm().as_str().as_bytes());
+        text.push(b':');
+        self.push_hex(text);
     }
 
     /// Appends [`Digest::hex`] to `text`.
     pub(crate) fn push_hex(&self, text: &mut Vec<u8>) {
-        let (bytes, begin) = (self.as_bytes(), text.len());
-        text.resize(begin + bytes.len() * 2, 0);
-        for (pair, byte) in text[begin..].chunks_exact_mut(2).zip(bytes) {
+        text.extend_from_slice(self.hex_in(&mut [0; HEX_BYTES_MAX]).as_bytes());
+    }
+
+    /// [`Digest::hex`], written to `room`.
+    fn hex_in<'a>(&self, room: &'a mut [u8; HEX_BYTES_MAX]) -> &'a str {
+        let bytes = self.as_bytes();
+        for (pair, byte) in room.chunks_exact_mut(2).zip(bytes) {
             pair.copy_from_slice(&hex_pair(*byte));
         }
+        // Every one of them is ASCII.
+        std::str::from_utf8(&room[..bytes.len() * 2]).unwrap_or_default()
     }
 }
 
@@ -124,7 +132,7 @@ impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.algorithm().as_str())?;
         f.write_str(":")?;
-        f.write_str(&self.hex())
+        f.write_str(self.hex_in(&mut [0; HEX_BYTES_MAX]))
     }
 }
 
@@ -145,12 +153,22 @@ impl FromStr for Digest {
             return Err(InvalidDigest::WrongLength);
         }
         let mut hash = [0_u8; 64];
-        for (byte, pair) in hash.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = hex_value(pair[0])? << 4 | hex_value(pair[1])?;
+        let mut is_hex = true;
+        for (byte, pair) in hash.iter_mut().zip(hex.as_chunks::<2>().0) {
+            let [high, low] = pair.map(hex_value);
+            // Only what is no digit has bits beyond a digit's.
+            is_hex &= (high | low) < 16;
+            *byte = high << 4 | low & 15;
+        }
+        if !is_hex {
+            return Err(InvalidDigest::NotHex);
         }
         Self::from_bytes(algorithm, &hash[..algorithm.len_bytes()]).ok_or(InvalidDigest::WrongLength)
     }
 }
+
+/// Hexadecimal digits of the longest hash.
+const HEX_BYTES_MAX: usize = 128;
 
 fn hex_pair(byte: u8) -> [u8; 2] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -158,13 +176,20 @@ fn hex_pair(byte: u8) -> [u8; 2] {
 }
 
 /// Upper-case hex is not allowed by the grammar: two spellings would be two identities.
-fn hex_value(character: u8) -> Result<u8, InvalidDigest> {
-    match character {
-        b'0'..=b'9' => Ok(character - b'0'),
-        b'a'..=b'f' => Ok(character - b'a' + 10),
-        _ => Err(InvalidDigest::NotHex),
-    }
+const fn hex_value(character: u8) -> u8 {
+    VALUES[character as usize]
 }
+
+const NOT_HEX: u8 = 0xff;
+const VALUES: [u8; 256] = {
+    let mut values = [NOT_HEX; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[b"0123456789abcdef"[digit as usize] as usize] = digit;
+        digit += 1;
+    }
+    values
+};
 
 impl serde::Serialize for Digest {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

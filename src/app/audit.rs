@@ -59,7 +59,7 @@ pub(super) fn tell_rules(audit: &Audit, data_dir: &DataDir, rules: impl Display)
     }
     durable_write(&file, &rules)?;
     if let Some(record) = audit.record(Kind::Policy, None) {
-        audit.tell(Record { detail: Some(rules), ..record });
+        audit.tell(&Record { detail: Some(rules), ..*record });
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ use crate::{
     config::{Otlp, OtlpProtocol},
     fetch::client::{self, http_client},
     telemetry::{
-        audit::{Record, Sink},
+        audit::{Line, Sink},
         trace::Tracing,
     },
 };
@@ -193,13 +193,13 @@ impl AuditLog {
 }
 
 impl Sink for AuditLog {
-    fn take(&mut self, records: &[Record], lines: &[u8]) -> std::io::Result<()> {
-        for (record, line) in records.iter().zip(lines.split(|byte| *byte == b'\n')) {
+    fn take(&mut self, lines: &[Line], text: &[u8]) -> std::io::Result<()> {
+        for (line, text) in lines.iter().zip(text.split(|byte| *byte == b'\n')) {
             let mut log = self.logger.create_log_record();
-            log.set_timestamp(record.time);
+            log.set_timestamp(line.time);
             log.set_severity_number(Severity::Info);
-            log.set_event_name(record.kind.as_str());
-            log.set_body(String::from_utf8_lossy(line).into_owned().into());
+            log.set_event_name(line.kind.as_str());
+            log.set_body(String::from_utf8_lossy(text).into_owned().into());
             self.logger.emit(log);
         }
         Ok(())

@@ -178,8 +178,10 @@ impl Authenticator {
             }
         };
         match foreign.map(|foreign| (foreign, self.by_token(authorization))) {
-            None => self.by_verdict(authorization, wanted()).await,
-            Some((true, Err(Refusal::Key(unknown)))) => self.by_key_found(authorization, &unknown).await,
+            None => Box::pin(self.by_verdict(authorization, wanted())).await,
+            Some((true, Err(Refusal::Key(unknown)))) => {
+                Box::pin(self.by_key_found(authorization, &unknown)).await
+            }
             Some((_, by_token)) => Ok(by_token?),
         }
     }

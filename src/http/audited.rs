@@ -10,7 +10,7 @@ use super::{
     headers::DOCKER_CONTENT_DIGEST,
     request::{Asked, RequestBody},
 };
-use crate::telemetry::audit::{Audit, Kind, Record};
+use crate::telemetry::audit::{Audit, Kind, Record, user_agent};
 
 /// The record of a request and its answer, but for what is known when its body has ended; `None` when there is
 /// nothing to tell. `why` is why it was refused.
@@ -21,25 +21,25 @@ pub(super) fn record<B: RequestBody>(
     response: &Response<Body>,
     why: Option<String>,
     connection: &Connection,
-) -> Option<Record> {
+) -> Option<Box<Record>> {
     if !audit.is_kept() {
         return None;
     }
     let action = action?;
     let status = response.status();
     let kind = kind(action, status, &asked.headers)?;
-    let told = response.headers().get(DOCKER_CONTENT_DIGEST).and_then(|digest| digest.to_str().ok());
-    Some(Record {
-        action: Some(action.name()),
-        method: Some(name(&asked.method)),
-        repository: action.repo().cloned(),
-        reference: reference(action),
-        digest: told.and_then(|digest| digest.parse().ok()).or_else(|| digest(action)),
-        status: Some(status.as_u16()),
-        detail: why,
-        user_agent: asked.headers.get(header::USER_AGENT).cloned(),
-        ..audit.record(kind, Some(connection.peer().ip()))?
-    })
+    // Of a pull it was noted, which costs less.
+    let told = || response.headers().get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.parse().ok();
+    let mut record = audit.record(kind, Some(connection.peer().ip()))?;
+    record.action = Some(action.name());
+    record.method = Some(name(&asked.method));
+    record.repository = action.repo().cloned();
+    record.reference = reference(action);
+    record.digest = (kind != Kind::Pull).then(told).flatten().or_else(|| digest(action));
+    record.status = Some(status.as_u16());
+    record.detail = why;
+    record.user_agent = user_agent(&asked.headers);
+    Some(record)
 }
 
 fn kind(action: &Action, status: StatusCode, headers: &HeaderMap) -> Option<Kind> {

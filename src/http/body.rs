@@ -34,7 +34,7 @@ pub struct Body {
     served_bytes: Option<Counter>,
     /// Keeps the request in flight until its last byte is out.
     in_flight: Option<InFlight>,
-    traced: Option<Traced>,
+    traced: Option<Box<Traced>>,
     audited: Option<Audited>,
 }
 
@@ -69,7 +69,7 @@ impl Traced {
 #[derive(Debug)]
 pub(super) struct Audited {
     pub(super) audit: Audit,
-    pub(super) record: Record,
+    pub(super) record: Box<Record>,
     pub(super) started: Instant,
 }
 
@@ -83,7 +83,7 @@ impl Audited {
         self.record.bytes.get_or_insert_default();
         self.record.ending = Some(ending);
         self.record.took = Some(self.started.elapsed());
-        self.audit.tell(self.record);
+        self.audit.tell(&self.record);
     }
 }
 
@@ -140,7 +140,7 @@ impl Body {
         in_flight: InFlight,
         span: Option<Span>,
     ) -> Self {
-        self.traced = span.map(|span| Traced { span, has_begun: false });
+        self.traced = span.map(|span| Box::new(Traced { span, has_begun: false }));
         match &self.kind {
             Kind::Empty => {}
             Kind::Full(bytes) => drop(served_bytes.inc_by(bytes.len() as u64)),

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     auth::Caller,
     registry::{BlobAnswer, BlobContent, PullService, Want},
+    telemetry::audit,
 };
 
 const BYTES: HeaderValue = HeaderValue::from_static("bytes");
@@ -30,6 +31,7 @@ pub(super) async fn manifest(
 ) -> Result<Response<Body>, ApiError> {
     let options = pull_options(headers, want)?;
     let answer = pull.manifest(caller, repo, reference, options).await.map_err(ApiError::Pull)?;
+    audit::note(|notes| notes.digest = Some(answer.digest));
     let (digest, etag) = digest_and_etag(&answer.digest);
     let mut response = if none_match(headers, &etag) {
         response(StatusCode::NOT_MODIFIED, Body::empty())

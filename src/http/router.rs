@@ -39,7 +39,7 @@ use crate::{
         gateway::{Shown, Writer},
     },
     telemetry::{
-        audit::{self, Audit, Kind, Record},
+        audit::{self, Audit, Kind},
         trace::{self, Span, Tracing},
     },
 };
@@ -122,7 +122,7 @@ impl Api {
                     Err(error) => (None, Err(error.into())),
                     Ok(action) => {
                         let result = match self.act(&action, &mut asked).await {
-                            Err(error) => self.instead_of_challenge(&action, error).await,
+                            Err(error) => Box::pin(self.instead_of_challenge(&action, error)).await,
                             answered => answered,
                         };
                         (Some(action), result)
@@ -145,15 +145,13 @@ impl Api {
             (work.as_mut().await, audit::noted(work))
         };
         let told = audited::record(&self.audit, &asked, action.as_ref(), &response, denied, &connection);
-        let audited = told.map(|record| {
-            let trace_id = span.traceparent().map(|traceparent| traceparent.trace_id);
-            let record = Record {
-                subject: notes.subject,
-                result: notes.result.filter(|_| record.kind == Kind::Pull),
-                rule: notes.rule.filter(|_| record.kind == Kind::Pull),
-                trace_id,
-                ..record
-            };
+        let audited = told.map(|mut record| {
+            record.subject = notes.subject;
+            if record.kind == Kind::Pull {
+                (record.result, record.rule) = (notes.result, notes.rule);
+                record.digest = notes.digest.or(record.digest);
+            }
+            record.trace_id = span.traceparent().map(|traceparent| traceparent.trace_id);
             Audited { audit: self.audit.clone(), record, started }
         });
         self.metrics.answered_after(started.elapsed());
@@ -188,8 +186,9 @@ impl Api {
                 Err(ApiError::Denied("this repository is the primary's own"))
             }
             _ => match &self.role {
-                Role::Primary(role) => self.write(role, action, asked).await,
-                Role::Secondary(redirects) => self.lead(redirects, action, asked).await,
+                // Of a pull nothing is moved about but what a pull needs.
+                Role::Primary(role) => Box::pin(self.write(role, action, asked)).await,
+                Role::Secondary(redirects) => Box::pin(self.lead(redirects, action, asked)).await,
             },
         }
     }
@@ -209,10 +208,11 @@ impl Api {
             Action::GetBlob { repo, digest } => {
                 pull::blob(service, caller, (repo, digest), headers, want).await
             }
-            Action::Tags { repo, page } => list::tags(service, caller, repo, page, headers).await,
-            Action::Catalog(page) => list::catalog(service, caller, page, headers).await,
+            Action::Tags { repo, page } => Box::pin(list::tags(service, caller, repo, page, headers)).await,
+            Action::Catalog(page) => Box::pin(list::catalog(service, caller, page, headers)).await,
             Action::Referrers { repo, digest, artifact_type } => {
-                list::referrers(service, caller, (repo, digest), artifact_type.as_deref(), headers).await
+                let wanted = (repo, digest);
+                Box::pin(list::referrers(service, caller, wanted, artifact_type.as_deref(), headers)).await
             }
             _ => Err(ApiError::Internal),
         }

@@ -1,7 +1,7 @@
 //! The audit log: a line for every pull, push, deletion, redirect, denial and act of an administrator.
 //!
-//! Whoever answers a request makes a [`Record`] and hands it in ([`Audit::tell`]); a thread of its own writes
-//! them. Nothing waits for it: when it does not keep up, records are dropped and counted. What is found out
+//! Whoever answers a request makes a [`Record`] and hands it in ([`Audit::tell`]), which puts its line where a
+//! thread of its own takes it. Nothing waits for that: when it does not keep up, records are dropped and counted. What is found out
 //! deep below about the request under way is noted there ([`note`]) and read at the top ([`Audit::noting`]).
 //!
 //! The shape of a line is documented in `deploy/audit.schema.json`.
@@ -15,28 +15,21 @@ use std::{
     future::Future,
     net::IpAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, TrySendError, sync_channel},
-    },
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, mpsc::sync_channel},
+    time::{Duration, SystemTime},
 };
 
+use outport_proto::Digest;
 use prometheus_client::{
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
 
 pub use file::{FileOptions, RotatingFile, Stdout};
-pub use record::{Ending, Kind, Record};
+pub use record::{Ending, Kind, Record, user_agent};
 use tokio::task::futures::TaskLocalFuture;
-pub use writer::Sink;
-use writer::{Message, Writer};
-
-/// Records that wait to be written, at most: half a second of pulls.
-const QUEUE_MAX: usize = 65_536;
-/// How soon it is tried again to say that a flush is wanted, while the queue is full.
-const FLUSH_RETRY: Duration = Duration::from_millis(5);
+pub use writer::{Line, Sink};
+use writer::{Queue, Writer};
 
 /// The audit log of one node. Cloning gives another handle. By default nothing is kept.
 #[derive(Clone, Debug, Default)]
@@ -45,8 +38,14 @@ pub struct Audit(Option<Arc<Inner>>);
 #[derive(Debug)]
 struct Inner {
     site: Arc<str>,
-    queue: SyncSender<Message>,
+    queue: Arc<Queue>,
     metrics: AuditMetrics,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.end();
+    }
 }
 
 /// What becomes of records.
@@ -79,6 +78,8 @@ pub struct Notes {
     pub result: Option<&'static str>,
     /// By which rule.
     pub rule: Option<&'static str>,
+    /// What was pulled.
+    pub digest: Option<Digest>,
 }
 
 tokio::task_local! {
@@ -109,9 +110,9 @@ impl Audit {
         if sinks.is_empty() {
             return Ok(Self(None));
         }
-        let (queue, records) = sync_channel(QUEUE_MAX);
-        let writer = Writer::new(sinks, metrics.dropped.clone());
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&records))?;
+        let queue = Arc::<Queue>::default();
+        let (writer, waiting) = (Writer::new(sinks, metrics.dropped.clone()), Arc::clone(&queue));
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&waiting))?;
         Ok(Self(Some(Arc::new(Inner { site: site.into(), queue, metrics }))))
     }
 
@@ -126,33 +127,25 @@ impl Audit {
     }
 
     /// A record of what happens now.
-    pub fn record(&self, kind: Kind, client: Option<IpAddr>) -> Option<Record> {
+    pub fn record(&self, kind: Kind, client: Option<IpAddr>) -> Option<Box<Record>> {
         let site = Arc::clone(&self.0.as_deref()?.site);
-        Some(Record::new(SystemTime::now(), kind, site, client))
+        Some(Box::new(Record::new(SystemTime::now(), kind, site, client)))
     }
 
     /// Has it written, unless too much waits already.
-    pub fn tell(&self, record: Record) {
+    pub fn tell(&self, record: &Record) {
         let Some(inner) = self.0.as_deref() else { return };
-        let kind = record.kind;
-        match inner.queue.try_send(Message::Record(Box::new(record))) {
-            Ok(()) => _ = inner.metrics.told[kind as usize].inc(),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => _ = inner.metrics.dropped.inc(),
-        }
+        let is_taken = inner.queue.push(record);
+        let count = if is_taken { &inner.metrics.told[record.kind as usize] } else { &inner.metrics.dropped };
+        count.inc();
     }
 
     /// Waits until all that was told is written, but no longer than `patience`. It blocks.
     pub fn flush(&self, patience: Duration) {
         let Some(inner) = self.0.as_deref() else { return };
-        let until = Instant::now() + patience;
         let (done, flushed) = sync_channel(1);
-        while let Err(TrySendError::Full(_)) = inner.queue.try_send(Message::Flush(done.clone()))
-            && Instant::now() < until
-        {
-            std::thread::sleep(FLUSH_RETRY);
-        }
-        drop(done);
-        if flushed.recv_timeout(until.saturating_duration_since(Instant::now())).is_err() {
+        inner.queue.flush(done);
+        if flushed.recv_timeout(patience).is_err() {
             tracing::warn!("the last records of the audit log are not written");
         }
     }

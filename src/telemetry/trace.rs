@@ -10,14 +10,16 @@
 use std::{
     fmt,
     future::Future,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{self, Poll},
     time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::{
     Context, KeyValue, Value,
-    context::FutureExt as _,
+    context::{FutureExt as _, WithContext},
     trace::{
         Link, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId,
         TraceState, Tracer as _,
@@ -25,6 +27,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::SdkTracer;
 use outport_proto::Traceparent;
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 use crate::random;
@@ -69,10 +72,14 @@ impl Tracing {
 
     /// The span of a request that came with `parent`.
     pub fn asked(&self, name: &'static str, asked: Asked, parent: Option<Traceparent>) -> Span {
+        // Of every request: the generator is asked once.
+        let mut ids = [0; 32];
+        let _ = random::fill(&mut ids);
+        let [trace_high, trace_low, span, share] = numbers(ids);
         let sampled = self.0.as_deref().is_some_and(|recording| match (parent, asked) {
             (Some(parent), Asked::BySite) => parent.sampled,
             (Some(parent), Asked::ByClient) if parent.sampled => recording.follows(),
-            _ => random::number() < recording.sampled_below,
+            _ => share < recording.sampled_below,
         });
         let context = Context::new();
         match (self.0.as_deref().filter(|_| sampled), parent) {
@@ -85,8 +92,9 @@ impl Tracing {
                 Span::recorded(self, recording, builder, &context)
             }
             (None, parent) => {
-                let trace_id = parent.map_or_else(new_trace_id, |parent| parent.trace_id);
-                let span_id = random::number().max(1).to_be_bytes();
+                let new_id = (u128::from(trace_high) << 64 | u128::from(trace_low.max(1))).to_be_bytes();
+                let trace_id = parent.map_or(new_id, |parent| parent.trace_id);
+                let span_id = span.max(1).to_be_bytes();
                 let unrecorded = Traceparent { trace_id, span_id, sampled: false };
                 Span(Some(context.with_remote_span_context(span_context(unrecorded))))
             }
@@ -178,10 +186,10 @@ impl Span {
     }
 
     /// Does `work` as a part of it.
-    pub async fn within<F: Future>(&self, work: F) -> F::Output {
+    pub fn within<F: Future>(&self, work: F) -> Within<F> {
         match &self.0 {
-            None => work.await,
-            Some(context) => work.with_context(context.clone()).await,
+            None => Within { work: Work::Alone { work } },
+            Some(context) => Within { work: Work::InSpan { work: work.with_context(context.clone()) } },
         }
     }
 
@@ -211,8 +219,58 @@ pub fn span(name: &'static str) -> Span {
 }
 
 /// Does `work` as a part, called `name`, of what is under way here.
-pub async fn part<F: Future>(name: &'static str, work: F) -> F::Output {
-    span(name).within(work).await
+pub fn part<F: Future>(name: &'static str, work: F) -> Part<F> {
+    let span = span(name);
+    Part { within: span.within(work), _span: span }
+}
+
+pin_project! {
+    /// Work in a span. It is no `async fn`: one would hold its work once as what it was given and again as what it
+    /// waits for, and requests go through many.
+    #[derive(Debug)]
+    pub struct Within<F> {
+        #[pin]
+        work: Work<F>,
+    }
+}
+
+pin_project! {
+    #[project = WorkProjection]
+    #[derive(Debug)]
+    enum Work<F> {
+        /// There is no span to be in.
+        Alone { #[pin] work: F },
+        InSpan { #[pin] work: WithContext<F> },
+    }
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        match self.project().work.project() {
+            WorkProjection::Alone { work } => work.poll(cx),
+            WorkProjection::InSpan { work } => work.poll(cx),
+        }
+    }
+}
+
+pin_project! {
+    /// Work in a span that ends with it.
+    #[derive(Debug)]
+    pub struct Part<F> {
+        #[pin]
+        within: Within<F>,
+        _span: Span,
+    }
+}
+
+impl<F: Future> Future for Part<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        self.project().within.poll(cx)
+    }
 }
 
 /// Says something about the innermost span that is under way here.
@@ -264,9 +322,9 @@ fn span_context(parent: Traceparent) -> SpanContext {
     SpanContext::new(trace_id, span_id, flags, true, TraceState::default())
 }
 
-fn new_trace_id() -> [u8; 16] {
-    let high = u128::from(random::number()) << 64;
-    (high | u128::from(random::number().max(1))).to_be_bytes()
+fn numbers(bytes: [u8; 32]) -> [u64; 4] {
+    let (parts, _) = bytes.as_chunks::<8>();
+    std::array::from_fn(|number| u64::from_le_bytes(parts[number]))
 }
 
 #[cfg(test)]

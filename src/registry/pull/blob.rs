@@ -61,13 +61,15 @@ impl Shared {
                     let answer = BlobAnswer { staleness, ..here(digest, size, blob, view.applied) };
                     return Ok((answer, ruling.result()));
                 }
-                (Decision::WaitThenServe { until }, _) => self.wait(until, &mut tried).await,
-                (Decision::Fill, Some(link)) => match self.filling(ask, digest, link, view.applied).await {
-                    Ok(pulled) => return pulled.ok_or(PullError::BlobUnknown),
-                    Err(error) => note_cut(ask, &mut tried, &error),
-                },
+                (Decision::WaitThenServe { until }, _) => Box::pin(self.wait(until, &mut tried)).await,
+                (Decision::Fill, Some(link)) => {
+                    match Box::pin(self.filling(ask, digest, link, view.applied)).await {
+                        Ok(pulled) => return pulled.ok_or(PullError::BlobUnknown),
+                        Err(error) => note_cut(ask, &mut tried, &error),
+                    }
+                }
                 (Decision::Revalidate | Decision::Fill, _) => {
-                    match self.said_of_blob(self.remote()?, ask, digest, view.applied).await {
+                    match Box::pin(self.said_of_blob(self.remote()?, ask, digest, view.applied)).await {
                         Ok(pulled) => return pulled.ok_or(PullError::BlobUnknown),
                         Err(error) => note_cut(ask, &mut tried, &error),
                     }

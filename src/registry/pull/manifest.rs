@@ -54,14 +54,14 @@ impl Shared {
                     let answer = ManifestAnswer { staleness, ..answer(&manifest, bytes, view.applied) };
                     return Ok((answer, ruling.result()));
                 }
-                (Decision::WaitThenServe { until }, ..) => self.wait(until, &mut tried).await,
-                (Decision::Fill, Some(manifest), _) => match self.filled(ask, &manifest).await {
+                (Decision::WaitThenServe { until }, ..) => Box::pin(self.wait(until, &mut tried)).await,
+                (Decision::Fill, Some(manifest), _) => match Box::pin(self.filled(ask, &manifest)).await {
                     Ok((bytes, result)) => return Ok((answer(&manifest, bytes, view.applied), result)),
                     Err(error) => note_cut(ask, &mut tried, &error),
                 },
                 (Decision::Revalidate | Decision::Fill, ..) => {
                     let remote = self.remote()?;
-                    match self.said(remote, ask, reference, view.applied).await {
+                    match Box::pin(self.said(remote, ask, reference, view.applied)).await {
                         Ok(Some(pulled)) => return Ok(pulled),
                         Ok(None) => return Err(PullError::ManifestUnknown),
                         Err(error) => note_cut(ask, &mut tried, &error),

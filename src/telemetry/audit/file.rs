@@ -10,7 +10,7 @@ use std::{
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{record::Record, writer::Sink};
+use super::writer::{Line, Sink};
 
 /// Where it is, and when it is put aside.
 #[derive(Clone, Debug)]
@@ -121,7 +121,7 @@ impl Open {
 }
 
 impl Sink for RotatingFile {
-    fn take(&mut self, _: &[Record], lines: &[u8]) -> io::Result<()> {
+    fn take(&mut self, _: &[Line], lines: &[u8]) -> io::Result<()> {
         let now = SystemTime::now();
         if self.open.as_ref().is_some_and(|open| open.is_gone(&self.options.path)) {
             self.open = None;
@@ -162,7 +162,7 @@ impl Sink for RotatingFile {
 pub struct Stdout;
 
 impl Sink for Stdout {
-    fn take(&mut self, _: &[Record], lines: &[u8]) -> io::Result<()> {
+    fn take(&mut self, _: &[Line], lines: &[u8]) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(lines)?;
         stdout.flush()

@@ -40,6 +40,9 @@ pub struct PrimaryStatus {
     /// The registry that it stands in front of; `null` when it is one itself.
     #[serde(default)]
     pub gateway: Option<Box<GatewayStatus>>,
+    /// What it shows to other nodes and to clients.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// Who is told what becomes of images.
     #[serde(default)]
     pub webhooks: Vec<WebhookStatus>,
@@ -228,12 +231,26 @@ pub struct SiteStatus {
     /// How long the primary's canary takes to here; `null` when there is none.
     #[serde(default)]
     pub canary: Option<CanaryStatus>,
+    /// What it shows to other nodes and to clients; only the site itself says it.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// Repositories with blobs still to be copied, those with the most bytes first; at most 8.
     #[serde(default)]
     pub missing_repos: Vec<MissingRepo>,
     /// Blobs on their way here, those that have come furthest first; at most 8.
     #[serde(default)]
     pub fills: Vec<FillStatus>,
+}
+
+/// A certificate that a node shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// `replication`, to other nodes, or `https`, to clients.
+    pub name: String,
+    /// When it ends, in seconds since the Unix epoch.
+    pub expires_at: u64,
+    /// Why what its files hold is not used instead; `null` when it is.
+    pub refused: Option<String>,
 }
 
 /// What a repository lacks at a site.

@@ -2,16 +2,13 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
 use super::{StartError, data_dir::DataDir};
 use crate::{
     admin::{Admin, TIMEOUT_MAX},
-    auth::{Identity, tls},
     blocking,
     clock::SharedClock,
-    config,
     history::{History, STEP},
     http::{Api, Connection, Patience, ServerOptions, TlsConfig, serve},
     shutdown::Shutdown,
@@ -23,16 +20,6 @@ pub(super) async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, 
     TcpListener::bind(address)
         .await
         .map_err(|error| StartError::new(format!("listen at {address} ({key})"), error))
-}
-
-/// The TLS configuration of certificate and key files.
-pub(super) fn https(files: &config::Tls) -> Result<TlsConfig, StartError> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-        StartError::new("load registry.tls.certificate and registry.tls.key", error)
-    };
-    let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
-    let config = tls::https_server(&identity).map_err(|error| failed(error.into()))?;
-    Ok(Arc::new(ArcSwap::from_pointee(config)))
 }
 
 /// Reads the token that admin requests must carry.

@@ -9,11 +9,11 @@ use tokio::sync::Semaphore;
 use super::{
     StartError, audit,
     callers::{Callers, Told},
-    certificates,
+    certificates::{Certificates, Statuses},
     data_dir::DataDir,
     gateway::{Parts, Registry, Upstream},
     issuer::KeysAlarm,
-    listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
+    listen::{admin_token, bind, chart, serve_admin, serve_registry},
     open_store,
     otlp::{self, Traces},
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
@@ -107,7 +107,9 @@ pub async fn start(
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let traces = Traces::start(config.telemetry.otlp.as_ref(), "primary", "primary")?;
-    certificates::register(&metrics, &config.replication.tls.certificate, config.registry.tls.as_ref())?;
+    let mut certificates = Certificates::new(&metrics);
+    let node_tls = certificates.node(&config.replication.tls, "replication.tls")?;
+    let https = config.registry.tls.as_ref().map(|tls| certificates.https(tls)).transpose()?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let audit =
         audit::start(&config.audit, config.telemetry.otlp.as_ref(), ("primary", "primary"), &metrics)?;
@@ -119,7 +121,7 @@ pub async fn start(
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
     let listener = listen(
         config.replication.listen,
-        &config.replication.tls,
+        &node_tls,
         "replication.listen, replication.tls",
         config.replication.congestion,
     )?;
@@ -251,7 +253,10 @@ pub async fn start(
         clock: Arc::clone(&clock),
     };
     let webhooks = webhooks::start(&config.webhooks, &sources, &data_dir, &metrics, &shutdown)?;
-    let about = Own { cluster, traffic, location: config.location.status(), webhooks };
+    let statuses = certificates.statuses();
+    certificates.watch(&clock, &shutdown)?;
+    let about =
+        Own { cluster, traffic, location: config.location.status(), certificates: statuses, webhooks };
     let status = status(about, &journal, &store, fleet, (&clock, gateway.as_ref(), callers.alarm));
     metrics.register(|registry| registry.register_collector(Box::new(JournalCollector(journal.clone()))));
     metrics.register(|registry| registry.register_collector(Box::new(StatusCollector(Arc::clone(&status)))));
@@ -283,8 +288,7 @@ pub async fn start(
     let otlp = config.telemetry.otlp.as_ref();
     otlp::metrics::send(otlp, ("primary", "primary"), &admin.metrics, &shutdown)?;
     serve_admin(admin_listener, admin, &shutdown);
-    let tls = config.registry.tls.as_ref().map(https).transpose()?;
-    serve_registry(registry_listener, tls, config.registry.connections_max, api, &shutdown);
+    serve_registry(registry_listener, https, config.registry.connections_max, api, &shutdown);
     tracing::info!(
         registry = %config.registry.listen, admin = %config.admin.listen, %replication, %public_url,
         head = %journal.log().head(), "primary started"
@@ -340,11 +344,12 @@ struct Own {
     cluster: String,
     traffic: Traffic,
     location: Location,
+    certificates: Statuses,
     webhooks: Webhooks,
 }
 
 fn status(
-    Own { cluster, traffic, location, webhooks }: Own,
+    Own { cluster, traffic, location, certificates, webhooks }: Own,
     journal: &Journal,
     store: &Store,
     fleet: Fleet,
@@ -367,6 +372,7 @@ fn status(
             alarm: super::able(&journal).err(),
             auth_alarm: auth_alarm.reason(),
             gateway: gateway.as_deref().map(Registry::status),
+            certificates: certificates.read(),
             webhooks: webhooks.status(),
             traffic: traffic.read(),
             location,

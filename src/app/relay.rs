@@ -15,6 +15,7 @@ use super::{
     replication::{CONNECTIONS_MAX, admit, listen, time_after},
 };
 use crate::{
+    auth::NodeTls,
     config,
     fetch::{BoxFuture, quic::Listener},
     log::Log,
@@ -46,7 +47,7 @@ pub(super) struct Relay {
 
 impl Relay {
     /// Binds the listener; it shows the certificate that the site has for its upstream as well.
-    pub(super) fn bind(config: &config::Relay, tls: &config::MutualTls) -> Result<Self, StartError> {
+    pub(super) fn bind(config: &config::Relay, tls: &Arc<NodeTls>) -> Result<Self, StartError> {
         let listener = listen(config.listen, tls, "relay.listen, primary.tls", config.congestion)?;
         let fleet = Fleet::of_relay(config.sites.iter().cloned());
         Ok(Self { listener, sites: config.sites.clone(), fleet })

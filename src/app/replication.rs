@@ -6,8 +6,7 @@ use outport_proto::{Offset, SiteName, Timestamp, frame::ALPN};
 
 use super::StartError;
 use crate::{
-    auth::{Identity, authority::load_certificates, site_of, tls},
-    config,
+    auth::{NodeTls, site_of},
     fetch::quic::{Congestion, Listener, TransportOptions},
     log::Log,
     primary::publisher::Admit,
@@ -19,16 +18,14 @@ pub(super) const CONNECTIONS_MAX: usize = 4096;
 /// Binds a QUIC listener that nodes of the cluster can connect to; `keys` are what configured it.
 pub(super) fn listen(
     address: SocketAddr,
-    files: &config::MutualTls,
+    tls: &Arc<NodeTls>,
     keys: &str,
     congestion: Congestion,
 ) -> Result<Listener, StartError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         StartError::new(format!("set up replication ({keys})"), error)
     };
-    let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
-    let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
-    let tls = tls::node_server(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
+    let tls = tls.server(&[ALPN]).map_err(|error| failed(error.into()))?;
     let options = TransportOptions { congestion, ..TransportOptions::upstream() };
     Listener::bind(address, &tls, &options).map_err(|error| failed(error.into()))
 }

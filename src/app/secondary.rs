@@ -10,9 +10,10 @@ use outport_proto::{
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    StartError, audit, certificates,
+    StartError, audit,
+    certificates::{Certificates, Statuses},
     data_dir::DataDir,
-    listen::{admin_token, bind, chart, https, serve_admin, serve_registry},
+    listen::{admin_token, bind, chart, serve_admin, serve_registry},
     open_store,
     otlp::{self, Traces},
     relay::{Followers, Relay},
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, FOLLOWERS_MAX, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
-    auth::{Identity, authority::load_certificates, tls},
+    auth::{NodeTls, authority::load_certificates, tls},
     blocking,
     clock::{SharedClock, SystemClock},
     config,
@@ -110,7 +111,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let clock: SharedClock = Arc::new(SystemClock);
     let metrics = Metrics::default();
     let traces = Traces::start(config.telemetry.otlp.as_ref(), "secondary", config.site.as_str())?;
-    certificates::register(&metrics, &config.primary.tls.certificate, config.registry.tls.as_ref())?;
+    let mut certificates = Certificates::new(&metrics);
+    let node_tls = certificates.node(&config.primary.tls, "primary.tls")?;
+    let https = config.registry.tls.as_ref().map(|tls| certificates.https(tls)).transpose()?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let audit = audit::start(
         &config.audit,
@@ -120,7 +123,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     )?;
     let registry_listener = bind(config.registry.listen, "registry.listen").await?;
     let admin_listener = bind(config.admin.listen, "admin.listen").await?;
-    let relay = config.relay.as_ref().map(|relay| Relay::bind(relay, &config.primary.tls)).transpose()?;
+    let relay = config.relay.as_ref().map(|relay| Relay::bind(relay, &node_tls)).transpose()?;
 
     let policy = Arc::new(config.policy().map_err(|error| StartError::new("read the policy", error))?);
     audit::tell_rules(&audit, &data_dir, &policy)?;
@@ -211,7 +214,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             staleness_bound_ms: config.read.staleness_bound_ms,
         },
         SubscriptionParts {
-            dialer: dialer(&config.primary)?,
+            dialer: dialer(&config.primary, &node_tls)?,
             journal: journal.clone(),
             store: store.clone(),
             memory,
@@ -290,7 +293,13 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             own_realm: own_realm(config),
         })),
     };
-    let status = status(&view, &store, followers, (traffic, canary_source(&canary)), (lacking, fills));
+    let status = status(
+        (&view, &store, followers),
+        (traffic, canary_source(&canary)),
+        (lacking, fills),
+        certificates.statuses(),
+    );
+    certificates.watch(&clock, &shutdown)?;
     shutdown.spawn(canary.run(shutdown.clone()));
     shutdown.spawn(subscription.run(shutdown.clone()));
     shutdown.spawn(prefetch.run(shutdown.clone()));
@@ -325,8 +334,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let otlp = config.telemetry.otlp.as_ref();
     otlp::metrics::send(otlp, ("secondary", config.site.as_str()), &admin.metrics, &shutdown)?;
     serve_admin(admin_listener, admin, &shutdown);
-    let tls = config.registry.tls.as_ref().map(https).transpose()?;
-    serve_registry(registry_listener, tls, config.registry.connections_max, api, &shutdown);
+    serve_registry(registry_listener, https, config.registry.connections_max, api, &shutdown);
     tracing::info!(
         site = %config.site, registry = %config.registry.listen, admin = %config.admin.listen,
         primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
@@ -425,14 +433,11 @@ async fn review_displaced(store: Store, shutdown: Shutdown) {
     }
 }
 
-fn dialer(config: &config::Upstream) -> Result<Dialer, StartError> {
+fn dialer(config: &config::Upstream, tls: &Arc<NodeTls>) -> Result<Dialer, StartError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         StartError::new("set up replication (primary.tls)", error)
     };
-    let files = &config.tls;
-    let identity = Identity::load(&files.certificate, &files.key).map_err(|error| failed(error.into()))?;
-    let authorities = load_certificates(&files.authority).map_err(|error| failed(error.into()))?;
-    let tls = tls::node_client(&identity, &authorities, &[ALPN]).map_err(|error| failed(error.into()))?;
+    let tls = tls.client(&[ALPN]).map_err(|error| failed(error.into()))?;
     let dialer = Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk())
         .map_err(|error| failed(error.into()))?;
     Ok(match &config.relay {
@@ -465,11 +470,10 @@ fn node_name() -> String {
 }
 
 fn status(
-    view: &SiteView,
-    store: &Store,
-    followers: Option<Followers>,
+    (view, store, followers): (&SiteView, &Store, Option<Followers>),
     (traffic, canary): (Traffic, CanarySource),
     (lacking, fills): (Lacking, FillsSource),
+    certificates: Statuses,
 ) -> StatusSource {
     let (view, store) = (view.clone(), store.clone());
     Arc::new(move || {
@@ -477,6 +481,7 @@ fn status(
         own.traffic = traffic.read();
         own.canary = canary().as_ref().map(CanaryStatus::from);
         own.missing_repos = lacking.most(MISSING_REPOS_MAX).iter().map(MissingRepo::from).collect();
+        own.certificates = certificates.read();
         own.fills = fills().iter().map(FillStatus::from).collect();
         own.sites = followers.as_ref().map(|followers| followers.statuses(&own)).unwrap_or_default();
         Status::Secondary(Box::new(own))

@@ -7,7 +7,7 @@
 //!   them ([`delegated`]), or everybody.
 //! - [`rules`], [`password`], [`users`]: who may do what, and how they prove who they are.
 //! - [`ticket`], [`upload_state`]: authority that survives a redirect to another host.
-//! - [`keys`]: the primary's secrets on disk. [`authority`], [`tls`]: certificates and their use.
+//! - [`keys`]: the primary's secrets on disk. [`authority`], [`tls`], [`NodeTls`]: certificates and their use.
 //! - [`secret`]: text that never shows in logs.
 
 pub mod authenticator;
@@ -18,6 +18,7 @@ pub mod delegated;
 mod files;
 pub mod issuer_keys;
 pub mod keys;
+mod node_tls;
 pub mod password;
 mod public_key;
 mod random;
@@ -41,6 +42,7 @@ pub use delegated::{Judge, JudgeError, Judged, Remembering, Unjudged, Verdicts, 
 pub use files::{FileError, read_text, write_private};
 pub use issuer_keys::{IssuerKeys, IssuerKeysError};
 pub use keys::{KeysError, PrimaryKeys};
+pub use node_tls::NodeTls;
 pub use password::PasswordError;
 pub use random::{NoRandomness, random_number, random_text};
 pub use rules::{AccessRule, AccessRules, RuleError};

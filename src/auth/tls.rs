@@ -7,39 +7,23 @@
 
 use std::sync::Arc;
 
-use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::Resumption,
-    crypto::CryptoProvider,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider};
 use rustls_pki_types::CertificateDer;
 
-use super::authority::Identity;
+use super::{authority::Identity, node_tls::NodeTls};
 
 /// The cryptography all TLS here runs on, given explicitly: no process-wide default is needed.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// The accepting side of a connection between nodes.
+/// The accepting side of a connection between nodes, for good: [`NodeTls`] for one that can be replaced.
 pub fn node_server(
     identity: &Identity,
     authorities: &[CertificateDer<'static>],
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, TlsError> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider())
-        .build()
-        .map_err(|_| TlsError::Authority)?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())?;
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    config.max_early_data_size = 0;
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
+    NodeTls::new(identity, authorities)?.server(alpn)
 }
 
 /// The connecting side. The server name to connect with is [`super::authority::PRIMARY_NAME`].
@@ -48,14 +32,7 @@ pub fn node_client(
     authorities: &[CertificateDer<'static>],
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, TlsError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots(authorities)?)
-        .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?;
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    config.enable_early_data = false;
-    config.resumption = Resumption::disabled();
-    Ok(config)
+    NodeTls::new(identity, authorities)?.client(alpn)
 }
 
 /// A registry's or token endpoint's HTTPS: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, no client certificates.
@@ -87,7 +64,7 @@ pub fn https_client_as(
         .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?)
 }
 
-fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
+pub(super) fn roots(authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in authorities {
         roots.add(authority.clone()).map_err(|_| TlsError::Authority)?;
@@ -101,6 +78,9 @@ pub enum TlsError {
     /// No usable authority certificate.
     #[error("the authority's certificate cannot be trusted")]
     Authority,
+    /// It would make another node of this one.
+    #[error("it is not this node's certificate")]
+    Another,
     /// The library refused, for instance a key that does not fit its certificate.
     #[error("TLS cannot be set up: {0}")]
     Setup(#[from] rustls::Error),

@@ -12,7 +12,11 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{admin::AdminAddress, bytes, say};
 use crate::{
-    status::{CanaryStatus, GatewayStatus, SiteState, SiteStatus, Status as NodeStatus, WebhookStatus},
+    clock::{Clock as _, SystemClock},
+    status::{
+        CanaryStatus, CertificateStatus, GatewayStatus, SiteState, SiteStatus, Status as NodeStatus,
+        WebhookStatus,
+    },
     telemetry::is_colored,
 };
 
@@ -21,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// No clock that is set has shown an earlier time since there is this program, in Unix seconds.
 const EPOCHS_FROM: i64 = 1_600_000_000;
+const DAY_SECONDS: u64 = 24 * 3600;
+/// A certificate that ends earlier is told of.
+const DAYS_LEFT: u64 = 21;
 /// Clears the screen and puts the cursor home.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -84,6 +91,19 @@ fn alarm(alarm: Option<&String>) -> String {
     alarm.map(|alarm| format!("\nALARM: {alarm}")).unwrap_or_default()
 }
 
+/// Certificates whose new files cannot be used, and those that end soon.
+fn troubled(certificates: &[CertificateStatus], now: u64) -> String {
+    let line = |certificate: &CertificateStatus| {
+        let CertificateStatus { name, expires_at, refused } = certificate;
+        let days = expires_at.saturating_sub(now) / DAY_SECONDS;
+        let ending = (days < DAYS_LEFT).then(|| format!("\nALARM: certificate {name} ends in {days} days"));
+        let refusal =
+            refused.as_ref().map(|why| format!("\nALARM: certificate {name} is not replaced: {why}"));
+        ending.into_iter().chain(refusal).collect::<String>()
+    };
+    certificates.iter().map(line).collect()
+}
+
 /// Webhooks that do not take what they are told.
 fn refused(webhooks: &[WebhookStatus]) -> String {
     let failing = webhooks.iter().filter(|webhook| webhook.retrying > 0);
@@ -121,6 +141,7 @@ fn behind(gateway: Option<&GatewayStatus>) -> String {
 
 fn render(page: &str) -> anyhow::Result<String> {
     let status: NodeStatus = serde_json::from_str(page).context("read answer")?;
+    let now = SystemClock.now().as_secs();
     let (title, own_alarm, sites) = match &status {
         NodeStatus::Primary(primary) => (
             format!(
@@ -133,6 +154,7 @@ fn render(page: &str) -> anyhow::Result<String> {
                 primary.store.blobs,
             ),
             behind(primary.gateway.as_deref())
+                + &troubled(&primary.certificates, now)
                 + &refused(&primary.webhooks)
                 + &alarm(primary.alarm.as_ref())
                 + &alarm(primary.auth_alarm.as_ref()),
@@ -145,7 +167,7 @@ fn render(page: &str) -> anyhow::Result<String> {
                 epoch(site.epoch),
                 site.head_seq
             ),
-            String::new(),
+            troubled(&site.certificates, now),
             std::iter::once(site.as_ref()).chain(&site.sites).collect(),
         ),
     };

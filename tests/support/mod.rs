@@ -312,6 +312,11 @@ impl Cluster {
         self.nodes().map(|node| format!("{} {}\n", node.ip, node.host)).collect()
     }
 
+    /// A client that speaks as its registries do.
+    pub fn client(&self) -> http::Client {
+        if self.tls { http::Client::trusting(&self.authority()) } else { http::Client::plain() }
+    }
+
     /// Waits until every site shows and holds everything the primary has.
     pub fn wait_complete(&self) {
         let head = self.primary.status()["head_seq"].as_u64().unwrap();

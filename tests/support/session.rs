@@ -18,7 +18,7 @@ pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux"}"#;
 const REDIRECTS_MAX: usize = 5;
 
-/// A client with a token for some repositories. Plain HTTP only.
+/// A client with a token for some repositories; over HTTPS it follows no redirect.
 #[derive(Clone)]
 pub struct Session {
     http: Client,
@@ -39,13 +39,13 @@ impl Session {
     /// A client of `node` that may do everything in `repos`.
     pub fn user(cluster: &Cluster, node: &Node, repos: &[&str]) -> Self {
         let token = user_token(cluster, repos);
-        Self::with_token(&node.registry(), &token)
+        Self { http: cluster.client(), ..Self::with_token(&node.registry(), &token) }
     }
 
     /// A client of `node` that nobody knows, which may pull from `repos`.
     pub fn anyone(cluster: &Cluster, node: &Node, repos: &[&str]) -> Self {
         let token = anonymous_token(cluster, repos);
-        Self::with_token(&node.registry(), &token)
+        Self { http: cluster.client(), ..Self::with_token(&node.registry(), &token) }
     }
 
     /// A client with a token it got somewhere.
@@ -150,7 +150,9 @@ impl Session {
         let digest = Digest::sha256(content);
         let begun = self.try_send("POST", &format!("/v2/{repo}/blobs/uploads/"), &[], b"")?;
         let location = expect(&begun, 202)?.header("location").unwrap_or_default().to_owned();
-        let end = self.try_send("PUT", &finish(&location, &digest), &[], content)?;
+        // Over HTTPS it names the primary by a host that only its own clients can look up.
+        let path = location.strip_prefix("https://").and_then(|rest| Some(&rest[rest.find('/')?..]));
+        let end = self.try_send("PUT", &finish(path.unwrap_or(&location), &digest), &[], content)?;
         expect(&end, 201)?;
         Ok(digest)
     }
@@ -216,15 +218,15 @@ pub fn absolute(target: &str) -> Option<(String, String)> {
 /// A token of the user who may push and delete.
 pub fn user_token(cluster: &Cluster, repos: &[&str]) -> String {
     let user = Some((USER, cluster.password.as_str()));
-    token_for(&cluster.primary.registry(), SERVICE, repos, "pull,push,delete", user)
+    tokens_from((&cluster.client(), &cluster.primary.registry()), SERVICE, repos, "pull,push,delete", user)
 }
 
 /// A token of nobody.
 pub fn anonymous_token(cluster: &Cluster, repos: &[&str]) -> String {
-    token_for(&cluster.primary.registry(), SERVICE, repos, "pull", None)
+    tokens_from((&cluster.client(), &cluster.primary.registry()), SERVICE, repos, "pull", None)
 }
 
-/// A token for `actions` in `repos`.
+/// A token for `actions` in `repos`, over plain HTTP.
 pub fn token_for(
     primary: &str,
     service: &str,
@@ -232,9 +234,19 @@ pub fn token_for(
     actions: &str,
     user: Option<(&str, &str)>,
 ) -> String {
+    tokens_from((&Client::plain(), primary), service, repos, actions, user)
+}
+
+fn tokens_from(
+    (http, primary): (&Client, &str),
+    service: &str,
+    repos: &[&str],
+    actions: &str,
+    user: Option<(&str, &str)>,
+) -> String {
     let scopes: Vec<String> = repos.iter().map(|repo| format!("repository:{repo}:{actions}")).collect();
     let scopes: Vec<&str> = scopes.iter().map(String::as_str).collect();
-    token(&Client::plain(), primary, service, &scopes, user)
+    token(http, primary, service, &scopes, user)
 }
 
 /// Bytes without a pattern, the same for the same seed.

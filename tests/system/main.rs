@@ -16,6 +16,7 @@ mod audit;
 mod bootstrap;
 mod callers;
 mod canary;
+mod certificates;
 mod collector;
 mod copying;
 mod crash;

@@ -16,8 +16,9 @@ use crate::support::{
     signal, wait_for,
 };
 
-const SITE_FIELDS: [&str; 39] = [
+const SITE_FIELDS: [&str; 40] = [
     "canary",
+    "certificates",
     "fills",
     "missing_repos",
     "alarm",

@@ -98,13 +98,13 @@ impl Certificates {
         };
         let (identity, authorities) = load().map_err(failed)?;
         let tls = NodeTls::new(&identity, &authorities).map_err(|error| failed(error.into()))?;
-        let ends = ends(&identity.chain).map_err(failed)?;
+        let (_, ends) = validity(&identity.chain).map_err(failed)?;
         let used = Arc::clone(&tls);
         let read = move |now: Timestamp| {
             let (identity, authorities) = load()?;
             let at = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()));
             used.replace(&identity, &authorities, at)?;
-            self::ends(&identity.chain)
+            Ok(validity(&identity.chain)?.1)
         };
         self.keep("replication", vec![files.certificate, files.key, files.authority], ends, Box::new(read));
         Ok(tls)
@@ -119,16 +119,16 @@ impl Certificates {
             let files = files.clone();
             move || -> Result<_, Failed> {
                 let identity = Identity::load(&files.certificate, &files.key)?;
-                Ok((tls::https_server(&identity)?, ends(&identity.chain)?))
+                Ok((tls::https_server(&identity)?, validity(&identity.chain)?))
             }
         };
-        let (config, ends) = load().map_err(failed)?;
+        let (config, (_, ends)) = load().map_err(failed)?;
         let tls: TlsConfig = Arc::new(ArcSwap::from_pointee(config));
         let used = Arc::clone(&tls);
         let read = move |now: Timestamp| {
-            let (config, ends) = load()?;
-            if ends <= now {
-                return Err("the certificate has ended".into());
+            let (config, (begins, ends)) = load()?;
+            if begins > now || ends <= now {
+                return Err("the certificate is not valid now".into());
             }
             used.store(Arc::new(config));
             Ok(ends)
@@ -259,14 +259,16 @@ fn stamp(file: &Path) -> Option<Stamp> {
     Some((file.dev(), file.ino(), file.len(), file.modified().ok()))
 }
 
-/// When a chain ends: whatever of it ends first.
-fn ends(chain: &[CertificateDer<'_>]) -> Result<Timestamp, Failed> {
-    let mut first = None::<i64>;
+/// From when to when all of a chain is valid.
+fn validity(chain: &[CertificateDer<'_>]) -> Result<(Timestamp, Timestamp), Failed> {
+    let mut common = None::<(i64, i64)>;
     for certificate in chain {
         let (_, certificate) = parse_x509_certificate(certificate)?;
-        let ends = certificate.validity().not_after.timestamp();
-        first = Some(first.map_or(ends, |first| first.min(ends)));
+        let of = certificate.validity();
+        let (begins, ends) = (of.not_before.timestamp(), of.not_after.timestamp());
+        common = Some(common.map_or((begins, ends), |so_far| (so_far.0.max(begins), so_far.1.min(ends))));
     }
-    let ends = first.ok_or("there is no certificate")?;
-    Ok(Timestamp::from_secs(u64::try_from(ends).unwrap_or_default()))
+    let (begins, ends) = common.ok_or("there is no certificate")?;
+    let time = |seconds| Timestamp::from_secs(u64::try_from(seconds).unwrap_or_default());
+    Ok((time(begins), time(ends)))
 }

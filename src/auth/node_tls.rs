@@ -18,7 +18,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::{
-    authority::{Identity, identity_of},
+    authority::{Identity, NodeIdentity, PRIMARY_NAME, identity_of},
     tls::{TlsError, provider, roots},
 };
 
@@ -60,10 +60,15 @@ impl NodeTls {
         let (shown, trust) = (certified(identity)?, Trust::new(authorities)?);
         let (leaf, chain) = identity.chain.split_first().ok_or(TlsError::Another)?;
         let of = |shown: &CertifiedKey| shown.end_entity_cert().ok().and_then(|leaf| identity_of(leaf));
-        if identity_of(leaf) != of(&self.shown.load()) {
-            return Err(TlsError::Another);
+        let node = identity_of(leaf).filter(|node| of(&self.shown.load()).as_ref() == Some(node));
+        match node.ok_or(TlsError::Another)? {
+            // It connects to nobody: a certificate for servers alone will do.
+            NodeIdentity::Primary => {
+                let name = ServerName::try_from(PRIMARY_NAME).map_err(|_| TlsError::Another)?;
+                trust.servers.verify_server_cert(leaf, chain, &name, &[], now)?;
+            }
+            NodeIdentity::Site(_) => _ = trust.clients.verify_client_cert(leaf, chain, now)?,
         }
-        trust.clients.verify_client_cert(leaf, chain, now)?;
         self.shown.store(Arc::new(shown));
         self.trust.store(Arc::new(trust));
         Ok(())
@@ -221,7 +226,7 @@ mod tests {
     use outport_proto::Timestamp;
 
     use super::*;
-    use crate::auth::authority::{Authority, NodeIdentity};
+    use crate::auth::authority::Authority;
 
     #[test]
     fn a_certificate_that_nobody_would_believe_is_not_taken() {
@@ -254,5 +259,11 @@ mod tests {
         assert_eq!(shown(), next.chain[0]);
         // An authority is followed by another while both are believed.
         tls.replace(&foreign, &trust(&[&ours, &theirs]), at(1_800_000_000)).unwrap();
+
+        let [first, next] = [(); 2].map(|()| ours.issue_node(&NodeIdentity::Primary, now).unwrap());
+        let primary = NodeTls::new(&first, &trust(&[&ours])).unwrap();
+        assert!(primary.replace(&other, &trust(&[&ours]), at(1_800_000_000)).is_err());
+        assert!(primary.replace(&next, &trust(&[&ours]), at(1_900_000_000)).is_err());
+        primary.replace(&next, &trust(&[&ours]), at(1_800_000_000)).unwrap();
     }
 }

@@ -182,7 +182,9 @@ export function fleet(view, state) {
   // Only what changed is written: at a thousand sites that is what takes time.
   function summary() {
     const sums = { sites: state.sites.size, sync: 0, behind: 0, cut: 0, head: state.node?.head_seq };
-    const alarms = [state.node?.alarm, state.node?.auth_alarm, state.node?.gateway?.alarm].filter(Boolean);
+    const certificates = (state.node?.certificates ?? []).filter((of) => of.refused)
+      .map((of) => `certificate ${of.name} is not replaced: ${of.refused}`);
+    const alarms = [state.node?.alarm, state.node?.auth_alarm, state.node?.gateway?.alarm, ...certificates].filter(Boolean);
     for (const site of state.sites.values()) {
       const kind = health(site);
       if (kind === "good") sums.sync += 1;

@@ -105,6 +105,8 @@ export function site(view, state, name) {
     "Clock ahead": (of) => of.clock_offset_seconds === null ? UNKNOWN
       : `${Math.round(of.clock_offset_seconds * 1000)} ms \u00b1 ${Math.round((of.clock_offset_error_seconds ?? 0) * 1000)} ms`,
     "Last error": (of) => of.last_error ? `${of.last_error.text} (${new Date(of.last_error.at * 1000).toISOString()})` : "none",
+    Certificates: (of) => of.certificates.map(({ name, expires_at }) =>
+      `${name} until ${new Date(expires_at * 1000).toISOString().slice(0, 10)}`).join(", ") || "said by the site itself",
     "Staleness bound": (of) => seconds(of.staleness_bound_seconds),
     Version: (of) => of.version || UNKNOWN,
   };

@@ -35,7 +35,7 @@ pub use bincode::{Decode, Encode};
 
 use crate::{
     Event, ManifestPut, RepoName, SiteName, Tag,
-    frame::{Asked, FRAME_BYTES_MAX, FromPrimary, FromSecondary, Request, Response},
+    frame::{Asked, FRAME_BYTES_MAX, FromPrimary, FromSecondary, Join, Joined, Request, Response},
     name::{REPO_NAME_BYTES_MAX, SITE_NAME_BYTES_MAX, TAG_BYTES_MAX},
     oci::{PLATFORM_BYTES_MAX, Platform},
     snapshot::Entry,
@@ -140,6 +140,8 @@ impl WireFrame for FromPrimary {}
 impl WireFrame for Request {}
 impl WireFrame for Asked {}
 impl WireFrame for Response {}
+impl WireFrame for Join {}
+impl WireFrame for Joined {}
 
 mod private {
     use super::{CodecError, Envelope};
@@ -198,16 +200,6 @@ impl private::Frame for FromPrimary {
     }
 }
 
-impl private::Frame for Request {
-    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
-        seal_onto(buffer, Kind::Request, self)
-    }
-
-    fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
-        envelope.expect(Kind::Request).and_then(from_payload)
-    }
-}
-
 impl private::Frame for Asked {
     fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
         match self.parent {
@@ -228,15 +220,24 @@ impl private::Frame for Asked {
     }
 }
 
-impl private::Frame for Response {
-    fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
-        seal_onto(buffer, Kind::Response, self)
-    }
+macro_rules! frame_of_one_kind {
+    ($frame:ident) => {
+        impl private::Frame for $frame {
+            fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), CodecError> {
+                seal_onto(buffer, Kind::$frame, self)
+            }
 
-    fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
-        envelope.expect(Kind::Response).and_then(from_payload)
-    }
+            fn decode(envelope: Envelope<'_>) -> Result<Self, CodecError> {
+                envelope.expect(Kind::$frame).and_then(from_payload)
+            }
+        }
+    };
 }
+
+frame_of_one_kind!(Request);
+frame_of_one_kind!(Response);
+frame_of_one_kind!(Join);
+frame_of_one_kind!(Joined);
 
 /// Each event gets bytes of its own: records are kept long after the frame they came in.
 fn split_events(mut payload: &[u8]) -> Result<Vec<Bytes>, CodecError> {

@@ -14,6 +14,8 @@ pub const ALPN: &[u8] = b"outport/1";
 pub const VERSION: u16 = 2;
 /// All it can speak, best first: `Hello` lists those, `Welcome` picks one.
 pub const VERSIONS: [u16; 2] = [VERSION, 1];
+/// The QUIC application protocol of a connection on which a machine asks to become a site.
+pub const JOIN_ALPN: &[u8] = b"outport-join/1";
 /// Largest frame in bytes, envelope included, checked before anything is decoded: a manifest of
 /// 4 MiB and its envelope fit with room.
 pub const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -580,6 +582,67 @@ pub enum Request {
         /// The name in the token's header (`kid`).
         unknown: String,
     },
+    /// New certificates for the site that asks, or for one behind it. Answer: [`Response::Certified`], or
+    /// [`Response::NotFound`] when they are not for the asking site to have. Since version 2.
+    Certify {
+        /// Whose, and who asks for whom, as in [`Request::SiteKeys`]; `via` is empty when a site asks for itself.
+        site: SiteName,
+        /// See `site`.
+        via: Vec<SiteName>,
+        /// For which keys.
+        requests: CertificateRequests,
+    },
+}
+
+/// Requests for certificates, PKCS #10 in DER. Nothing but the public key in them counts: the primary says
+/// what is certified.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct CertificateRequests {
+    /// For the site's identity to other nodes.
+    pub node: Vec<u8>,
+    /// For HTTPS, when the primary is to certify the site's host names as well.
+    pub https: Option<Vec<u8>>,
+}
+
+/// Certificates that the primary issued, in DER, each chain with the leaf first.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Certificates {
+    /// The site's identity to other nodes.
+    pub node: Vec<Vec<u8>>,
+    /// For HTTPS; `None` when that was not asked for, or the site has no host names.
+    pub https: Option<Vec<Vec<u8>>>,
+    /// The authorities that the nodes of the cluster believe.
+    pub authorities: Vec<Vec<u8>>,
+}
+
+/// A machine asks to become a site: the only frame that it sends on a connection of [`JOIN_ALPN`].
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Join {
+    /// Which site, as its token says.
+    pub site: SiteName,
+    /// The token's secret.
+    pub secret: [u8; 32],
+    /// For which keys.
+    pub requests: CertificateRequests,
+    /// Which machine; any text, for people.
+    pub node: String,
+    /// Its program version; for people.
+    pub program: String,
+}
+
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join").field("site", &self.site).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// The answer to a [`Join`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Joined {
+    /// It is that site from now on.
+    Joined(Certificates),
+    /// The token is not good, or no certificate can be issued; for people.
+    Refused(String),
 }
 
 /// A question as it stands on its stream.
@@ -688,4 +751,6 @@ pub enum Response {
     },
     /// What the registry behind the primary says.
     Authorized(Verdict),
+    /// Certificates asked for.
+    Certified(Certificates),
 }

@@ -34,11 +34,13 @@ pub(super) enum Kind {
     Request = 0x30,
     Response = 0x31,
     TracedRequest = 0x32,
+    Join = 0x40,
+    Joined = 0x41,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Result<Self, CodecError> {
-        const ALL: [Kind; 15] = [
+        const ALL: [Kind; 17] = [
             Kind::Event,
             Kind::Entries,
             Kind::Value,
@@ -54,6 +56,8 @@ impl Kind {
             Kind::Request,
             Kind::Response,
             Kind::TracedRequest,
+            Kind::Join,
+            Kind::Joined,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte).ok_or(CodecError::UnknownKind(byte))
     }

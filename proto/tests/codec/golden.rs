@@ -12,10 +12,10 @@ use outport_proto::{
         encode_event, encode_frame, encode_value,
     },
     frame::{
-        Ack, Asked, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, Fill,
-        FromPrimary, FromSecondary, Heartbeat, Hello, Keys, MissingBlobs, Question, Refusal,
-        RegistryChallenge, Request, Response, Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict,
-        Welcome,
+        Ack, Asked, AuthMode, Behind, BehindLink, Canary, CertificateRequests, Certificates, ClockOffset,
+        Credentials, DiffStep, Fill, FromPrimary, FromSecondary, Heartbeat, Hello, Join, Joined, Keys,
+        MissingBlobs, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteDetail,
+        SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -368,6 +368,8 @@ fn requests() {
         frame(&format!("request-authorize-{name}"), Request::Authorize { authorization, question });
     }
     frame("request-own-keys", Request::OwnKeys { unknown: "2024-05".to_owned() });
+    let [site, relay] = ["goa", "pune"].map(|name| name.parse().unwrap());
+    frame("request-certify", Request::Certify { site, via: vec![relay], requests: certificate_requests() });
     let traced = Asked { parent: Some(traceparent()), request: Request::Diff(DiffStep::Sums) };
     frame("request-traced", traced);
     let untraced = encode_frame(&Asked::from(Request::Diff(DiffStep::Sums))).unwrap();
@@ -399,4 +401,28 @@ fn responses() {
     ] {
         frame(&format!("response-authorized-{name}"), Response::Authorized(verdict));
     }
+    frame("response-certified", Response::Certified(certificates()));
+}
+
+#[test]
+fn joining() {
+    let join = Join {
+        site: "goa".parse().unwrap(),
+        secret: [0x5a; 32],
+        requests: certificate_requests(),
+        node: "edge-1".to_owned(),
+        program: "0.1.0".to_owned(),
+    };
+    frame("join", join);
+    frame("joined", Joined::Joined(certificates()));
+    frame("joined-refused", Joined::Refused("the token was used before".to_owned()));
+}
+
+fn certificate_requests() -> CertificateRequests {
+    CertificateRequests { node: vec![0x30, 1], https: Some(vec![0x30, 2]) }
+}
+
+fn certificates() -> Certificates {
+    let chain = |last| vec![vec![0x30, 0x82, last]];
+    Certificates { node: chain(1), https: Some(chain(2)), authorities: chain(3) }
 }

@@ -10,7 +10,7 @@ use outport_proto::{
         CodecError, ENVELOPE_BYTES, EVENT_BYTES_MAX, FrameReader, WireFrame, decode_entries, decode_event,
         decode_frame, decode_value, encode_entries, encode_event, encode_frame, encode_value,
     },
-    frame::{Asked, FRAME_BYTES_MAX, FromPrimary, FromSecondary, Request, Response},
+    frame::{Asked, FRAME_BYTES_MAX, FromPrimary, FromSecondary, Join, Joined, Request, Response},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -55,7 +55,7 @@ proptest! {
     fn everything_comes_back(
         event in samples::event(), entries in vec(samples::entry(), 0..5), up in samples::from_secondary(),
         down in samples::from_primary(), request in samples::request(), response in samples::response(),
-        parent in samples::traceparent(),
+        parent in samples::traceparent(), join in samples::join(), joined in samples::joined(),
     ) {
         prop_assert_eq!(decode_event(&encode_event(&event).unwrap()).unwrap(), event);
         prop_assert_eq!(decode_entries(&encode_entries(&entries).unwrap()).unwrap(), entries);
@@ -64,12 +64,14 @@ proptest! {
         comes_back(&request);
         comes_back(&Asked { parent: Some(parent), request });
         comes_back(&response);
+        comes_back(&join);
+        comes_back(&joined);
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300), kind in any::<u8>()) {
         let _ = decode_frame::<FromPrimary>(&bytes);
-        for kind in [kind, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x30, 0x31, 0x32] {
+        for kind in [kind, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x30, 0x31, 0x32, 0x40, 0x41] {
             let sealed = envelope(1, kind, &bytes);
             let _ = decode_event(&sealed);
             let _ = decode_entries(&sealed);
@@ -79,6 +81,8 @@ proptest! {
             let _ = decode_frame::<Request>(&sealed);
             let _ = decode_frame::<Asked>(&sealed);
             let _ = decode_frame::<Response>(&sealed);
+            let _ = decode_frame::<Join>(&sealed);
+            let _ = decode_frame::<Joined>(&sealed);
         }
     }
 

@@ -7,9 +7,10 @@ use outport_proto::{
     Timestamp, Traceparent,
     codec::encode_event,
     frame::{
-        Ack, AuthMode, Behind, BehindLink, Canary, ClockOffset, Credentials, DiffStep, Fill, FromPrimary,
-        FromSecondary, Heartbeat, Hello, Keys, MissingBlobs, Question, Refusal, RegistryChallenge, Request,
-        Response, Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
+        Ack, AuthMode, Behind, BehindLink, Canary, CertificateRequests, Certificates, ClockOffset,
+        Credentials, DiffStep, Fill, FromPrimary, FromSecondary, Heartbeat, Hello, Join, Joined, Keys,
+        MissingBlobs, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteDetail,
+        SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -374,7 +375,31 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
         (option::of(".{0,12}".prop_map(Credentials)), question())
             .prop_map(|(authorization, question)| Request::Authorize { authorization, question }),
         ".{0,12}".prop_map(|unknown| Request::OwnKeys { unknown }),
+        (site(), vec(site(), 0..3), certificate_requests())
+            .prop_map(|(site, via, requests)| Request::Certify { site, via, requests }),
     ]
+}
+
+fn certificate_requests() -> impl Strategy<Value = CertificateRequests> {
+    (der(), option::of(der())).prop_map(|(node, https)| CertificateRequests { node, https })
+}
+
+fn certificates() -> impl Strategy<Value = Certificates> {
+    (vec(der(), 0..3), option::of(vec(der(), 0..3)), vec(der(), 0..3))
+        .prop_map(|(node, https, authorities)| Certificates { node, https, authorities })
+}
+
+fn der() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..8)
+}
+
+pub(crate) fn join() -> impl Strategy<Value = Join> {
+    (site(), any::<[u8; 32]>(), certificate_requests(), ".{0,12}", ".{0,12}")
+        .prop_map(|(site, secret, requests, node, program)| Join { site, secret, requests, node, program })
+}
+
+pub(crate) fn joined() -> impl Strategy<Value = Joined> {
+    prop_oneof![certificates().prop_map(Joined::Joined), ".{0,12}".prop_map(Joined::Refused)]
 }
 
 pub(crate) fn response() -> impl Strategy<Value = Response> {
@@ -402,5 +427,6 @@ pub(crate) fn response() -> impl Strategy<Value = Response> {
             Just(Verdict::Unknown)
         ]
         .prop_map(Response::Authorized),
+        certificates().prop_map(Response::Certified),
     ]
 }

@@ -36,6 +36,9 @@ pub const FILLS_MAX: usize = 8;
 /// The protocol version from which on either end may tell of traces.
 pub const TRACES_SINCE: u16 = 2;
 
+/// The protocol version from which on a primary knows [`Request::Certify`].
+pub const CERTIFY_SINCE: u16 = 2;
+
 /// Most events that one [`FromPrimary::Traces`] is about.
 pub const TRACES_MAX: usize = 1024;
 

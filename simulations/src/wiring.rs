@@ -107,8 +107,10 @@ impl World {
             relays: relays.clone(),
             authenticator: None,
             unsure: None,
+            members: None,
         });
-        let fleet = Fleet::new(self.followers(machine.number)?, relays);
+        let fleet =
+            Fleet::new(self.followers(machine.number)?.into_iter().chain(relays.behind_any()), relays);
         let publisher = LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet };
         let answerer = Answerer::new(journal.clone(), store.clone(), source);
         self.publish(machine, &identities()?.primary, publisher, answerer, shutdown)?;

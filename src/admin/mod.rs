@@ -14,6 +14,7 @@ mod live;
 mod metrics;
 mod prefetch;
 mod revoke;
+mod sites;
 mod verify;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use live::{FOLLOWERS_MAX, Live};
 pub use metrics::StatusCollector;
 pub use prefetch::{Lines, PREFETCHES_MAX};
 pub use revoke::Revoke;
+pub use sites::{Invitation, Membership, NewSite, SiteError};
 
 use crate::{
     clock::SharedClock,
@@ -70,6 +72,8 @@ pub struct Admin {
     pub prefetch_turns: Arc<Semaphore>,
     /// Makes void what is remembered of callers; `None` where nothing is, or it is another's to say.
     pub revoke: Option<Revoke>,
+    /// Makes and removes sites; `None` at a secondary.
+    pub membership: Option<Arc<dyn Membership>>,
     /// The registry that a primary stands in front of.
     pub gateway: Option<Arc<GatewayAdmin>>,
     /// What happened.
@@ -100,6 +104,15 @@ impl Admin {
         if uri.path() == "/v1/events" && request.method() == Method::GET && self.admits(headers) {
             return self.events(uri.query().unwrap_or_default()).await;
         }
+        if uri.path() == "/v1/sites"
+            && matches!(*request.method(), Method::POST | Method::DELETE)
+            && self.admits(headers)
+        {
+            return self
+                .change_sites(request.method(), uri.query().unwrap_or_default(), headers)
+                .await
+                .map(Either::Left);
+        }
         if uri.path() == "/v1/live" && request.method() == Method::GET && self.admits(headers) {
             return self.live();
         }
@@ -109,8 +122,14 @@ impl Admin {
     async fn page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let acts = matches!(path, "/v1/gc" | "/v1/prefetch" | "/v1/reconcile" | "/v1/revoke" | "/v1/verify")
-            && request.method() == Method::POST;
+        let acts = match *request.method() {
+            Method::POST => matches!(
+                path,
+                "/v1/gc" | "/v1/prefetch" | "/v1/reconcile" | "/v1/revoke" | "/v1/sites" | "/v1/verify"
+            ),
+            Method::DELETE => path == "/v1/sites",
+            _ => false,
+        };
         if !is_read && !acts {
             return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
         }
@@ -265,6 +284,7 @@ mod tests {
             prefetches: None,
             prefetch_turns: Arc::new(Semaphore::new(1)),
             revoke: None,
+            membership: None,
             gateway: None,
             log: Log::open(tempfile::tempdir().unwrap().path(), LogOptions::default(), Arc::new(SystemClock))
                 .unwrap()

@@ -260,7 +260,7 @@ fn stamp(file: &Path) -> Option<Stamp> {
 }
 
 /// From when to when all of a chain is valid.
-fn validity(chain: &[CertificateDer<'_>]) -> Result<(Timestamp, Timestamp), Failed> {
+pub(super) fn validity(chain: &[CertificateDer<'_>]) -> Result<(Timestamp, Timestamp), Failed> {
     let mut common = None::<(i64, i64)>;
     for certificate in chain {
         let (_, certificate) = parse_x509_certificate(certificate)?;

@@ -249,7 +249,7 @@ impl Pki {
 
     fn mutual_tls(&self, name: &str) -> config::MutualTls {
         let (certificate, key) = self.files(name);
-        config::MutualTls { certificate, key, authority: self.files("authority").0 }
+        config::MutualTls { certificate, key, authority: self.files("authority").0, renew: false }
     }
 }
 
@@ -287,6 +287,8 @@ fn primary_config(
             listen: loopback(0),
             tls: pki.mutual_tls("primary"),
             sites: sites.to_vec(),
+            authority_key: Some(pki.files("authority").1),
+            public_address: None,
             relays: BTreeMap::new(),
             congestion: Congestion::default(),
         },

@@ -14,9 +14,11 @@ use super::{
     gateway::{Parts, Registry, Upstream},
     issuer::KeysAlarm,
     listen::{admin_token, bind, chart, serve_admin, serve_registry},
+    membership::{self, Membership},
     open_store,
     otlp::{self, Traces},
-    replication::{CONNECTIONS_MAX, admit, listen, time_after},
+    renewal,
+    replication::{CONNECTIONS_MAX, listen, time_after},
     store_status,
     traffic::Traffic,
     webhooks,
@@ -31,8 +33,9 @@ use crate::{
     http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, Writes},
     primary::{
         fleet::{Fleet, Head},
+        joins::Joins,
         log_stream::LogPublisher,
-        publisher::Publisher,
+        publisher::{Admit, Publisher},
         requests::Answerer,
         source::{OwnSource, PrimaryIdentity, Relays, Source},
         webhooks::{Sources, Webhooks},
@@ -125,6 +128,10 @@ pub async fn start(
         "replication.listen, replication.tls",
         config.replication.congestion,
     )?;
+    let listener = match config.replication.authority_key {
+        Some(_) => membership::joining(listener, &node_tls)?,
+        None => listener,
+    };
     let replication = listener
         .endpoint
         .local_addr()
@@ -135,8 +142,8 @@ pub async fn start(
             .map_err(|error| StartError::new("open the primary's keys", error))?,
     );
     let relays = Relays::new(config.replication.relays.clone());
-    let sites: Vec<_> = config.replication.sites.iter().cloned().chain(relays.behind_any()).collect();
-    keys.keep_sites(&sites)
+    let members = membership::members(&config.replication, &data_dir, &relays, &clock)?;
+    keys.keep_sites(&members.sites())
         .map_err(|error| StartError::new("forget the keys of sites that were removed", error))?;
     let behind = config.registry.upstream.as_ref().map(|url| Upstream::of(config, url)).transpose()?;
     let limit_bytes = behind.as_ref().map(|behind| behind.cache_bytes);
@@ -207,7 +214,7 @@ pub async fn start(
     if let config::Auth::Outport(auth) = &config.auth {
         audit::tell_rules(&audit, &data_dir, auth.rules_as_text())?;
     }
-    let fleet = Fleet::new(config.replication.sites.iter().cloned(), relays.clone());
+    let fleet = Fleet::new(members.sites(), relays.clone());
     let source: Arc<dyn Source> = Arc::new(OwnSource {
         identity: PrimaryIdentity {
             cluster: cluster.clone(),
@@ -223,7 +230,15 @@ pub async fn start(
         relays,
         authenticator: Some(Arc::clone(&callers.authenticator)),
         unsure,
+        members: Some(Arc::clone(&members)),
     });
+    let sources = Sources {
+        cluster: cluster.clone(),
+        log: journal.log().clone(),
+        fleet: fleet.clone(),
+        clock: Arc::clone(&clock),
+    };
+    let webhooks = webhooks::start(&config.webhooks, &sources, &data_dir, &metrics, &shutdown)?;
     let publisher =
         LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
     let answerer = match above {
@@ -231,9 +246,19 @@ pub async fn start(
         Some(above) => Answerer::relaying(journal.clone(), store.clone(), source, above),
     };
     let answerer = answerer.traced(traces.tracing.clone());
-    let admit = admit(config.replication.sites.clone(), "replication.sites");
-    let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
-    shutdown.spawn(publisher.serve(listener, shutdown.clone()));
+    let joins = Joins::new(Arc::clone(&members), membership::on_joined(&fleet, &webhooks));
+    let admits = Arc::clone(&members);
+    let admit: Admit = Arc::new(move |certificate| admits.admit(certificate));
+    let publisher = Publisher::joined_by(Some(joins), admit, publisher, answerer, CONNECTIONS_MAX);
+    shutdown.spawn(publisher.clone().serve(listener, shutdown.clone()));
+    let membership = Membership {
+        addresses: vec![membership::address(config, replication)],
+        members,
+        fleet: fleet.clone(),
+        publisher,
+        keys: Arc::clone(&keys),
+        told: callers.told.clone(),
+    };
     shutdown.spawn(rotate_keys(keys, callers.told, Arc::clone(&clock), shutdown.clone()));
     let upload_age_max = Duration::from_secs(u64::from(config.registry.upload_age_max_hours) * 3600);
     shutdown.spawn(sweep_uploads(store.clone(), upload_age_max, Arc::clone(&clock), shutdown.clone()));
@@ -246,15 +271,9 @@ pub async fn start(
         rules: callers.rules,
         clock: Arc::clone(&clock),
     };
-    let sources = Sources {
-        cluster: cluster.clone(),
-        log: journal.log().clone(),
-        fleet: fleet.clone(),
-        clock: Arc::clone(&clock),
-    };
-    let webhooks = webhooks::start(&config.webhooks, &sources, &data_dir, &metrics, &shutdown)?;
     let statuses = certificates.statuses();
     certificates.watch(&clock, &shutdown)?;
+    renewal::of_primary(config, &clock, &shutdown);
     let about =
         Own { cluster, traffic, location: config.location.status(), certificates: statuses, webhooks };
     let status = status(about, &journal, &store, fleet, (&clock, gateway.as_ref(), callers.alarm));
@@ -274,6 +293,7 @@ pub async fn start(
         waits: Semaphore::new(WAITS_MAX),
         prefetches: None,
         revoke: callers.revoke,
+        membership: Some(Arc::new(membership)),
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         gateway,
         collector,

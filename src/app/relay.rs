@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use outport_proto::{
     SiteName,
-    frame::{Credentials, Heartbeat, Keys, Question, Verdict},
+    frame::{CertificateRequests, Certificates, Credentials, Heartbeat, Keys, Question, Verdict},
     session::LogState,
 };
 
@@ -151,6 +151,24 @@ impl Source for Relayed {
         Box::pin(async move {
             match self.0.keys(site, via).await {
                 Ok(Some(keys)) => Ok(keys),
+                Ok(None) => {
+                    let asker = via.last().unwrap_or(site).clone();
+                    Err(KeysDenied::NotBehind { site: site.clone(), asker })
+                }
+                Err(reason) => Err(KeysDenied::Unavailable(reason)),
+            }
+        })
+    }
+
+    fn certify<'a>(
+        &'a self,
+        site: &'a SiteName,
+        via: &'a [SiteName],
+        requests: CertificateRequests,
+    ) -> BoxFuture<'a, Result<Certificates, KeysDenied>> {
+        Box::pin(async move {
+            match self.0.certify(site, via, requests).await {
+                Ok(Some(certificates)) => Ok(certificates),
                 Ok(None) => {
                     let asker = via.last().unwrap_or(site).clone();
                     Err(KeysDenied::NotBehind { site: site.clone(), asker })

@@ -17,7 +17,7 @@ use super::{
     open_store,
     otlp::{self, Traces},
     relay::{Followers, Relay},
-    store_status,
+    renewal, store_status,
     traffic::Traffic,
     trust::Trust,
 };
@@ -172,6 +172,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         metrics,
     };
     let quic_upstream = upstream.clone();
+    renewal::of_site(config, &upstream, &clock, &shutdown);
     let upstream: Arc<dyn Upstream> = Arc::new(upstream);
     let edge = || Edge {
         upstream: Arc::clone(&upstream),
@@ -320,6 +321,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         waits: Semaphore::new(WAITS_MAX),
         prefetches: Some(Arc::new(on_demand)),
         revoke: None,
+        membership: None,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         gateway: None,
         collector,
@@ -465,7 +467,7 @@ fn own_realm(config: &config::Secondary) -> Option<String> {
 }
 
 /// For people who look at the status page.
-fn node_name() -> String {
+pub(super) fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -2,7 +2,7 @@
 //! of upload states. All are made at first start, in files with mode 0600.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -165,7 +165,7 @@ impl PrimaryKeys {
     }
 
     /// Forgets every site but these: tickets of the others open no more.
-    pub fn keep_sites(&self, sites: &[SiteName]) -> Result<(), KeysError> {
+    pub fn keep_sites(&self, sites: &BTreeSet<SiteName>) -> Result<(), KeysError> {
         let mut seals = self.seals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = seals.clone();
         changed.sites.retain(|site, _| sites.contains(site));
@@ -346,9 +346,9 @@ mod tests {
         assert!(PrimaryKeys::open(directory.path()).unwrap().generation() == keys.generation());
         let newest = keys.keys_of(&mumbai(), keys.own_mode("issuer"), at(7 * DAY)).unwrap();
         sealer.set_keys(&newest.seal).unwrap();
-        keys.keep_sites(&[mumbai()]).unwrap();
+        keys.keep_sites(&[mumbai()].into()).unwrap();
         assert!(opens(7));
-        keys.keep_sites(&["frankfurt".parse().unwrap()]).unwrap();
+        keys.keep_sites(&["frankfurt".parse().unwrap()].into()).unwrap();
         assert!(!opens(7));
     }
 }

@@ -7,7 +7,8 @@
 //!   them ([`delegated`]), or everybody.
 //! - [`rules`], [`password`], [`users`]: who may do what, and how they prove who they are.
 //! - [`ticket`], [`upload_state`]: authority that survives a redirect to another host.
-//! - [`keys`]: the primary's secrets on disk. [`authority`], [`tls`], [`NodeTls`]: certificates and their use.
+//! - [`keys`]: the primary's secrets on disk. [`authority`], [`tls`], [`NodeTls`]: certificates and their use;
+//!   [`JoinToken`], [`join_tls`]: how a machine gets its first one.
 //! - [`secret`]: text that never shows in logs.
 
 pub mod authenticator;
@@ -17,6 +18,8 @@ pub mod challenge;
 pub mod delegated;
 mod files;
 pub mod issuer_keys;
+pub mod join_tls;
+mod join_token;
 pub mod keys;
 mod node_tls;
 pub mod password;
@@ -36,11 +39,12 @@ pub mod users;
 pub mod verifier;
 
 pub use authenticator::{Authenticator, Demand, FindKey, Refused, Wanted};
-pub use authority::{Authority, AuthorityError, Identity, NodeIdentity, site_of};
+pub use authority::{Authority, AuthorityError, CertificateRequest, Identity, NodeIdentity, site_of};
 pub use challenge::{Authorization, BasicChallenge, Challenge, ChallengeError};
 pub use delegated::{Judge, JudgeError, Judged, Remembering, Unjudged, Verdicts, WRONG_PER_MINUTE};
 pub use files::{FileError, read_text, write_private};
 pub use issuer_keys::{IssuerKeys, IssuerKeysError};
+pub use join_token::{InvalidJoinToken, JoinToken};
 pub use keys::{KeysError, PrimaryKeys};
 pub use node_tls::NodeTls;
 pub use password::PasswordError;

@@ -30,6 +30,7 @@ pub struct NodeTls {
 }
 
 struct Trust {
+    authorities: Vec<CertificateDer<'static>>,
     clients: Arc<dyn ClientCertVerifier>,
     servers: Arc<WebPkiServerVerifier>,
 }
@@ -74,6 +75,16 @@ impl NodeTls {
         Ok(())
     }
 
+    /// Who is believed now.
+    pub(super) fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        self.trust.load().authorities.clone()
+    }
+
+    /// What is shown now.
+    pub(super) fn shown(&self) -> Arc<CertifiedKey> {
+        self.shown.load_full()
+    }
+
     /// The accepting side of a connection.
     ///
     /// # Errors
@@ -114,6 +125,7 @@ impl Trust {
         let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider()).build();
         let servers = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
         Ok(Self {
+            authorities: authorities.to_vec(),
             clients: clients.map_err(|_| TlsError::Authority)?,
             servers: servers.map_err(|_| TlsError::Authority)?,
         })
@@ -238,7 +250,7 @@ mod tests {
             |of: &[&Authority]| -> Vec<_> { of.iter().map(|one| one.certificate().clone()).collect() };
         let first = ours.issue_node(&site("mumbai"), now).unwrap();
         let tls = NodeTls::new(&first, &trust(&[&ours])).unwrap();
-        let shown = || tls.shown.load_full().cert[0].clone();
+        let shown = || tls.shown().cert[0].clone();
         let next = ours.issue_node(&site("mumbai"), now).unwrap();
         let mut mixed = next.clone();
         mixed.key = first.key.clone_key();

@@ -97,6 +97,7 @@ mod tests {
     use super::*;
     use crate::{
         auth::authority::{Authority, NodeIdentity, PRIMARY_NAME, site_of},
+        auth::join_tls::{fingerprint, join_client, join_server},
         clock::{Clock as _, SystemClock},
     };
 
@@ -191,6 +192,28 @@ mod tests {
         let client = node_client(&secondary, &trust, &[b"outport/0"]).unwrap();
         assert!(handshake(client, server, PRIMARY_NAME).is_err(), "another protocol");
         assert!(node_server(&primary, &[], &[ALPN]).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_joins_knows_the_authority_by_its_fingerprint_alone() {
+        let (ours, theirs) = (authority(), authority());
+        let identity = ours.issue_node(&NodeIdentity::Primary, now()).unwrap();
+        let node = NodeTls::new(&identity, &roots_of(&ours)).unwrap();
+        let pinned = |authority: &Authority| join_client(fingerprint(authority.certificate())).unwrap();
+        let server = || join_server(&node).unwrap();
+        let (_, server_side) = handshake(pinned(&ours), server(), PRIMARY_NAME).unwrap();
+        assert!(server_side.peer_certificates().is_none());
+        let error = handshake(pinned(&theirs), server(), PRIMARY_NAME).unwrap_err().to_string();
+        assert!(error.contains("another cluster"), "{error}");
+        // Somebody else cannot show the authority's certificate behind one of their own.
+        let other = theirs.issue_node(&NodeIdentity::Primary, now()).unwrap();
+        let other = NodeTls::new(&other, &roots_of(&ours)).unwrap();
+        let liar = join_server(&other).unwrap();
+        assert!(handshake(pinned(&ours), liar, PRIMARY_NAME).is_err());
+        // Nor can a site of the cluster stand in for its primary.
+        let node = NodeTls::new(&ours.issue_node(&site(), now()).unwrap(), &roots_of(&ours)).unwrap();
+        let impostor = join_server(&node).unwrap();
+        assert!(handshake(pinned(&ours), impostor, PRIMARY_NAME).is_err());
     }
 
     #[test]

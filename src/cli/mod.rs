@@ -42,7 +42,7 @@ enum Command {
     Secondary(secondary::Secondary),
     /// Show roles, offsets and lag
     Status(status::Status),
-    /// List the sites
+    /// List the sites, add one, remove one
     #[command(subcommand)]
     Site(site::Site),
     /// Wait until sites show an image, or hold all of it

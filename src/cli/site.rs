@@ -5,6 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
+use http::{Method, StatusCode};
+use outport_proto::SiteName;
+use serde::Deserialize;
 
 use super::{admin::AdminAddress, bytes, say, status::seconds};
 use crate::status::{Location, SiteStatus};
@@ -16,6 +19,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) enum Site {
     /// List them: at a primary all, at a site itself and those behind it
     List(List),
+    /// Make a token by which a machine becomes a site
+    Add(Add),
+    /// Cut a site off for good: its connections, its certificates and its tickets
+    Remove(Remove),
 }
 
 /// List the sites that a node knows.
@@ -28,11 +35,97 @@ pub(super) struct List {
     json: bool,
 }
 
+/// Make a token by which a machine becomes a site.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The token is good for one machine, until it expires or another one is made for the site. Whoever has it can become the
+site: hand it over as you would a password. The primary needs replication.authority_key.")]
+pub(super) struct Add {
+    /// Name of the site
+    name: SiteName,
+    /// Certify these host names and addresses for its HTTPS as well; clients then need the cluster's authority
+    #[arg(long, value_delimiter = ',', value_name = "HOST")]
+    https: Vec<String>,
+    /// How long the token is good
+    #[arg(long, default_value_t = 24)]
+    hours: u32,
+    #[command(flatten)]
+    admin: AdminAddress,
+    /// Print the token as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Cut a site off for good.
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// Name of the site
+    name: SiteName,
+    #[command(flatten)]
+    admin: AdminAddress,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: String,
+}
+
 impl Site {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let Self::List(list) = self;
-        list.run().await
+        match self {
+            Self::List(list) => list.run().await,
+            Self::Add(add) => add.run().await,
+            Self::Remove(remove) => remove.run().await,
+        }
     }
+}
+
+impl Add {
+    async fn run(self) -> anyhow::Result<()> {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.append_pair("site", self.name.as_str()).append_pair("hours", &self.hours.to_string());
+        query.extend_pairs(self.https.iter().map(|host| ("https", host)));
+        let target = format!("/v1/sites?{}", query.finish());
+        let text = changed(&self.admin, Method::POST, &target, StatusCode::CREATED).await?;
+        if self.json {
+            say(text);
+            return Ok(());
+        }
+        let Token { token } = serde_json::from_str(&text).context("read answer")?;
+        say(format_args!(
+            "On the new machine, within {} h, as the user that Outport runs as:\n\n  \
+             outport secondary --config /etc/outport/secondary.toml --join {token}",
+            self.hours
+        ));
+        Ok(())
+    }
+}
+
+impl Remove {
+    async fn run(self) -> anyhow::Result<()> {
+        let target = format!("/v1/sites?site={}", self.name);
+        let text = changed(&self.admin, Method::DELETE, &target, StatusCode::OK).await?;
+        say(if self.json { text } else { format!("{} is cut off", self.name) });
+        Ok(())
+    }
+}
+
+async fn changed(
+    admin: &AdminAddress,
+    method: Method,
+    target: &str,
+    expected: StatusCode,
+) -> anyhow::Result<String> {
+    let (status, text) = admin.ask(method, target, TIMEOUT).await?;
+    if status != expected {
+        let reason: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+        let reason = reason.as_ref().and_then(|body| body["error"].as_str()).unwrap_or(&text);
+        bail!("{}: {reason}", admin.address());
+    }
+    Ok(text)
 }
 
 impl List {

@@ -12,7 +12,7 @@ use super::{
     Telemetry, Tls, Webhook,
 };
 use crate::{
-    auth::{AccessRules, IssuerKeys, IssuerKeysError},
+    auth::{AccessRules, Authority, IssuerKeys, IssuerKeysError},
     policy::{RuleError, rule::STALENESS_BOUND_MS_MIN},
     primary::source::Relays,
 };
@@ -32,16 +32,40 @@ impl Primary {
         check_location(path, self.location)?;
         let tls = &self.replication.tls;
         check_files(path, "replication.tls", &[&tls.certificate, &tls.key, &tls.authority])?;
+        self.check_renewal(path)?;
         check_relays(path, &self.replication)?;
         self.check_gateway(path)?;
         let sites = self.replication.sites.iter().chain(self.replication.relays.values().flatten());
-        Webhook::check(&self.webhooks, &sites.collect(), path)?;
+        // Whoever lets machines join knows their names later.
+        let sites = self.replication.authority_key.is_none().then(|| sites.collect());
+        Webhook::check(&self.webhooks, sites.as_ref(), path)?;
         check_auth(path, &self.auth)?;
         Ok(())
     }
 }
 
 impl Primary {
+    fn check_renewal(&self, path: &Path) -> Result<(), ConfigError> {
+        let replication = &self.replication;
+        if let Some(key) = &replication.authority_key {
+            Authority::load(&replication.tls.authority, key)
+                .map_err(|error| ConfigError::of_key(path, "replication.authority_key", error))?;
+            return Ok(());
+        }
+        let needs_key = "a primary renews with the authority's key: name it with replication.authority_key";
+        if replication.tls.renew {
+            return Err(ConfigError::of_key(path, "replication.tls.renew", needs_key));
+        }
+        if self.registry.tls.as_ref().is_some_and(|tls| tls.renew) {
+            return Err(ConfigError::of_key(path, "registry.tls.renew", needs_key));
+        }
+        if replication.sites.is_empty() {
+            let reason = "names no site, and without replication.authority_key none can join";
+            return Err(ConfigError::of_key(path, "replication.sites", reason));
+        }
+        Ok(())
+    }
+
     fn check_gateway(&self, path: &Path) -> Result<(), ConfigError> {
         let Some(upstream) = &self.registry.upstream else {
             if !matches!(self.auth, Auth::Outport(_)) {
@@ -130,6 +154,11 @@ impl Secondary {
             let reason =
                 "only clients that push through this site ask for tokens here: say push.mode = \"proxy\"";
             return Err(ConfigError::of_key(path, "registry.public_url", reason));
+        }
+        if self.registry.tls.as_ref().is_some_and(|tls| tls.renew) && !tls.renew {
+            let reason =
+                "the primary renews it with the site's own certificate: say primary.tls.renew = true";
+            return Err(ConfigError::of_key(path, "registry.tls.renew", reason));
         }
         if self.primary.relay.as_ref() == Some(&self.site) {
             return Err(ConfigError::of_key(path, "primary.relay", "a site cannot follow itself"));
@@ -290,7 +319,8 @@ fn check_relays(path: &Path, replication: &PrimaryReplication) -> Result<(), Con
     let relays = Relays::new(replication.relays.clone());
     let behind = relays.behind_any();
     for (relay, sites) in &replication.relays {
-        if !replication.sites.contains(relay) && !behind.contains(relay) {
+        let may_join = replication.authority_key.is_some();
+        if !may_join && !replication.sites.contains(relay) && !behind.contains(relay) {
             return failed(format!("{relay} is neither in replication.sites nor behind another site"));
         }
         if let Some(site) = sites.iter().find(|site| relays.is_ring(site)) {

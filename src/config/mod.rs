@@ -175,6 +175,9 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// The private key.
     pub key: PathBuf,
+    /// Replace the certificate by one of the cluster's authority once two thirds of its time are over.
+    #[serde(default)]
+    pub renew: bool,
 }
 
 /// The QUIC listener of a primary.
@@ -185,8 +188,14 @@ pub struct PrimaryReplication {
     pub listen: SocketAddr,
     /// Who this node is, and who may connect.
     pub tls: MutualTls,
-    /// Sites that may connect.
+    /// Sites that may connect with any certificate of the cluster's authority. Others join by a token.
+    #[serde(default)]
     pub sites: Vec<SiteName>,
+    /// The cluster authority's private key, PEM: with it this primary lets machines join and renews certificates.
+    pub authority_key: Option<PathBuf>,
+    /// Host and UDP port under which sites reach `listen`, for join tokens; without it the host of
+    /// `registry.public_url`, and the port of `listen`.
+    pub public_address: Option<HostPort>,
     /// Sites that follow another site instead: by the one they connect to.
     #[serde(default)]
     pub relays: BTreeMap<SiteName, Vec<SiteName>>,
@@ -218,6 +227,9 @@ pub struct MutualTls {
     pub key: PathBuf,
     /// The cluster authority's certificate, PEM.
     pub authority: PathBuf,
+    /// Replace the certificate by one of the cluster's authority once two thirds of its time are over.
+    #[serde(default)]
+    pub renew: bool,
 }
 
 /// A secondary's way to the primary.

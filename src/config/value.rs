@@ -14,6 +14,12 @@ impl PublicUrl {
         &self.0
     }
 
+    /// Its host, an IPv6 address in brackets.
+    pub fn host(&self) -> String {
+        let uri: http::Uri = self.0.parse().unwrap_or_default();
+        uri.host().unwrap_or_default().to_owned()
+    }
+
     /// Whether it is `https`.
     pub fn is_https(&self) -> bool {
         self.0.starts_with("https://")

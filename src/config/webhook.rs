@@ -52,10 +52,10 @@ impl Webhook {
         self.repositories.iter().map(|glob| Glob::new(glob)).collect()
     }
 
-    /// Checks `webhooks`; `sites` are all there are.
+    /// Checks `webhooks`; `sites` are all there are, if that is known.
     pub(super) fn check(
         webhooks: &[Self],
-        sites: &BTreeSet<&SiteName>,
+        sites: Option<&BTreeSet<&SiteName>>,
         path: &Path,
     ) -> Result<(), ConfigError> {
         for (number, webhook) in webhooks.iter().enumerate() {
@@ -78,7 +78,8 @@ impl Webhook {
                 return Err(of_key("behind_seconds", "must be at least 1".to_owned()));
             }
             webhook.repositories().map_err(|error| of_key("repositories", error.to_string()))?;
-            let unknown = webhook.sites.iter().flatten().find(|site| !sites.contains(site));
+            let is_unknown = |site: &&SiteName| sites.is_some_and(|sites| !sites.contains(site));
+            let unknown = webhook.sites.iter().flatten().find(is_unknown);
             if let Some(site) = unknown {
                 return Err(of_key("sites", format!("{site} is none of the sites")));
             }

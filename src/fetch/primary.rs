@@ -13,7 +13,10 @@ use bytes::Bytes;
 use outport_proto::{
     Digest, ManifestPut, Reference, RepoName, SiteName,
     codec::WireFrame,
-    frame::{Asked, Credentials, Keys, Question, Request, Response, TRACES_SINCE, Verdict},
+    frame::{
+        Asked, CERTIFY_SINCE, CertificateRequests, Certificates, Credentials, Keys, Question, Request,
+        Response, TRACES_SINCE, Verdict,
+    },
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -193,6 +196,27 @@ impl QuicUpstream {
     pub async fn own_keys(&self, unknown: String) -> Result<Keys, UpstreamError> {
         match self.answer(Request::OwnKeys { unknown }).await? {
             Response::SiteKeys(keys) => Ok(keys),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// New certificates of `site` for the last of `via`, or for this site ([`Request::Certify`]); `None` when they
+    /// are not for it.
+    ///
+    /// # Errors
+    /// When there was no answer, or the primary does not know the question.
+    pub async fn certify(
+        &self,
+        site: SiteName,
+        via: Vec<SiteName>,
+        requests: CertificateRequests,
+    ) -> Result<Option<Certificates>, UpstreamError> {
+        if self.connections().await?.version < CERTIFY_SINCE {
+            return Err(UpstreamError::Unavailable("the primary is too old to certify anything".to_owned()));
+        }
+        match self.answer(Request::Certify { site, via, requests }).await? {
+            Response::Certified(certificates) => Ok(Some(certificates)),
+            Response::NotFound { .. } => Ok(None),
             other => Err(unexpected(other)),
         }
     }
@@ -378,6 +402,7 @@ const fn name(response: &Response) -> &'static str {
         Response::Unavailable { .. } => "unavailable",
         Response::SiteKeys(_) => "keys",
         Response::Authorized(_) => "verdict",
+        Response::Certified(_) => "certificates",
         Response::DiffSums { .. } | Response::DiffPart(_) | Response::DiffBucket { .. } => "diff",
     }
 }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use outport_proto::frame::ALPN;
+use outport_proto::frame::{ALPN, JOIN_ALPN};
 use quinn::{
     IdleTimeout, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -45,6 +45,9 @@ const PACKETS_PER_ACK: u32 = 10;
 /// Length of the first connection ID of a connection that carries the log, by which a server knows
 /// before the handshake what it is for: the shortest that QUIC allows, where usual ones are longest.
 const LOG_CONNECTION_ID_BYTES: usize = 8;
+
+/// The same of a connection on which a machine asks to become a site.
+const JOIN_CONNECTION_ID_BYTES: usize = 9;
 
 /// Why a peer closed a connection: the application error codes of `outport/1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +179,18 @@ impl TransportOptions {
         }
     }
 
+    /// For a machine that becomes a site: a few KiB each way.
+    pub fn joining() -> Self {
+        Self {
+            stream_receive_window_bytes: 64 << 10,
+            receive_window_bytes: 64 << 10,
+            send_window_bytes: 64 << 10,
+            datagram_bytes_max: ETHERNET_DATAGRAM_BYTES,
+            in_bulk: false,
+            ..Self::bulk()
+        }
+    }
+
     fn transport(&self) -> Arc<quinn::TransportConfig> {
         let mut transport = quinn::TransportConfig::default();
         transport
@@ -209,8 +224,24 @@ pub fn server_config(
     tls: &rustls::ServerConfig,
     options: &TransportOptions,
 ) -> Result<quinn::ServerConfig, QuicError> {
+    server_config_of(tls, ALPN, options)
+}
+
+/// quinn's server configuration for machines that become sites, over one that asks for no certificate.
+///
+/// # Errors
+/// As [`server_config`].
+pub fn join_server_config(tls: &rustls::ServerConfig) -> Result<quinn::ServerConfig, QuicError> {
+    server_config_of(tls, JOIN_ALPN, &TransportOptions { streams_max: 1, ..TransportOptions::joining() })
+}
+
+fn server_config_of(
+    tls: &rustls::ServerConfig,
+    alpn: &[u8],
+    options: &TransportOptions,
+) -> Result<quinn::ServerConfig, QuicError> {
     let mut tls = tls.clone();
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.max_early_data_size = 0;
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -228,19 +259,37 @@ pub fn client_config(
     tls: &rustls::ClientConfig,
     options: &TransportOptions,
 ) -> Result<quinn::ClientConfig, QuicError> {
+    let id_bytes = (!options.in_bulk).then_some(LOG_CONNECTION_ID_BYTES);
+    client_config_of(tls, ALPN, options, id_bytes)
+}
+
+/// quinn's client configuration of a machine that becomes a site.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn join_client_config(tls: &rustls::ClientConfig) -> Result<quinn::ClientConfig, QuicError> {
+    client_config_of(tls, JOIN_ALPN, &TransportOptions::joining(), Some(JOIN_CONNECTION_ID_BYTES))
+}
+
+fn client_config_of(
+    tls: &rustls::ClientConfig,
+    alpn: &[u8],
+    options: &TransportOptions,
+    id_bytes: Option<usize>,
+) -> Result<quinn::ClientConfig, QuicError> {
     let mut tls = tls.clone();
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.enable_early_data = false;
     tls.resumption = rustls::client::Resumption::disabled();
     let crypto = QuicClientConfig::try_from(tls).map_err(|_| QuicError::Cipher)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(options.transport());
-    if !options.in_bulk {
-        config.initial_dst_cid_provider(Arc::new(|| {
-            let mut id = [0; LOG_CONNECTION_ID_BYTES];
+    if let Some(bytes) = id_bytes {
+        config.initial_dst_cid_provider(Arc::new(move || {
+            let mut id = [0; JOIN_CONNECTION_ID_BYTES];
             // Without randomness it is easier to guess, and the handshake fails for want of it.
             let _ = random::fill(&mut id);
-            quinn::ConnectionId::new(&id)
+            quinn::ConnectionId::new(&id[..bytes])
         }));
     }
     Ok(config)
@@ -253,6 +302,8 @@ pub struct Listener {
     pub endpoint: quinn::Endpoint,
     /// How those that carry the log are accepted, if not like others.
     log: Option<Arc<quinn::ServerConfig>>,
+    /// How machines are that become sites, if any can.
+    join: Option<Arc<quinn::ServerConfig>>,
 }
 
 impl Listener {
@@ -268,7 +319,18 @@ impl Listener {
     ) -> Result<Self, QuicError> {
         let log = server_config(tls, &TransportOptions { in_bulk: false, ..options.clone() })?;
         let endpoint = listen(address, server_config(tls, options)?)?;
-        Ok(Self { endpoint, log: Some(Arc::new(log)) })
+        Ok(Self { endpoint, log: Some(Arc::new(log)), join: None })
+    }
+
+    /// The same, where machines become sites as well: [`join_server_config`].
+    #[must_use]
+    pub fn joining(self, config: quinn::ServerConfig) -> Self {
+        Self { join: Some(Arc::new(config)), ..self }
+    }
+
+    /// Whether this is a machine that wants to become a site, and here it can.
+    pub fn is_join(&self, incoming: &quinn::Incoming) -> bool {
+        self.join.is_some() && incoming.orig_dst_cid().len() == JOIN_CONNECTION_ID_BYTES
     }
 
     /// Begins the handshake of a connection.
@@ -276,8 +338,12 @@ impl Listener {
     /// # Errors
     /// When its first packet is not one.
     pub fn accept(&self, incoming: quinn::Incoming) -> Result<quinn::Connecting, quinn::ConnectionError> {
-        let is_log = incoming.orig_dst_cid().len() == LOG_CONNECTION_ID_BYTES;
-        match self.log.as_ref().filter(|_| is_log) {
+        let config = match incoming.orig_dst_cid().len() {
+            LOG_CONNECTION_ID_BYTES => self.log.as_ref(),
+            JOIN_CONNECTION_ID_BYTES => self.join.as_ref(),
+            _ => None,
+        };
+        match config {
             Some(config) => incoming.accept_with(Arc::clone(config)),
             None => incoming.accept(),
         }
@@ -287,7 +353,7 @@ impl Listener {
 impl From<quinn::Endpoint> for Listener {
     /// One that accepts all alike.
     fn from(endpoint: quinn::Endpoint) -> Self {
-        Self { endpoint, log: None }
+        Self { endpoint, log: None, join: None }
     }
 }
 

@@ -86,11 +86,21 @@ pub struct Head {
 }
 
 impl Fleet {
-    /// A primary's table that shows `sites`, and those behind `relays`, even before they first connect.
+    /// A primary's table that shows `sites` even before they first connect; those behind `relays` are among them.
     pub fn new(sites: impl IntoIterator<Item = SiteName>, relays: Relays) -> Self {
-        let sites = sites.into_iter().chain(relays.behind_any());
+        let sites = sites.into_iter();
         let rows = sites.map(|site| (site, Row::default())).collect();
         Self(Arc::new(Shared { rows: Mutex::new(rows), relays: Some(relays) }))
+    }
+
+    /// Shows one more site.
+    pub fn add(&self, site: &SiteName) {
+        self.rows_mut().entry(site.clone()).or_default();
+    }
+
+    /// Shows a site no more; whoever follows it hears no more of it.
+    pub fn remove(&self, site: &SiteName) {
+        self.rows_mut().remove(site);
     }
 
     /// The table of a site that relays to `sites`.
@@ -102,7 +112,8 @@ impl Fleet {
     /// Session `id` of a site begins; it replaces an earlier one.
     pub fn connected(&self, site: &SiteName, id: u64, program: &str, snapshot: bool) {
         let mut rows = self.rows_mut();
-        let row = rows.entry(site.clone()).or_default();
+        // One that was removed meanwhile is about to be cut off.
+        let Some(row) = rows.get_mut(site) else { return };
         program.clone_into(&mut row.program);
         row.via.clear();
         row.session = Some(Session { id, rtt: Duration::ZERO, snapshot });
@@ -113,7 +124,7 @@ impl Fleet {
     /// A site was refused because its history is not the log's; `why` is for people.
     pub fn fork_refused(&self, site: &SiteName, why: &str) {
         let mut rows = self.rows_mut();
-        let row = rows.entry(site.clone()).or_default();
+        let Some(row) = rows.get_mut(site) else { return };
         row.alarm = Some(why.to_owned());
         row.forks_refused += 1;
     }
@@ -169,7 +180,9 @@ impl Fleet {
         let Behind { site, via, program, link, silent_micros, .. } = &behind;
         let via: Vec<_> = std::iter::once(relay).chain(via).cloned().collect();
         let may_be_there = match &self.0.relays {
-            Some(relays) => relays.lead(site, &via.iter().rev().cloned().collect::<Vec<_>>()),
+            Some(relays) => {
+                rows.contains_key(site) && relays.lead(site, &via.iter().rev().cloned().collect::<Vec<_>>())
+            }
             None => !via.contains(site) && (rows.contains_key(site) || rows.len() < SITES_MAX),
         };
         if !may_be_there {
@@ -518,7 +531,7 @@ mod tests {
     #[test]
     fn a_late_goodbye_leaves_the_new_session() {
         let site: SiteName = "mumbai".parse().unwrap();
-        let fleet = Fleet::default();
+        let fleet = Fleet::of_relay([site.clone()]);
         fleet.connected(&site, 1, "0.1.0", false);
         fleet.connected(&site, 2, "0.1.0", false);
         fleet.disconnected(&site, 1);

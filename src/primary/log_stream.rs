@@ -13,11 +13,14 @@ use tokio::time::Instant;
 
 use super::{
     fleet::Fleet,
-    source::{PrimaryIdentity, Source},
+    source::{KeysDenied, PrimaryIdentity, Source},
 };
 use crate::{
     blocking, bounds,
-    fetch::framed::{FrameSink, FrameStream, FramedError, Incoming},
+    fetch::{
+        framed::{FrameSink, FrameStream, FramedError, Incoming},
+        quic::CloseCode,
+    },
     log::LogError,
     registry::journal::Journal,
 };
@@ -98,14 +101,14 @@ impl LogPublisher {
             return Err(Refusal::Ring(identity.path));
         }
         match self.keys_of(site).await {
-            Some(keys) => Ok((identity, keys)),
-            None => Err(Refusal::Unready("there are no keys for this site".to_owned())),
+            Ok(keys) => Ok((identity, keys)),
+            Err(_) => Err(Refusal::Unready("there are no keys for this site".to_owned())),
         }
     }
 
-    async fn keys_of(&self, site: &SiteName) -> Option<Keys> {
+    async fn keys_of(&self, site: &SiteName) -> Result<Keys, KeysDenied> {
         let keys = self.source.keys(site, &[]).await;
-        keys.inspect_err(|error| tracing::error!(%site, %error, "there are no keys for a site")).ok()
+        keys.inspect_err(|error| tracing::error!(%site, %error, "there are no keys for a site"))
     }
 }
 
@@ -172,11 +175,15 @@ impl LogStream<'_> {
                     self.session.handle_news(now);
                 }
                 Happened::News => self.session.handle_rerouted(),
-                Happened::KeysChanged => {
-                    if let Some(keys) = self.publisher.keys_of(self.site).await {
-                        self.session.handle_keys(keys);
+                Happened::KeysChanged => match self.publisher.keys_of(self.site).await {
+                    Ok(keys) => self.session.handle_keys(keys),
+                    Err(KeysDenied::Unavailable(_)) => {}
+                    // Removed while it was connected, here or to a site that relays.
+                    Err(denied) => {
+                        self.connection.close(CloseCode::Refused.into(), denied.to_string().as_bytes());
+                        return Ok(());
                     }
-                }
+                },
                 Happened::Left => {
                     tracing::info!(site = %self.site, "site left");
                     return Ok(());

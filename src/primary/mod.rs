@@ -2,7 +2,9 @@
 
 pub mod above;
 pub mod fleet;
+pub mod joins;
 pub mod log_stream;
+pub mod members;
 pub mod publisher;
 pub mod requests;
 pub mod source;

@@ -1,8 +1,9 @@
 //! Accepts sites: verifies who they are and hands each stream to the log or to the answers.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -11,7 +12,7 @@ use std::{
 use outport_proto::SiteName;
 use rustls_pki_types::CertificateDer;
 
-use super::{log_stream::LogPublisher, requests::Answerer};
+use super::{joins::Joins, log_stream::LogPublisher, requests::Answerer};
 use crate::{
     fetch::{
         framed::{FrameSink, FrameStream, FramedError, stream_kind},
@@ -47,12 +48,33 @@ struct Service {
     answerer: Answerer,
     sessions: AtomicU64,
     connections_max: usize,
+    /// Of every site: those that were let in and have not ended.
+    connections: Mutex<HashMap<SiteName, Vec<quinn::Connection>>>,
+    joins: Option<Joins>,
 }
 
 impl Publisher {
     /// A service for at most `connections_max` connections; a site needs two.
     pub fn new(admit: Admit, log: LogPublisher, answerer: Answerer, connections_max: usize) -> Self {
-        Self(Arc::new(Service { admit, log, answerer, sessions: AtomicU64::new(0), connections_max }))
+        Self::joined_by(None, admit, log, answerer, connections_max)
+    }
+
+    /// The same, where machines become sites as well.
+    pub fn joined_by(
+        joins: Option<Joins>,
+        admit: Admit,
+        log: LogPublisher,
+        answerer: Answerer,
+        connections_max: usize,
+    ) -> Self {
+        let (sessions, connections) = (AtomicU64::new(0), Mutex::default());
+        Self(Arc::new(Service { admit, log, answerer, sessions, connections_max, connections, joins }))
+    }
+
+    /// Closes all connections of a site, which is let in no more; `reason` is what it is told.
+    pub fn close(&self, site: &SiteName, reason: &str) {
+        let open = self.0.connections().remove(site).unwrap_or_default();
+        open.iter().for_each(|connection| connection.close(CloseCode::Refused.into(), reason.as_bytes()));
     }
 
     /// Accepts connections until shutdown, then says goodbye to all of them.
@@ -80,6 +102,9 @@ impl Publisher {
 
     async fn greet(self, incoming: quinn::Incoming, listener: Listener, group: Shutdown) {
         let peer = incoming.remote_address();
+        if let Some(joins) = self.0.joins.as_ref().filter(|_| listener.is_join(&incoming)) {
+            return Box::pin(joins.serve(incoming, &listener)).await;
+        }
         let connected = match listener.accept(incoming) {
             Ok(connecting) => connecting.await,
             Err(error) => Err(error),
@@ -91,12 +116,7 @@ impl Publisher {
                 return;
             }
         };
-        let certificates = peer_certificates(&connection).unwrap_or_default();
-        let site = match certificates.first() {
-            Some(own) => (self.0.admit)(own),
-            None => Err("no certificate".to_owned()),
-        };
-        match site {
+        match self.0.admitted(&connection) {
             // A task of its own: this one holds all that a handshake needs, for as long as it lasts.
             Ok(site) => drop(group.clone().spawn(self.accept_streams(connection, site, group))),
             Err(reason) => {
@@ -124,6 +144,34 @@ impl Publisher {
             }
             group.spawn(async move { stream.serve(send, receive).await });
         }
+        self.0.ended(&site, &connection);
+    }
+}
+
+impl Service {
+    /// The site that a connection is of. It is among the connections before it is looked a second time, so
+    /// that one whose site is removed meanwhile is refused here or closed there.
+    fn admitted(&self, connection: &quinn::Connection) -> Result<SiteName, String> {
+        let certificates = peer_certificates(connection).unwrap_or_default();
+        let own = certificates.first().ok_or("no certificate")?;
+        let site = (self.admit)(own)?;
+        self.connections().entry(site.clone()).or_default().push(connection.clone());
+        (self.admit)(own).inspect_err(|_| self.ended(&site, connection))
+    }
+
+    fn ended(&self, site: &SiteName, connection: &quinn::Connection) {
+        let mut connections = self.connections();
+        if let Some(open) = connections.get_mut(site) {
+            open.retain(|other| other.stable_id() != connection.stable_id());
+            if open.is_empty() {
+                connections.remove(site);
+            }
+        }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<SiteName, Vec<quinn::Connection>>> {
+        // Nothing in here panics midway.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

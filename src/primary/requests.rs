@@ -142,8 +142,20 @@ impl Answerer {
             let keys = self.source.keys(asker, &[]).await;
             return keys.map(|keys| Answer::Frame(Response::SiteKeys(keys))).map_err(|denied| match denied {
                 KeysDenied::Unavailable(reason) => AnswerError::Keys(reason),
-                denied @ KeysDenied::NotBehind { .. } => AnswerError::Keys(denied.to_string()),
+                denied => AnswerError::Keys(denied.to_string()),
             });
+        }
+        if let Request::Certify { site, via, requests } = request {
+            let at = self.journal.applied();
+            let is_asker = via.last().unwrap_or(&site) == asker;
+            return match is_asker.then_some(self.source.certify(&site, &via, requests)) {
+                None => Ok(Answer::Frame(self.denied(asker, &site, &via, at))),
+                Some(certifying) => match certifying.await {
+                    Ok(certificates) => Ok(Answer::Frame(Response::Certified(certificates))),
+                    Err(KeysDenied::Unavailable(reason)) => Err(AnswerError::Keys(reason)),
+                    Err(_) => Ok(Answer::Frame(self.denied(asker, &site, &via, at))),
+                },
+            };
         }
         if let Request::Authorize { authorization, question } = request {
             let verdict = self.source.verdict(authorization, question).await;
@@ -205,12 +217,16 @@ impl Answerer {
         let keys = if via.last() == Some(asker) { self.source.keys(site, via).await } else { Err(denied) };
         match keys {
             Ok(keys) => Ok(Answer::Frame(Response::SiteKeys(keys))),
-            Err(denied @ KeysDenied::NotBehind { .. }) => {
-                tracing::warn!(%asker, %site, ?via, %denied, "a site asked for keys that are not for it");
-                Ok(Answer::Frame(Response::NotFound { at }))
-            }
             Err(KeysDenied::Unavailable(reason)) => Err(AnswerError::Keys(reason)),
+            Err(KeysDenied::NotBehind { .. } | KeysDenied::Removed(_)) => {
+                Ok(Answer::Frame(self.denied(asker, site, via, at)))
+            }
         }
+    }
+
+    fn denied(&self, asker: &SiteName, site: &SiteName, via: &[SiteName], at: Offset) -> Response {
+        tracing::warn!(%asker, %site, ?via, "a site asked for what is not for it, or of one that was removed");
+        Response::NotFound { at }
     }
 
     /// A site that relays may have what it does not know to be linked, and the other way round.
@@ -249,9 +265,10 @@ impl Answerer {
             }
             Request::Fetch { repo, digest, offset } => self.fetch(repo, digest, *offset, at)?,
             Request::Snapshot { resume } => Answer::Snapshot(resume.clone()),
-            Request::SiteKeys { .. } | Request::OwnKeys { .. } | Request::Authorize { .. } => {
-                return Err(AnswerError::NotHere);
-            }
+            Request::SiteKeys { .. }
+            | Request::OwnKeys { .. }
+            | Request::Authorize { .. }
+            | Request::Certify { .. } => return Err(AnswerError::NotHere),
             Request::Diff(step) => self.difference(step)?,
         })
     }
@@ -431,6 +448,7 @@ const fn kind(request: &Request) -> &'static str {
         Request::SiteKeys { .. } | Request::OwnKeys { .. } => "keys",
         Request::Diff(_) => "diff",
         Request::Authorize { .. } => "authorise",
+        Request::Certify { .. } => "certify",
     }
 }
 

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use outport_proto::{
     SiteName,
-    frame::{Credentials, HOPS_MAX, Heartbeat, Keys, Question, Verdict},
+    frame::{CertificateRequests, Certificates, Credentials, HOPS_MAX, Heartbeat, Keys, Question, Verdict},
     session::{LogState, begun},
 };
 
+use super::members::Members;
 use crate::{
     auth::{Authenticator, Secret},
     blocking,
@@ -56,6 +57,14 @@ pub trait Source: Send + Sync + 'static {
     fn keys<'a>(&'a self, site: &'a SiteName, via: &'a [SiteName])
     -> BoxFuture<'a, Result<Keys, KeysDenied>>;
 
+    /// New certificates of `site`, for the last site of `via`, as with [`Source::keys`].
+    fn certify<'a>(
+        &'a self,
+        site: &'a SiteName,
+        via: &'a [SiteName],
+        requests: CertificateRequests,
+    ) -> BoxFuture<'a, Result<Certificates, KeysDenied>>;
+
     /// Looks for the key that a token calls `unknown`: [`Source::keys`] know it afterwards, if there is one.
     ///
     /// # Errors
@@ -76,9 +85,12 @@ pub trait Source: Send + Sync + 'static {
     fn keys_changed(&self) -> watch::Receiver<u64>;
 }
 
-/// Why there are no keys.
+/// Why there are no keys, or certificates.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysDenied {
+    /// It is no site of the cluster any more.
+    #[error("{0} was removed")]
+    Removed(SiteName),
     /// They are not for the site that asks.
     #[error("{asker} does not relay to {site}")]
     NotBehind {
@@ -158,6 +170,22 @@ pub struct OwnSource {
     pub authenticator: Option<Arc<Authenticator>>,
     /// Whether a registry behind may have gone on without the log.
     pub unsure: Option<watch::Receiver<bool>>,
+    /// Which sites there are, and what certifies them; without it all that are let in, and nothing.
+    pub members: Option<Arc<Members>>,
+}
+
+impl OwnSource {
+    fn belongs(&self, site: &SiteName, via: &[SiteName]) -> Result<(), KeysDenied> {
+        if let Some(asker) = via.last()
+            && !self.relays.lead(site, via)
+        {
+            return Err(KeysDenied::NotBehind { site: site.clone(), asker: asker.clone() });
+        }
+        match &self.members {
+            Some(members) if !members.has(site) => Err(KeysDenied::Removed(site.clone())),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Source for OwnSource {
@@ -199,14 +227,26 @@ impl Source for OwnSource {
         via: &'a [SiteName],
     ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
         Box::pin(async move {
-            if let Some(asker) = via.last()
-                && !self.relays.lead(site, via)
-            {
-                return Err(KeysDenied::NotBehind { site: site.clone(), asker: asker.clone() });
-            }
+            self.belongs(site, via)?;
             let (keys_of, of) = (Arc::clone(&self.keys_of), site.clone());
             let made = blocking::spawn(move || keys_of(&of)).await.map_err(|error| error.to_string());
             made.flatten().map_err(KeysDenied::Unavailable)
+        })
+    }
+
+    fn certify<'a>(
+        &'a self,
+        site: &'a SiteName,
+        via: &'a [SiteName],
+        requests: CertificateRequests,
+    ) -> BoxFuture<'a, Result<Certificates, KeysDenied>> {
+        Box::pin(async move {
+            self.belongs(site, via)?;
+            let nobody = || KeysDenied::Unavailable("nothing is certified here".to_owned());
+            let (members, site) = (self.members.clone().ok_or_else(nobody)?, site.clone());
+            let certified = blocking::spawn(move || members.certify(&site, &requests)).await;
+            let certified = certified.map_err(|error| KeysDenied::Unavailable(error.to_string()))?;
+            certified.map_err(|error| KeysDenied::Unavailable(error.to_string()))
         })
     }
 

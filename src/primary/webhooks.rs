@@ -66,6 +66,12 @@ pub struct WebhookOptions {
     pub behind_after: Duration,
 }
 
+impl WebhookOptions {
+    fn wants(&self, site: &SiteName) -> bool {
+        self.sites.as_ref().is_none_or(|sites| sites.contains(site))
+    }
+}
+
 /// What the tellers look at.
 #[derive(Clone)]
 pub struct Sources {
@@ -82,7 +88,14 @@ pub struct Sources {
 /// The webhooks of a primary. Cloning gives another handle.
 #[derive(Clone)]
 pub struct Webhooks {
-    receivers: Vec<Arc<Receiver>>,
+    running: Option<Arc<Running>>,
+}
+
+struct Running {
+    receivers: Vec<(Arc<WebhookOptions>, Arc<Receiver>)>,
+    sources: Sources,
+    marks: Marks,
+    shutdown: Shutdown,
 }
 
 impl Webhooks {
@@ -99,47 +112,52 @@ impl Webhooks {
     ) -> Result<Self, FileError> {
         let metrics = WebhookMetrics::new(registry);
         if webhooks.is_empty() {
-            return Ok(Self { receivers: Vec::new() });
+            return Ok(Self { running: None });
         }
         let sites = sources.fleet.sites();
-        let told = |webhook: &WebhookOptions| {
-            let is_wanted =
-                |site: &&SiteName| webhook.sites.as_ref().is_none_or(|sites| sites.contains(*site));
-            sites.iter().filter(is_wanted).cloned().collect::<Vec<_>>()
-        };
-        let webhooks: Vec<_> = webhooks.into_iter().map(|webhook| (told(&webhook), webhook)).collect();
-        let all = webhooks
-            .iter()
-            .flat_map(|(sites, webhook)| sites.iter().map(|site| (webhook.name.clone(), site.clone())));
+        let all = webhooks.iter().flat_map(|webhook| {
+            let wanted = sites.iter().filter(|site| webhook.wants(site));
+            wanted.map(|site| (webhook.name.clone(), site.clone()))
+        });
         let marks = Marks::open(file, all.collect(), sources.log.head())?;
-        let mut receivers = Vec::new();
-        for (sites, webhook) in webhooks {
-            let receiver = Arc::new(Receiver::new(
-                webhook.name.clone(),
-                webhook.target.clone(),
-                metrics.of(&webhook.name),
-                Semaphore::new(DELIVERIES_MAX),
-            ));
-            receivers.push(Arc::clone(&receiver));
-            let webhook = Arc::new(webhook);
-            for site in sites {
-                let teller = Teller {
-                    webhook: Arc::clone(&webhook),
-                    receiver: Arc::clone(&receiver),
-                    sources: sources.clone(),
-                    marks: marks.clone(),
-                    site,
-                };
-                teller.start(shutdown);
-            }
-        }
+        let receiver = |webhook: WebhookOptions| {
+            let (name, target) = (webhook.name.clone(), webhook.target.clone());
+            let metrics = metrics.of(&webhook.name);
+            let receiver = Receiver::new(name, target, metrics, Semaphore::new(DELIVERIES_MAX));
+            (Arc::new(webhook), Arc::new(receiver))
+        };
+        let receivers = webhooks.into_iter().map(receiver).collect();
+        let running =
+            Running { receivers, sources: sources.clone(), marks: marks.clone(), shutdown: shutdown.clone() };
+        let this = Self { running: Some(Arc::new(running)) };
+        sites.iter().for_each(|site| this.follow(site));
         shutdown.spawn(marks.keep(shutdown.clone()));
-        Ok(Self { receivers })
+        Ok(this)
+    }
+
+    /// Begins to tell of one more site. It ends when the fleet shows the site no more.
+    pub fn follow(&self, site: &SiteName) {
+        let Some(running) = &self.running else { return };
+        for (webhook, receiver) in &running.receivers {
+            if !webhook.wants(site) {
+                continue;
+            }
+            running.marks.begin(&webhook.name, site, running.sources.log.head());
+            let teller = Teller {
+                webhook: Arc::clone(webhook),
+                receiver: Arc::clone(receiver),
+                sources: running.sources.clone(),
+                marks: running.marks.clone(),
+                site: site.clone(),
+            };
+            teller.start(&running.shutdown);
+        }
     }
 
     /// What `/v1/status` says of them.
     pub fn status(&self) -> Vec<WebhookStatus> {
-        self.receivers.iter().map(|receiver| receiver.status()).collect()
+        let receivers = self.running.iter().flat_map(|running| &running.receivers);
+        receivers.map(|(_, receiver)| receiver.status()).collect()
     }
 }
 
@@ -249,7 +267,13 @@ impl Teller {
         let mut silent_since: Option<Instant> = None;
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let Some(status) = self.status().await else { continue };
+            let Some(status) = self.status().await else {
+                match self.sources.fleet.follow(&self.site) {
+                    Some(_) => continue,
+                    // It was removed.
+                    None => return,
+                }
+            };
             let told_behind = self.marks.get(&self.webhook.name, &self.site).behind;
             let standing = standing(&status, self.webhook.behind_after);
             silent_since = silent_since.filter(|_| standing == Standing::Silent);

@@ -12,7 +12,9 @@ use std::{
 
 use outport_proto::{
     Offset, SiteName, Timestamp,
-    frame::{Behind, Credentials, Heartbeat, Keys, Question, Verdict, Welcome},
+    frame::{
+        Behind, CertificateRequests, Certificates, Credentials, Heartbeat, Keys, Question, Verdict, Welcome,
+    },
     session::{LIVE_MAX, LogState, begun},
 };
 use tokio::time::Instant;
@@ -208,6 +210,21 @@ impl PassedOn {
             },
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// New certificates of `site`, as [`PassedOn::keys`]; `None` when the primary says that they are not for here.
+    ///
+    /// # Errors
+    /// Why they cannot be had now; for people.
+    pub async fn certify(
+        &self,
+        site: &SiteName,
+        via: &[SiteName],
+        requests: CertificateRequests,
+    ) -> Result<Option<Certificates>, String> {
+        let via = via.iter().chain([&self.site]).cloned().collect();
+        let asked = self.upstream.certify(site.clone(), via, requests).await;
+        asked.map_err(|error| error.to_string())
     }
 
     /// Makes whoever gives out keys look for the one that a token calls `unknown`.

@@ -8,6 +8,7 @@ pub mod downstream;
 mod eta;
 mod excluded;
 mod intake;
+pub mod join;
 mod journeys;
 mod kept_keys;
 pub mod memory;

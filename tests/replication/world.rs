@@ -147,7 +147,8 @@ impl Primary {
         let shutdown = Shutdown::new();
         let (journal, store) = disk.open(config.journal.clone(), Arc::clone(&config.clock), &shutdown).await;
         let relays = config.relays.clone();
-        let fleet = Fleet::new(config.sites.iter().map(|name| site(name)), relays.clone());
+        let fleet =
+            Fleet::new(config.sites.iter().map(|name| site(name)).chain(relays.behind_any()), relays.clone());
         let (keys, keys_changed) = watch::channel(1);
         let generation = keys_changed.clone();
         let source: Arc<dyn Source> = Arc::new(OwnSource {
@@ -175,6 +176,7 @@ impl Primary {
             relays,
             authenticator: config.callers.clone(),
             unsure: None,
+            members: None,
         });
         let publisher =
             LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };

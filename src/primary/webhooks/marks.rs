@@ -87,6 +87,13 @@ impl Marks {
         Ok(this)
     }
 
+    /// Of a site that has no mark nothing older than `head` is told.
+    pub(super) fn begin(&self, webhook: &str, site: &SiteName, head: Offset) {
+        let new = Mark { visible: head, complete: head, behind: false };
+        self.marks().entry(webhook.to_owned()).or_default().entry(site.clone()).or_insert(new);
+        self.0.changed.notify_one();
+    }
+
     pub(super) fn get(&self, webhook: &str, site: &SiteName) -> Mark {
         let mark = self.marks().get(webhook).and_then(|sites| sites.get(site)).copied();
         // Whoever asks was there when they were opened.

@@ -1,0 +1,104 @@
+//! A machine becomes a site: it shows the primary the token that it was given.
+
+use std::{net::SocketAddr, time::Duration};
+
+use outport_proto::frame::{CertificateRequests, Certificates, Join, Joined};
+
+use crate::{
+    auth::{
+        JoinToken,
+        authority::PRIMARY_NAME,
+        join_tls::{fingerprint, join_client},
+        tls::TlsError,
+    },
+    fetch::{
+        framed::{FrameSink, FrameStream, FramedError},
+        quic::{self, CloseCode, QuicError, TransportOptions, Udp},
+    },
+};
+
+/// An address must lead to an answer within this.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Becomes the site of `token`, with certificates for the keys of `requests`; `node` is for people.
+///
+/// # Errors
+/// When no address answers, or the primary refuses.
+pub async fn join(
+    token: &JoinToken,
+    requests: CertificateRequests,
+    node: String,
+) -> Result<Certificates, JoinError> {
+    let config = quic::join_client_config(&join_client(token.authority)?)?;
+    let join = Join {
+        site: token.site.clone(),
+        secret: token.secret,
+        requests,
+        node,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut failed = Vec::new();
+    for name in &token.addresses {
+        let addresses = match tokio::net::lookup_host(name).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                failed.push(format!("look up {name}: {error}"));
+                continue;
+            }
+        };
+        for address in addresses {
+            let asked = tokio::time::timeout(TIMEOUT, ask(address, &config, &join)).await;
+            match asked.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
+                Ok(Joined::Joined(certificates)) => return checked(token, certificates),
+                Ok(Joined::Refused(reason)) => return Err(JoinError::Refused(reason)),
+                Err(reason) => failed.push(format!("{name} ({address}): {reason}")),
+            }
+        }
+    }
+    Err(JoinError::Unreachable(failed.join("; ")))
+}
+
+async fn ask(address: SocketAddr, config: &quinn::ClientConfig, join: &Join) -> Result<Joined, String> {
+    let endpoint =
+        quic::dialer(&Udp, address, &TransportOptions::joining()).map_err(|error| error.to_string())?;
+    let connecting =
+        endpoint.connect_with(config.clone(), address, PRIMARY_NAME).map_err(|error| error.to_string())?;
+    let connection = connecting.await.map_err(|error| error.to_string())?;
+    let (send, receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
+    let asked = async {
+        let mut sink = FrameSink::new(send, TIMEOUT);
+        sink.send(join).await?;
+        sink.finish();
+        FrameStream::<Joined>::new(receive).expect(TIMEOUT).await
+    };
+    let answer = asked.await.map_err(|error: FramedError| error.to_string());
+    connection.close(CloseCode::Bye.into(), b"");
+    // The primary waits to hear it.
+    endpoint.wait_idle().await;
+    answer
+}
+
+/// What the site believes from now on must be what the token says.
+fn checked(token: &JoinToken, certificates: Certificates) -> Result<Certificates, JoinError> {
+    match certificates.authorities.iter().any(|authority| fingerprint(authority) == token.authority) {
+        true => Ok(certificates),
+        false => Err(JoinError::Refused("its authority is not the one of the join token".to_owned())),
+    }
+}
+
+/// Why the machine is no site.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The primary said no; for people.
+    #[error("the primary refused: {0}")]
+    Refused(String),
+    /// What was tried, and what came of it.
+    #[error("the primary cannot be reached: {0}")]
+    Unreachable(String),
+    /// No endpoint.
+    #[error(transparent)]
+    Quic(#[from] QuicError),
+    /// No TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}

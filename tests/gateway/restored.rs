@@ -22,7 +22,7 @@ fn restore(cluster: &mut Cluster, backup: &std::path::Path) {
     let config = fs::read_to_string(cluster.primary.config()).unwrap();
     let slower = config.replace("requests_per_second = 5000", "requests_per_second = 4");
     fs::write(cluster.primary.config(), slower).unwrap();
-    cluster.primary.arguments = vec!["--restored"];
+    cluster.primary.arguments = vec!["--restored".to_owned()];
     cluster.primary.start();
 }
 

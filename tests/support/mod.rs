@@ -36,6 +36,8 @@ pub struct Options {
     pub sites: Vec<&'static str>,
     /// Sites that the primary lists and nobody starts.
     pub listed: Vec<String>,
+    /// The primary has the authority's key: machines can join, and certificates be renewed.
+    pub certifies: bool,
     /// HTTPS with certificates of the cluster's authority, else plain HTTP.
     pub tls: bool,
     /// More of the primary's configuration, TOML; here and below `{data}` is the node's directory.
@@ -75,6 +77,7 @@ impl Default for Options {
         Self {
             sites: vec!["frankfurt", "mumbai"],
             listed: Vec::new(),
+            certifies: false,
             tls: false,
             primary_toml: String::new(),
             primary_auth_toml: String::new(),
@@ -123,7 +126,7 @@ pub struct Node {
     /// What its process finds in its environment from the next start on.
     pub environment: Vec<(&'static str, PathBuf)>,
     /// What else its process is told from the next start on.
-    pub arguments: Vec<&'static str>,
+    pub arguments: Vec<String>,
 }
 
 impl Cluster {
@@ -204,9 +207,17 @@ impl Cluster {
         let relays: String = relays.map(|(relay, behind)| format!("{relay} = {behind:?}\n")).collect();
         let primary = format!(
             "data_dir = '{data}'\n{registry}public_url = '{url}'\n{behind}\n\
-             {auth}\n[replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n\n\
+             {auth}\n[replication]\nlisten = '{ip}:{REPLICATION_PORT}'\nsites = {names:?}\n{certifies}\n\
              [replication.relays]\n{relays}\n[replication.tls]\n{mutual}\n{admin}[canary]\ninterval_seconds = {canary}\n{more}",
             canary = options.canary_seconds,
+            certifies = match options.certifies {
+                true => format!(
+                    "authority_key = '{}/authority.key'\npublic_address = '{}'\n",
+                    path(&pki),
+                    self.primary.replication()
+                ),
+                false => String::new(),
+            },
             data = path(&self.primary.dir),
             registry = self.registry_section(&self.primary, &pki),
             url = self.public_url(),
@@ -305,6 +316,22 @@ impl Cluster {
     /// The certificate that clients must trust.
     pub fn authority(&self) -> PathBuf {
         self.dir.path().join("pki/authority.crt")
+    }
+
+    /// A machine beside the nodes, which is not started and has no configuration: the one `number` behind the last.
+    pub fn machine(&self, name: &str, number: u8) -> Node {
+        let [a, b, c, _] = self.primary.ip.octets();
+        Node {
+            name: name.to_owned(),
+            ip: Ipv4Addr::new(a, b, c, 100 + number),
+            host: format!("{name}.outport.example"),
+            dir: self.dir.path().join(format!("{name}-{number}")),
+            role: "secondary",
+            core: None,
+            child: None,
+            environment: Vec::new(),
+            arguments: Vec::new(),
+        }
     }
 
     /// Lines for a hosts file.

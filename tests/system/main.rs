@@ -25,6 +25,7 @@ mod failing_disk;
 mod far;
 mod fills;
 mod intents;
+mod joining;
 mod lossy;
 mod monitoring;
 mod outage;

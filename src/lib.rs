@@ -26,7 +26,7 @@
 //! | 2 | [`store`] | blobs: verified while written, visible only when whole and durable |
 //! | 2 | [`log`] | append-only, checksummed, chained segments; group commit |
 //! | 2 | [`index`] | tags, manifests, links, referrers: a view of the log |
-//! | 3 | [`auth`] | who callers are and what they may do: tokens, scopes, passwords, the registry's own word; tickets, certificates |
+//! | 3 | [`auth`] | who callers are and what they may do: tokens, scopes, passwords, the registry's own word; tickets, certificates, join tokens |
 //! | 3 | [`policy`] | what a site keeps, in which order and how fast it copies |
 //! | 3 | [`fetch`] | whoever is asked for what is not here: the upstream of a secondary, the registry behind a gateway; *flights*, the fills that many readers share |
 //! | 4 | [`registry`] | pull decisions, pushes, the gateway to a registry that is here already, the canary, where images are, garbage collection, verification, and the journal that joins log and index |

@@ -11,6 +11,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use outport::{
+    auth::Authority,
+    clock::{Clock as _, SystemClock},
+};
 const BINARY: &str = env!("CARGO_BIN_EXE_outport");
 
 #[test]
@@ -101,7 +105,7 @@ fn a_broken_configuration_is_one_line_that_says_where() {
     let primary = "deploy/examples/primary.toml";
     let secondary = "deploy/examples/secondary.toml";
     type Break = fn(String) -> String;
-    let broken: [(&str, &str, &str, Break); 29] = [
+    let broken: [(&str, &str, &str, Break); 31] = [
         (primary, "data_dri", "unknown field", |text| text.replace("data_dir =", "data_dri =")),
         (primary, "registry.listen", "socket address", |text| text.replace("0.0.0.0:443", "nowhere")),
         (primary, "registry.listen", "registry.tls", |text| {
@@ -156,7 +160,15 @@ fn a_broken_configuration_is_one_line_that_says_where() {
             let rest = &rest[rest.find("[replication]\n").unwrap()..];
             format!("{before}[auth]\nmode = \"token\"\n{token}{rest}")
         }),
-        (primary, "replication.sites", "", |text| text.replace("\"mumbai\"", "\"Not A Name\"")),
+        (primary, "replication.sites", "", |text| {
+            text.replace("# sites = [\"frankfurt\", \"mumbai\"]", "sites = [\"Not A Name\"]")
+        }),
+        (primary, "replication.authority_key", "a private key", |text| {
+            text.replace("authority.key", "primary.key")
+        }),
+        (primary, "replication.tls.renew", "replication.authority_key", |text| {
+            text.replace("authority_key =", "# authority_key =")
+        }),
         (primary, "replication.listen", "", |text| text.replace("0.0.0.0:5443", "0.0.0.0:99999")),
         (primary, "replication.congestion", "unknown variant", |text| {
             text.replace("# congestion = \"cubic\"", "congestion = \"vegas\"")
@@ -450,7 +462,6 @@ impl Home {
             "users",
             "mumbai.crt",
             "mumbai.key",
-            "authority.crt",
             "primary.crt",
             "primary.key",
             "site.crt",
@@ -466,6 +477,9 @@ impl Home {
         // It is read when a configuration is checked.
         let issuer = rcgen::generate_simple_self_signed(["gitlab.example.com".to_owned()]).unwrap();
         home.write("gitlab-registry.crt", &issuer.cert.pem());
+        // So is this.
+        let authority = Authority::create("test", SystemClock.now()).unwrap();
+        authority.save(&home.0.path().join("authority.crt"), &home.0.path().join("authority.key")).unwrap();
         home
     }
 

@@ -277,30 +277,7 @@ pub fn start_after_kill() -> Vec<Figure> {
     const TAGS: usize = 100_000;
     const ROUNDS: usize = 3;
     let mut cluster = one_site(None, "");
-    let primary = cluster.primary.registry();
-    let push = push_token(&cluster);
-    let config = noise(100, 7);
-    let first = peers::manifest(&[&config]);
-    peers::push(&primary, REPO, "t", &first, &[&config], Some(&push));
-    let bearer = format!("Bearer {push}");
-    thread::scope(|scope| {
-        for worker in 0..16 {
-            let (primary, bearer, first) = (&primary, &bearer, &first);
-            scope.spawn(move || {
-                let mut connection = Client::plain().connect(primary).unwrap();
-                for number in (worker..TAGS).step_by(16) {
-                    let mut manifest: serde_json::Value = serde_json::from_slice(first).unwrap();
-                    manifest["annotations"] = json!({ "number": number.to_string() });
-                    let kind = ("Content-Type", "application/vnd.oci.image.manifest.v1+json");
-                    let target = format!("/v2/{REPO}/manifests/t{number}");
-                    let headers = [("Authorization", bearer.as_str()), kind];
-                    let put =
-                        connection.send("PUT", &target, &headers, manifest.to_string().as_bytes()).unwrap();
-                    assert_eq!(put.status, 201, "{}", put.text());
-                }
-            });
-        }
-    });
+    push_tags(&cluster, TAGS);
     cluster.wait_complete();
     let pull = format!("Bearer {}", pull_token(&cluster));
     let mut seconds: Vec<f64> = (0..ROUNDS)
@@ -326,6 +303,34 @@ pub fn start_after_kill() -> Vec<Figure> {
         measured: format!("{:.2} s", median(&mut seconds)),
         must_reach: "at most 1 s",
     }]
+}
+
+/// Pushes manifests to the primary, as `REPO:t0` and so on.
+pub fn push_tags(cluster: &Cluster, count: usize) {
+    let primary = cluster.primary.registry();
+    let push = push_token(cluster);
+    let config = noise(100, 7);
+    let first = peers::manifest(&[&config]);
+    peers::push(&primary, REPO, "t", &first, &[&config], Some(&push));
+    let bearer = format!("Bearer {push}");
+    thread::scope(|scope| {
+        for worker in 0..16 {
+            let (primary, bearer, first) = (&primary, &bearer, &first);
+            scope.spawn(move || {
+                let mut connection = Client::plain().connect(primary).unwrap();
+                for number in (worker..count).step_by(16) {
+                    let mut manifest: serde_json::Value = serde_json::from_slice(first).unwrap();
+                    manifest["annotations"] = json!({ "number": number.to_string() });
+                    let kind = ("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+                    let target = format!("/v2/{REPO}/manifests/t{number}");
+                    let headers = [("Authorization", bearer.as_str()), kind];
+                    let put =
+                        connection.send("PUT", &target, &headers, manifest.to_string().as_bytes()).unwrap();
+                    assert_eq!(put.status, 201, "{}", put.text());
+                }
+            });
+        }
+    });
 }
 
 /// A primary and one site.

@@ -27,6 +27,7 @@ mod figures;
 mod gateway;
 #[path = "../replication/incident.rs"]
 mod incident;
+mod joining;
 mod load;
 mod observed;
 mod peers;
@@ -69,6 +70,8 @@ const MEASURES: &[(&str, Measure)] = &[
     ("gateway-memory", gateway::memory),
     ("costs", costs::costs),
     ("divergence", divergence::divergence),
+    ("join", joining::first_pull),
+    ("rotation", joining::rotation),
 ];
 
 fn main() {

@@ -304,13 +304,14 @@ fn site_config(
     primary: SocketAddr,
     pki: &Pki,
 ) -> Result<config::Secondary, StartError> {
-    let address = primary.to_string();
+    let address: config::HostPort =
+        primary.to_string().parse().map_err(|error| StartError::new("configure the demo", error))?;
     Ok(config::Secondary {
         data_dir: dir.join(site.name.as_str()),
         site: site.name.clone(),
         registry: config::SecondaryRegistry::plain(parse_address(&site.node.registry)?),
         primary: config::Upstream {
-            address: address.parse().map_err(|error| StartError::new("configure the demo", error))?,
+            address: address.into(),
             relay: None,
             tls: pki.mutual_tls(site.name.as_str()),
             https_authorities: None,

@@ -145,7 +145,7 @@ impl JoinOptions {
                         configuration first, and join with it"
                 .to_owned());
         }
-        let address = token.addresses.first().ok_or("the join token has no address")?;
+        let addresses = token.addresses.iter().cloned().map(toml::Value::String).collect();
         let mut lines = vec![
             "# Written when the machine joined. Every key: deploy/examples/secondary.toml.".to_owned(),
             format!("site = \"{}\"", token.site),
@@ -161,7 +161,7 @@ impl JoinOptions {
         lines.extend([
             String::new(),
             "[primary]".to_owned(),
-            format!("address = {}", toml::Value::String(address.clone())),
+            format!("address = {}", toml::Value::Array(addresses)),
             format!("https_authorities = {}", in_identity("authority.crt")?),
             String::new(),
             "[primary.tls]".to_owned(),

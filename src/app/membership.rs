@@ -45,10 +45,10 @@ pub(super) fn joining(listener: Listener, tls: &Arc<NodeTls>) -> Result<Listener
 }
 
 /// Where machines are told to go that join.
-pub(super) fn address(config: &config::Primary, listening: SocketAddr) -> String {
+pub(super) fn addresses(config: &config::Primary, listening: SocketAddr) -> Vec<String> {
     match &config.replication.public_address {
-        Some(address) => address.as_str().to_owned(),
-        None => format!("{}:{}", config.registry.public_url.host(), listening.port()),
+        Some(addresses) => addresses.texts(),
+        None => vec![format!("{}:{}", config.registry.public_url.host(), listening.port())],
     }
 }
 

@@ -252,7 +252,7 @@ pub async fn start(
     let publisher = Publisher::joined_by(Some(joins), admit, publisher, answerer, CONNECTIONS_MAX);
     shutdown.spawn(publisher.clone().serve(listener, shutdown.clone()));
     let membership = Membership {
-        addresses: vec![membership::address(config, replication)],
+        addresses: membership::addresses(config, replication),
         members,
         fleet: fleet.clone(),
         publisher,

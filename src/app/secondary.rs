@@ -211,7 +211,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         SubscriptionOptions {
             site: config.site.clone(),
             node: node_name(),
-            primaries: vec![config.primary.address.as_str().to_owned()],
+            primaries: config.primary.address.texts(),
             staleness_bound_ms: config.read.staleness_bound_ms,
         },
         SubscriptionParts {
@@ -339,7 +339,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     serve_registry(registry_listener, https, config.registry.connections_max, api, &shutdown);
     tracing::info!(
         site = %config.site, registry = %config.registry.listen, admin = %config.admin.listen,
-        primary = config.primary.address.as_str(), applied = %journal.applied(), "secondary started"
+        primary = ?config.primary.address.texts(), applied = %journal.applied(), "secondary started"
     );
     Ok(Running { journal, shutdown, journal_shutdown, traces, audit, _data_dir: data_dir })
 }

@@ -21,7 +21,7 @@ pub use audit::Audit;
 pub use auth::{Auth, DelegatedAuth, JwksPlace, OutportAuth, TokenAuth};
 pub use gateway::{Gateway, Notifications, Reconcile};
 pub use load::{ConfigError, load, load_with_environment};
-pub use value::{ByteSize, HostPort, HttpUrl, PublicUrl};
+pub use value::{ByteSize, HostPort, HostPorts, HttpUrl, PublicUrl};
 pub use webhook::Webhook;
 
 use crate::{
@@ -193,9 +193,9 @@ pub struct PrimaryReplication {
     pub sites: Vec<SiteName>,
     /// The cluster authority's private key, PEM: with it this primary lets machines join and renews certificates.
     pub authority_key: Option<PathBuf>,
-    /// Host and UDP port under which sites reach `listen`, for join tokens; without it the host of
+    /// Host and UDP port under which sites reach `listen`, or several, for join tokens; without it the host of
     /// `registry.public_url`, and the port of `listen`.
-    pub public_address: Option<HostPort>,
+    pub public_address: Option<HostPorts>,
     /// Sites that follow another site instead: by the one they connect to.
     #[serde(default)]
     pub relays: BTreeMap<SiteName, Vec<SiteName>>,
@@ -236,8 +236,9 @@ pub struct MutualTls {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
-    /// Host and UDP port of the primary's replication listener, or of the site's that `relay` names.
-    pub address: HostPort,
+    /// Host and UDP port of the primary's replication listener, or of the site's that `relay` names; or several,
+    /// which are tried in turn.
+    pub address: HostPorts,
     /// The site that is followed instead of the primary itself: its certificate is expected there.
     pub relay: Option<SiteName>,
     /// This node's certificate for mutual TLS.

@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, SeqAccess, Visitor},
+};
 
 /// An absolute `http` or `https` URL with a host and without path, query or trailing slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +112,52 @@ impl FromStr for HostPort {
     }
 }
 
+/// One `host:port`, or a list of them, of which the first that works is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts(Vec<HostPort>);
+
+impl HostPorts {
+    /// The texts; there is at least one.
+    pub fn texts(&self) -> Vec<String> {
+        self.0.iter().map(|address| address.0.clone()).collect()
+    }
+}
+
+impl From<HostPort> for HostPorts {
+    fn from(address: HostPort) -> Self {
+        Self(vec![address])
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPorts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> Visitor<'de> for OneOrMore {
+            type Value = HostPorts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("host:port, or a list of them")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<HostPorts, E> {
+                text.parse::<HostPort>().map(HostPorts::from).map_err(E::custom)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<HostPorts, A::Error> {
+                let mut addresses = Vec::new();
+                while let Some(address) = list.next_element()? {
+                    addresses.push(address);
+                }
+                if addresses.is_empty() {
+                    return Err(A::Error::custom("expected at least one host:port"));
+                }
+                Ok(HostPorts(addresses))
+            }
+        }
+        deserializer.deserialize_any(OneOrMore)
+    }
+}
+
 /// A number of bytes: `"200GiB"`, `"1.5 TB"`, or a plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -211,6 +260,17 @@ mod tests {
         }
         for bad in ["", "primary", "primary:", "primary:0", "primary:70000", ":1"] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+        #[derive(Debug, Deserialize)]
+        struct Asked {
+            at: HostPorts,
+        }
+        let read =
+            |value: &str| toml::from_str::<Asked>(&format!("at = {value}")).map(|asked| asked.at.texts());
+        assert_eq!(read("'a:1'").unwrap(), ["a:1"]);
+        assert_eq!(read("['a:1', '[::1]:2']").unwrap(), ["a:1", "[::1]:2"]);
+        for bad in ["'a'", "[]", "['a:1', 'b']", "1"] {
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 

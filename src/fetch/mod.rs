@@ -8,6 +8,7 @@ mod flight;
 pub mod framed;
 pub mod primary;
 pub mod quic;
+pub mod race;
 #[cfg(test)]
 pub(crate) mod testing;
 

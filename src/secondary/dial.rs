@@ -11,6 +11,7 @@ use crate::{
         bulk::Bulk,
         primary::Connections,
         quic::{self, CloseCode, Network, QuicError, TransportOptions, Udp},
+        race,
     },
 };
 
@@ -58,28 +59,26 @@ impl Dialer {
         Self { upstream: NodeIdentity::Site(relay), ..self }
     }
 
-    /// Opens the log connection to the upstream at `host:port` (UDP), with a bulk connection that is
-    /// opened when it is asked for. The name is looked up anew every time.
+    /// Opens the log connection to the upstream at the first that works of these `host:port` (UDP), with a bulk
+    /// connection that is opened when it is asked for. Names are looked up anew every time.
     ///
     /// # Errors
-    /// When the name has no address, no socket opens, or a handshake fails or takes too long.
-    pub async fn connect(&self, primary: &str) -> Result<Connections, DialError> {
-        tokio::time::timeout(CONNECT_TIMEOUT, self.connect_first(primary))
+    /// When no name has an address, no socket opens, or a handshake fails or takes too long.
+    pub async fn connect(&self, primaries: &[String]) -> Result<Connections, DialError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.connect_first(primaries))
             .await
             .map_err(|_| DialError::Timeout(CONNECT_TIMEOUT))?
     }
 
-    async fn connect_first(&self, primary: &str) -> Result<Connections, DialError> {
-        let lookup = |source| DialError::Lookup { address: primary.to_owned(), source };
+    async fn connect_first(&self, primaries: &[String]) -> Result<Connections, DialError> {
+        let lookup = |source| DialError::Lookup { address: primaries.join(", "), source };
         let name = self.upstream.dns_name();
-        let mut last = lookup(std::io::ErrorKind::NotFound.into());
-        for address in tokio::net::lookup_host(primary).await.map_err(lookup)? {
-            match connect(&*self.network, &self.log, address, &name).await {
-                Ok(log) => return Ok(Connections { log, bulk: self.bulk_to(address), version: 1 }),
-                Err(error) => last = error,
-            }
+        let addresses = race::addresses(primaries).await.map_err(lookup)?;
+        let connected = race::first(addresses, |address| connect(&*self.network, &self.log, address, &name));
+        match connected.await {
+            Ok(log) => Ok(Connections { bulk: self.bulk_to(log.remote_address()), log, version: 1 }),
+            Err(error) => Err(error.unwrap_or_else(|| lookup(std::io::ErrorKind::NotFound.into()))),
         }
-        Err(last)
     }
 
     fn bulk_to(&self, address: SocketAddr) -> Bulk {

@@ -14,6 +14,7 @@ use crate::{
     fetch::{
         framed::{FrameSink, FrameStream, FramedError},
         quic::{self, CloseCode, QuicError, TransportOptions, Udp},
+        race,
     },
 };
 
@@ -37,33 +38,39 @@ pub async fn join(
         node,
         program: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let mut failed = Vec::new();
-    for name in &token.addresses {
-        let addresses = match tokio::net::lookup_host(name).await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                failed.push(format!("look up {name}: {error}"));
-                continue;
-            }
-        };
-        for address in addresses {
-            let asked = tokio::time::timeout(TIMEOUT, ask(address, &config, &join)).await;
-            match asked.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
-                Ok(Joined::Joined(certificates)) => return checked(token, certificates),
-                Ok(Joined::Refused(reason)) => return Err(JoinError::Refused(reason)),
-                Err(reason) => failed.push(format!("{name} ({address}): {reason}")),
-            }
-        }
+    let names = token.addresses.join(", ");
+    let asked = async {
+        let addresses = race::addresses(&token.addresses).await.map_err(|error| error.to_string())?;
+        let connection = race::first(addresses, |address| connect(address, &config)).await;
+        let connection = connection.map_err(|error| error.unwrap_or_else(|| "no address".to_owned()))?;
+        ask(&connection, &join).await
+    };
+    let asked = tokio::time::timeout(TIMEOUT, asked).await;
+    match asked.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
+        Ok(Joined::Joined(certificates)) => checked(token, certificates),
+        Ok(Joined::Refused(reason)) => Err(JoinError::Refused(reason)),
+        Err(reason) => Err(JoinError::Unreachable(format!("{names}: {reason}"))),
     }
-    Err(JoinError::Unreachable(failed.join("; ")))
 }
 
-async fn ask(address: SocketAddr, config: &quinn::ClientConfig, join: &Join) -> Result<Joined, String> {
-    let endpoint =
-        quic::dialer(&Udp, address, &TransportOptions::joining()).map_err(|error| error.to_string())?;
-    let connecting =
-        endpoint.connect_with(config.clone(), address, PRIMARY_NAME).map_err(|error| error.to_string())?;
-    let connection = connecting.await.map_err(|error| error.to_string())?;
+/// The token is shown on one connection alone, however many are tried.
+async fn connect(
+    address: SocketAddr,
+    config: &quinn::ClientConfig,
+) -> Result<(quinn::Endpoint, quinn::Connection), String> {
+    let failed = |reason: String| format!("{address}: {reason}");
+    let endpoint = quic::dialer(&Udp, address, &TransportOptions::joining());
+    let endpoint = endpoint.map_err(|error| failed(error.to_string()))?;
+    let connecting = endpoint.connect_with(config.clone(), address, PRIMARY_NAME);
+    let connecting = connecting.map_err(|error| failed(error.to_string()))?;
+    let connection = connecting.await.map_err(|error| failed(error.to_string()))?;
+    Ok((endpoint, connection))
+}
+
+async fn ask(
+    (endpoint, connection): &(quinn::Endpoint, quinn::Connection),
+    join: &Join,
+) -> Result<Joined, String> {
     let (send, receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
     let asked = async {
         let mut sink = FrameSink::new(send, TIMEOUT);

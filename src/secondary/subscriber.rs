@@ -67,7 +67,7 @@ pub struct SubscriptionOptions {
     pub site: SiteName,
     /// Which node of the site; for people.
     pub node: String,
-    /// `host:port` of the primaries to try, in order.
+    /// `host:port` of the primary, in the order in which they are tried.
     pub primaries: Vec<String>,
     /// Reported on the status page, in milliseconds.
     pub staleness_bound_ms: u64,
@@ -182,10 +182,10 @@ impl Subscription {
     pub async fn run(mut self, shutdown: Shutdown) {
         self.replay().await;
         let mut backoff = Backoff::default();
-        for primary in self.options.primaries.clone().iter().cycle() {
+        loop {
             let worked = tokio::select! {
                 biased;
-                worked = self.attempt(primary) => worked,
+                worked = self.attempt() => worked,
                 () = shutdown.requested() => break,
             };
             self.part().await;
@@ -215,8 +215,9 @@ impl Subscription {
     }
 
     /// One session from dialling to its end; returns whether it came to a heartbeat.
-    async fn attempt(&mut self, primary: &str) -> bool {
-        let connections = match self.parts.dialer.connect(primary).await {
+    async fn attempt(&mut self) -> bool {
+        let primary = self.options.primaries.join(", ");
+        let connections = match self.parts.dialer.connect(&self.options.primaries).await {
             Ok(connections) => connections,
             Err(error) => {
                 tracing::info!(primary, %error, "primary unreachable");

@@ -212,8 +212,9 @@ impl Cluster {
             canary = options.canary_seconds,
             certifies = match options.certifies {
                 true => format!(
-                    "authority_key = '{}/authority.key'\npublic_address = '{}'\n",
+                    "authority_key = '{}/authority.key'\npublic_address = ['nowhere.invalid:1', '{}:1', '{}']\n",
                     path(&pki),
+                    self.primary.ip,
                     self.primary.replication()
                 ),
                 false => String::new(),

@@ -59,10 +59,6 @@ impl Primary {
         if self.registry.tls.as_ref().is_some_and(|tls| tls.renew) {
             return Err(ConfigError::of_key(path, "registry.tls.renew", needs_key));
         }
-        if replication.sites.is_empty() {
-            let reason = "names no site, and without replication.authority_key none can join";
-            return Err(ConfigError::of_key(path, "replication.sites", reason));
-        }
         Ok(())
     }
 

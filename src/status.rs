@@ -412,5 +412,8 @@ pub enum SiteState {
     Disconnected,
 }
 
+/// Whether the node should get traffic; the text says why not.
+pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// Computes a status when asked; `app` wires one in.
 pub type StatusSource = Arc<dyn Fn() -> Status + Send + Sync>;

@@ -41,12 +41,9 @@ use crate::{
     log::Log,
     registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
-    status::{Status, StatusSource},
+    status::{Readiness, Status, StatusSource},
     telemetry::{Exposition, Metrics, audit::Audit},
 };
-
-/// Whether the node should get traffic; the text says why not.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What the admin listener shows.
 pub struct Admin {

@@ -24,7 +24,7 @@ use super::{
     webhooks,
 };
 use crate::{
-    admin::{Admin, FOLLOWERS_MAX, GatewayAdmin, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
+    admin::{Admin, FOLLOWERS_MAX, GatewayAdmin, PREFETCHES_MAX, StatusCollector, WAITS_MAX},
     auth::{PrimaryKeys, random_text, ticket::WRITE_TIME_MAX},
     blocking,
     clock::{SharedClock, SystemClock},
@@ -47,7 +47,7 @@ use crate::{
         journal::{History, JournalCollector, JournalOptions},
     },
     shutdown::Shutdown,
-    status::{Location, PrimaryStatus, Status, StatusSource},
+    status::{Location, PrimaryStatus, Readiness, Status, StatusSource},
     store::{Store, StoreOptions},
     telemetry::{Metrics, audit::Audit},
 };
@@ -194,7 +194,9 @@ pub async fn start(
     metrics.register(|registry| callers.authenticator.register(registry));
     let addresses = Addresses::new(public_url, &callers.realm, &callers.service)
         .map_err(|error| StartError::new("use registry.public_url", error))?;
+    let readiness = readiness(&journal);
     let api = Api {
+        readiness: Arc::clone(&readiness),
         pull,
         authenticator: Arc::clone(&callers.authenticator),
         addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),
@@ -286,7 +288,7 @@ pub async fn start(
     let status_of_history = Arc::clone(&status);
     let admin = Admin {
         status,
-        readiness: readiness(&journal),
+        readiness,
         metrics,
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),

@@ -22,7 +22,7 @@ use super::{
     trust::Trust,
 };
 use crate::{
-    admin::{Admin, FOLLOWERS_MAX, PREFETCHES_MAX, Readiness, StatusCollector, WAITS_MAX},
+    admin::{Admin, FOLLOWERS_MAX, PREFETCHES_MAX, StatusCollector, WAITS_MAX},
     auth::{NodeTls, authority::load_certificates, tls},
     blocking,
     clock::{SharedClock, SystemClock},
@@ -59,7 +59,7 @@ use crate::{
         whereabouts::OwnWhereabouts,
     },
     shutdown::Shutdown,
-    status::{CanaryStatus, FillStatus, MissingRepo, SiteState, Status, StatusSource},
+    status::{CanaryStatus, FillStatus, MissingRepo, Readiness, SiteState, Status, StatusSource},
     store::{Rank, Ranks, Store, StoreOptions},
     telemetry::{Metrics, audit::Audit},
 };
@@ -274,7 +274,9 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         clock: Arc::clone(&clock),
     };
 
+    let readiness = readiness(view.clone(), journal.clone());
     let api = Api {
+        readiness: Arc::clone(&readiness),
         pull,
         authenticator: trust.authenticator,
         addresses: trust.addresses,
@@ -314,7 +316,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let status_of_history = Arc::clone(&status);
     let admin = Admin {
         status,
-        readiness: readiness(view, journal.clone()),
+        readiness,
         metrics,
         token: admin_token(config.admin.token_file.as_deref())?,
         whereabouts: Arc::new(whereabouts),

@@ -38,6 +38,7 @@ use crate::{
         PullService, PushError, PushService, Want,
         gateway::{Shown, Writer},
     },
+    status::Readiness,
     telemetry::{
         audit::{self, Audit, Kind},
         trace::{self, Span, Tracing},
@@ -77,8 +78,14 @@ pub enum Writes {
     Behind(Box<Behind>),
 }
 
+/// Where geo DNS and load balancers ask whether clients may be sent here. It is answered on the admin listener as
+/// well; those that ask are elsewhere, and see the site as clients do.
+const READY_PATH: &str = "/readyz";
+
 /// The OCI distribution API of one site.
 pub struct Api {
+    /// Whether clients may be sent here.
+    pub readiness: Readiness,
     /// Answers reads.
     pub pull: PullService,
     /// Lets callers in.
@@ -112,6 +119,9 @@ impl Api {
     ) -> Response<Body> {
         let started = Instant::now();
         let in_flight = connection.begin_request();
+        if request.uri().path() == READY_PATH && matches!(*request.method(), Method::GET | Method::HEAD) {
+            return ready(&self.readiness);
+        }
         let mut asked = Asked::new(request);
         let parsed = Action::parse(&asked.method, &asked.uri);
         let name = parsed.as_ref().map_or("none", Action::name);
@@ -416,6 +426,19 @@ fn own_scopes(action: &Action) -> Vec<Scope> {
 /// It may have happened all the same; what is not acknowledged nobody has to see.
 fn too_slow() -> ApiError {
     ApiError::Unavailable("the request took too long on its way from the site that led it here".into())
+}
+
+/// Says no more to strangers than that.
+fn ready(readiness: &Readiness) -> Response<Body> {
+    let (status, text) = match readiness() {
+        Ok(()) => (StatusCode::OK, "ready\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+    };
+    let mut response = response(status, Body::full(text));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 pub(super) fn ping() -> Response<Body> {

@@ -81,6 +81,7 @@ impl Primary {
             write_time_max: std::time::Duration::ZERO,
         };
         let api = Arc::new(Api {
+            readiness: Arc::new(|| Ok(())),
             pull: inner.pull.clone(),
             authenticator: authenticator(&keys, &clock),
             addresses: addresses(&url),
@@ -131,6 +132,7 @@ impl Primary {
             own_realm: None,
         };
         let api = Arc::new(Api {
+            readiness: Arc::new(|| Ok(())),
             pull: inner.pull.clone(),
             authenticator: authenticator(&self.keys, &self.clock),
             addresses: addresses(&self.url),

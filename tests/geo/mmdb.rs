@@ -8,6 +8,8 @@ pub struct Place {
     pub prefix: u8,
     pub latitude: f64,
     pub longitude: f64,
+    /// `EU`, `AS` ..
+    pub continent: &'static str,
 }
 
 const RECORD_BITS: u16 = 32;
@@ -45,7 +47,11 @@ pub fn database(places: &[Place]) -> Vec<u8> {
     let mut offsets = Vec::new();
     for place in places {
         offsets.push(data.len());
+        map(&mut data, 2);
+        text(&mut data, "continent");
         map(&mut data, 1);
+        text(&mut data, "code");
+        text(&mut data, place.continent);
         text(&mut data, "location");
         map(&mut data, 2);
         text(&mut data, "latitude");

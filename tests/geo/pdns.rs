@@ -22,6 +22,16 @@ pub const CHECK_SECONDS: u64 = 1;
 pub struct Spot {
     pub latitude: f64,
     pub longitude: f64,
+    pub continent: &'static str,
+}
+
+/// Which of the two records of the zone file answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// By distance.
+    Closest,
+    /// By a list for each continent.
+    Lists,
 }
 
 /// A running server. Dropping it ends it.
@@ -33,7 +43,7 @@ pub struct Pdns {
 
 impl Pdns {
     /// Leads clients to the sites of `cluster`, which stand at `sites`; client networks (/24) are at `clients`.
-    pub fn start(cluster: &Cluster, sites: &[Spot], clients: &[(Ipv4Addr, Spot)]) -> Self {
+    pub fn start(cluster: &Cluster, record: Record, sites: &[Spot], clients: &[(Ipv4Addr, Spot)]) -> Self {
         let dir = cluster.dir.path().join("pdns");
         fs::create_dir(&dir).unwrap();
         let [a, b, c, _] = cluster.primary.ip.octets();
@@ -49,6 +59,7 @@ impl Pdns {
                 prefix,
                 latitude: spot.latitude,
                 longitude: spot.longitude,
+                continent: spot.continent,
             })
             .collect();
         fs::write(dir.join("city.mmdb"), database(&places)).unwrap();
@@ -59,6 +70,12 @@ impl Pdns {
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/dns/powerdns").join(file),
             );
             let mut text = text.unwrap();
+            if record == Record::Lists {
+                text = text
+                    .replace("\n@  10", "\n;@  10")
+                    .replace("\n;@ 10", "\n@ 10")
+                    .replace("\n;   ", "\n    ");
+            }
             for (from, to) in [
                 ("/etc/powerdns", path(&dir).to_owned()),
                 ("/var/lib/GeoIP/GeoLite2-City.mmdb", path(&dir.join("city.mmdb")).to_owned()),

@@ -42,12 +42,13 @@ pub(super) fn serve_registry(
     api: Api,
     shutdown: &Shutdown,
 ) {
+    let proxies = api.proxies.clone();
     let api = Arc::new(api);
     let answer = move |request, connection| {
         let api = Arc::clone(&api);
         async move { api.answer(request, connection).await }
     };
-    let options = ServerOptions { connections_max, ..ServerOptions::default() };
+    let options = ServerOptions { connections_max, proxies, ..ServerOptions::default() };
     shutdown.spawn(serve(listener, tls, options, answer, shutdown.clone()));
 }
 

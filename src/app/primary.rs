@@ -197,6 +197,7 @@ pub async fn start(
     let readiness = readiness(&journal);
     let api = Api {
         readiness: Arc::clone(&readiness),
+        proxies: config.registry.proxies.believed(),
         pull,
         authenticator: Arc::clone(&callers.authenticator),
         addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),

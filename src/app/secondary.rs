@@ -277,6 +277,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let readiness = readiness(view.clone(), journal.clone());
     let api = Api {
         readiness: Arc::clone(&readiness),
+        proxies: config.registry.proxies.believed(),
         pull,
         authenticator: trust.authenticator,
         addresses: trust.addresses,

@@ -8,8 +8,8 @@ use std::{
 use outport_proto::frame::HOPS_MAX;
 
 use super::{
-    Admin, Auth, ConfigError, JwksPlace, Location, Log, Primary, PrimaryReplication, PushMode, Secondary,
-    Telemetry, Tls, Webhook,
+    Admin, Auth, ConfigError, JwksPlace, Location, Log, Primary, PrimaryReplication, Proxies, PushMode,
+    Secondary, Telemetry, Tls, Webhook,
 };
 use crate::{
     auth::{AccessRules, Authority, IssuerKeys, IssuerKeysError},
@@ -25,6 +25,7 @@ impl Primary {
     /// Names the key.
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
+        check_proxies(path, &self.registry.proxies)?;
         check_admin(path, &self.admin)?;
         check_telemetry(path, &self.telemetry)?;
         self.audit.check(path, &self.telemetry)?;
@@ -126,6 +127,7 @@ impl Secondary {
     /// Names the key.
     pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         check_listener(path, self.registry.listen, self.registry.tls.as_ref(), self.registry.insecure)?;
+        check_proxies(path, &self.registry.proxies)?;
         check_admin(path, &self.admin)?;
         check_telemetry(path, &self.telemetry)?;
         self.audit.check(path, &self.telemetry)?;
@@ -194,6 +196,14 @@ fn check_listener(
             "plain HTTP is for loopback: configure registry.tls, or say registry.insecure = true",
         )),
     }
+}
+
+fn check_proxies(path: &Path, proxies: &Proxies) -> Result<(), ConfigError> {
+    if proxies.proxy_protocol && proxies.trusted.is_empty() {
+        let reason = "says how proxies tell whose a connection is; name those in registry.proxies.trusted";
+        return Err(ConfigError::of_key(path, "registry.proxies.proxy_protocol", reason));
+    }
+    Ok(())
 }
 
 fn check_location(path: &Path, Location { latitude, longitude }: Location) -> Result<(), ConfigError> {

@@ -21,7 +21,7 @@ pub use audit::Audit;
 pub use auth::{Auth, DelegatedAuth, JwksPlace, OutportAuth, TokenAuth};
 pub use gateway::{Gateway, Notifications, Reconcile};
 pub use load::{ConfigError, load, load_with_environment};
-pub use value::{ByteSize, HostPort, HostPorts, HttpUrl, PublicUrl};
+pub use value::{ByteSize, HostPort, HostPorts, HttpUrl, PublicUrl, TrustedNetwork};
 pub use webhook::Webhook;
 
 use crate::{
@@ -131,6 +131,9 @@ pub struct PrimaryRegistry {
     /// Connections at once.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
+    /// Proxies in front of it.
+    #[serde(default)]
+    pub proxies: Proxies,
     /// Absolute URL under which clients reach the primary, without a path: redirects, upload
     /// locations and the token realm are made from it and from nothing else.
     pub public_url: PublicUrl,
@@ -162,9 +165,29 @@ pub struct SecondaryRegistry {
     /// Connections at once.
     #[serde(default = "connections_max")]
     pub connections_max: usize,
+    /// Proxies in front of it.
+    #[serde(default)]
+    pub proxies: Proxies,
     /// Absolute URL under which clients reach this site, without a path. Those that cannot reach the
     /// primary (`push.mode = "proxy"`) ask for tokens there as well.
     pub public_url: Option<PublicUrl>,
+}
+
+/// Proxies in front of a registry, which tell whose a connection or a request is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Proxies {
+    /// Networks and addresses whose word is taken.
+    pub trusted: Vec<TrustedNetwork>,
+    /// They begin every connection with the PROXY protocol; without it they set `Forwarded` or `X-Forwarded-For`.
+    pub proxy_protocol: bool,
+}
+
+impl Proxies {
+    /// As the listener takes it.
+    pub fn believed(&self) -> crate::http::Proxies {
+        crate::http::Proxies::new(self.trusted.iter().map(|network| network.0).collect(), self.proxy_protocol)
+    }
 }
 
 /// A certificate chain and its key, PEM.
@@ -437,6 +460,7 @@ impl PrimaryRegistry {
             tls: None,
             insecure: false,
             connections_max: connections_max(),
+            proxies: Proxies::default(),
             public_url,
             upstream: None,
             sparse_manifests: false,
@@ -449,7 +473,14 @@ impl PrimaryRegistry {
 impl SecondaryRegistry {
     /// Plain HTTP at an address, everything else by default.
     pub fn plain(listen: SocketAddr) -> Self {
-        Self { listen, tls: None, insecure: false, connections_max: connections_max(), public_url: None }
+        Self {
+            listen,
+            tls: None,
+            insecure: false,
+            connections_max: connections_max(),
+            proxies: Proxies::default(),
+            public_url: None,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Values that a configuration may hold, valid once parsed.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use ipnet::IpNet;
 
 use serde::{
     Deserialize, Deserializer,
@@ -158,6 +160,20 @@ impl<'de> Deserialize<'de> for HostPorts {
     }
 }
 
+/// `10.0.0.0/8`, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrustedNetwork(pub IpNet);
+
+impl FromStr for TrustedNetwork {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let network = text.parse::<IpNet>().ok();
+        let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        network.or_else(one).map(Self).ok_or(InvalidValue::Network)
+    }
+}
+
 /// A number of bytes: `"200GiB"`, `"1.5 TB"`, or a plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
@@ -210,6 +226,7 @@ macro_rules! deserialize_from_text {
 deserialize_from_text!(PublicUrl);
 deserialize_from_text!(HttpUrl);
 deserialize_from_text!(HostPort);
+deserialize_from_text!(TrustedNetwork);
 
 /// Why a text is not such a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -227,6 +244,9 @@ pub enum InvalidValue {
     /// Not a host and a port.
     #[error("expected a host and a port, as in primary.example.com:5443")]
     HostPort,
+    /// Not a network.
+    #[error("expected an address or a network, as in 10.0.0.0/8")]
+    Network,
     /// Not a size.
     #[error("expected a size in bytes, as in \"200GiB\"")]
     Size,
@@ -271,6 +291,17 @@ mod tests {
         assert_eq!(read("['a:1', '[::1]:2']").unwrap(), ["a:1", "[::1]:2"]);
         for bad in ["'a'", "[]", "['a:1', 'b']", "1"] {
             assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        for (text, network) in [("10.0.0.0/8", "10.0.0.0/8"), ("10.1.2.3", "10.1.2.3/32"), ("::1", "::1/128")]
+        {
+            assert_eq!(text.parse::<TrustedNetwork>().unwrap().0.to_string(), network);
+        }
+        for bad in ["", "10.0.0.0/33", "10.0.0", "proxy.example.com"] {
+            assert_eq!(bad.parse::<TrustedNetwork>(), Err(InvalidValue::Network), "{bad}");
         }
     }
 

@@ -1,12 +1,13 @@
 //! What of a request the audit log is told.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use outport_proto::{Digest, Reference};
 
 use super::{
     action::{Action, UploadStart, UploadStep},
     body::Body,
-    connection::Connection,
     headers::DOCKER_CONTENT_DIGEST,
     request::{Asked, RequestBody},
 };
@@ -20,7 +21,7 @@ pub(super) fn record<B: RequestBody>(
     action: Option<&Action>,
     response: &Response<Body>,
     why: Option<String>,
-    connection: &Connection,
+    client: IpAddr,
 ) -> Option<Box<Record>> {
     if !audit.is_kept() {
         return None;
@@ -30,7 +31,7 @@ pub(super) fn record<B: RequestBody>(
     let kind = kind(action, status, &asked.headers)?;
     // Of a pull it was noted, which costs less.
     let told = || response.headers().get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.parse().ok();
-    let mut record = audit.record(kind, Some(connection.peer().ip()))?;
+    let mut record = audit.record(kind, Some(client))?;
     record.action = Some(action.name());
     record.method = Some(name(&asked.method));
     record.repository = action.repo().cloned();

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -22,6 +22,8 @@ use tokio::{
 #[derive(Debug)]
 pub struct Connection {
     peer: SocketAddr,
+    /// Whose it is, when a proxy told.
+    client: OnceLock<SocketAddr>,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     /// The last write found the socket's buffer full: the client has bytes to read and does not.
@@ -35,6 +37,7 @@ impl Connection {
     pub fn new(peer: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
             peer,
+            client: OnceLock::new(),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
@@ -43,9 +46,15 @@ impl Connection {
         })
     }
 
-    /// The client's address.
+    /// The client's address, or that of a proxy which does not tell of it here.
     pub fn peer(&self) -> SocketAddr {
-        self.peer
+        self.client.get().copied().unwrap_or(self.peer)
+    }
+
+    /// A proxy told whose connection it is.
+    pub(super) fn is_of(&self, client: SocketAddr) {
+        // It tells once.
+        let _ = self.client.set(client);
     }
 
     /// Counts a request in; it counts out when the guard is dropped.

@@ -8,6 +8,7 @@ mod addresses;
 mod alone;
 mod audited;
 mod authenticate;
+mod behind;
 mod body;
 mod connection;
 mod error;
@@ -30,6 +31,7 @@ mod token;
 
 pub use action::TOKEN_PATH;
 pub use addresses::{Addresses, InvalidAddress, SharedAddresses};
+pub use behind::Proxies;
 pub use body::{Body, BodyError};
 pub use connection::{Connection, InFlight, Patience};
 pub use gateway::Behind;

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use super::{
     addresses::{Addresses, SharedAddresses},
     audited,
     authenticate::{Announced, Proof, Proven, explain_denial, grants_all, insufficient},
+    behind::Proxies,
     body::{Audited, Body},
     connection::Connection,
     error::ApiError,
@@ -100,6 +102,8 @@ pub struct Api {
     pub tracing: Tracing,
     /// Who is told what was asked for, and by whom.
     pub audit: Audit,
+    /// Whom to believe about whose requests are.
+    pub proxies: Proxies,
     /// What else the site does.
     pub role: Role,
 }
@@ -126,7 +130,7 @@ impl Api {
         let parsed = Action::parse(&asked.method, &asked.uri);
         let name = parsed.as_ref().map_or("none", Action::name);
         let span = self.tracing.asked(name, trace::Asked::ByClient, asked.traceparent());
-        let ((response, action, denied), notes) = {
+        let ((response, action, denied, client), notes) = {
             let mut work = pin!(self.audit.noting(span.within(async {
                 let (action, result) = match parsed {
                     Err(error) => (None, Err(error.into())),
@@ -146,15 +150,16 @@ impl Api {
                 if asked.is_head() {
                     without_body(&mut response);
                 }
+                let client = self.proxies.client(connection.peer().ip(), &asked.headers);
                 if span.is_recorded() {
-                    describe(&span, &asked, action.as_ref(), &response, &connection);
+                    describe(&span, &asked, action.as_ref(), &response, client);
                 }
-                log(&asked, action.as_ref(), &response, &connection, started);
-                (response, action, denied)
+                log(&asked, action.as_ref(), &response, (&connection, client), started);
+                (response, action, denied, client)
             })));
             (work.as_mut().await, audit::noted(work))
         };
-        let told = audited::record(&self.audit, &asked, action.as_ref(), &response, denied, &connection);
+        let told = audited::record(&self.audit, &asked, action.as_ref(), &response, denied, client);
         let audited = told.map(|mut record| {
             record.subject = notes.subject;
             if record.kind == Kind::Pull {
@@ -465,11 +470,11 @@ fn describe<B: RequestBody>(
     asked: &Asked<B>,
     action: Option<&Action>,
     response: &Response<Body>,
-    connection: &Connection,
+    client: IpAddr,
 ) {
     span.set("http.request.method", asked.method.to_string());
     span.set("url.path", asked.uri.path().to_owned());
-    span.set("client.address", connection.peer().ip().to_string());
+    span.set("client.address", client.to_string());
     if let Some(agent) = asked.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()) {
         span.set("user_agent.original", agent.to_owned());
     }
@@ -488,15 +493,18 @@ fn log<B: RequestBody>(
     asked: &Asked<B>,
     action: Option<&Action>,
     response: &Response<Body>,
-    connection: &Connection,
+    (connection, client): (&Connection, IpAddr),
     started: Instant,
 ) {
     let status = response.status();
+    let peer = connection.peer();
+    let behind = (client != peer.ip()).then(|| tracing::field::display(client));
     let reading = matches!(asked.method, Method::GET | Method::HEAD);
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
-                peer = %connection.peer(),
+                %peer,
+                client = behind,
                 method = %asked.method,
                 action = action.map_or("none", Action::name),
                 path = asked.uri.path(),

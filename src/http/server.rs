@@ -17,7 +17,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-use super::connection::{Connection, Metered, Patience, Verdict, Watch};
+use super::{
+    behind::{Proxies, announced},
+    connection::{Connection, Metered, Patience, Verdict, Watch},
+};
 use crate::shutdown::Shutdown;
 
 /// Streams one HTTP/2 connection may have open: more than any client's parallel layers, and a
@@ -44,7 +47,9 @@ const ABORT_GRACE: Duration = Duration::from_millis(500);
 pub struct ServerOptions {
     /// Connections open at once; more wait in the system's queue.
     pub connections_max: usize,
-    /// For a TLS handshake.
+    /// Whom to believe about where connections come from.
+    pub proxies: Proxies,
+    /// For a TLS handshake, and for a proxy to tell whose a connection is.
     pub handshake_timeout: Duration,
     /// How long connections may do nothing useful.
     pub patience: Patience,
@@ -56,6 +61,7 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             connections_max: 8192,
+            proxies: Proxies::default(),
             handshake_timeout: Duration::from_secs(10),
             patience: Patience {
                 header_read: Duration::from_secs(20),
@@ -171,7 +177,7 @@ where
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let stream = Metered::new(stream, connection.clone());
+        let is_announced = self.options.proxies.announce(connection.peer().ip());
         let driver = Driver {
             builder: self.builder.clone(),
             answer: self.answer.clone(),
@@ -180,15 +186,20 @@ where
             drain_grace: self.options.drain_grace,
             connection,
         };
+        let timeout = self.options.handshake_timeout;
         match &self.tls {
             None => drop(self.connections.spawn(async move {
-                driver.run(stream).await;
+                if let Some(stream) = opened(stream, is_announced, &driver.connection, timeout).await {
+                    driver.run(stream).await;
+                }
                 drop(permit);
             })),
             Some(tls) => {
-                let handshake = TlsAcceptor::from(tls.load_full()).accept(stream);
-                let timeout = self.options.handshake_timeout;
+                let acceptor = TlsAcceptor::from(tls.load_full());
                 drop(self.connections.spawn(async move {
+                    let opened = opened(stream, is_announced, &driver.connection, timeout);
+                    let Some(stream) = opened.await else { return };
+                    let handshake = acceptor.accept(stream);
                     let peer = driver.connection.peer();
                     let shaken = tokio::select! {
                         shaken = tokio::time::timeout(timeout, handshake) => shaken,
@@ -204,6 +215,27 @@ where
             }
         }
     }
+}
+
+/// A connection whose next bytes are the client's; `None` when a proxy does not tell whose it is.
+async fn opened(
+    mut stream: TcpStream,
+    is_announced: bool,
+    connection: &Arc<Connection>,
+    timeout: Duration,
+) -> Option<Metered> {
+    if is_announced {
+        let announced = Box::pin(tokio::time::timeout(timeout, announced(&mut stream))).await;
+        match announced.map_err(io::Error::from).flatten() {
+            Ok(Some(client)) => connection.is_of(client),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(peer = %connection.peer(), %error, "connection of a proxy refused");
+                return None;
+            }
+        }
+    }
+    Some(Metered::new(stream, Arc::clone(connection)))
 }
 
 /// The client went away between its knock and our opening: nothing is wrong here.

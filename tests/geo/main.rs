@@ -1,4 +1,4 @@
-//! Geo DNS in front of real sites: clients of three regions are led to three sites, away from one that fails, and
+//! What stands in front of real sites. Proxies, and geo DNS: clients of three regions are led to three sites, away from one that fails, and
 //! go on when they are moved in the middle of something.
 
 #![expect(
@@ -14,6 +14,7 @@
 
 mod mmdb;
 mod pdns;
+mod proxies;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -57,12 +57,31 @@ fn only_the_admin_token_opens_the_pages() {
         assert_eq!(get_plain(&admin, target).unwrap().0, 200, "{target}");
     }
     let headers = [("Authorization", "Bearer a-token-for-operators")];
-    for target in ["/v1/gc", "/v1/prefetch?ref=team/app"] {
-        assert_eq!(client.send(&admin, "POST", target, &[], b"").status, 401, "{target}");
+    for (method, target) in [
+        ("POST", "/v1/gc"),
+        ("POST", "/v1/prefetch?ref=team/app"),
+        ("POST", "/v1/sites?site=goa"),
+        ("DELETE", "/v1/sites?site=goa"),
+    ] {
+        for authorization in [None, Some(("Authorization", pull.as_str()))] {
+            let headers: Vec<_> = authorization.into_iter().collect();
+            assert_eq!(client.send(&admin, method, target, &headers, b"").status, 401, "{method} {target}");
+        }
+    }
+    for (method, target, status) in [
+        ("POST", "/v1/sites", 400),
+        ("POST", "/v1/sites?site=goa&hours=100000", 400),
+        ("POST", "/v1/sites?site=goa", 409),
+        ("DELETE", "/v1/sites?site=goa", 404),
+    ] {
+        let answer = client.send(&admin, method, target, &headers, b"");
+        assert_eq!(answer.status, status, "{method} {target}: {}", answer.text());
+        let from_a_page = [headers[0], ("Origin", "https://elsewhere.example")];
+        assert_eq!(client.send(&admin, method, target, &from_a_page, b"").status, 403, "{method} {target}");
     }
     let prefetch = client.send(&admin, "POST", "/v1/prefetch?ref=team/app", &headers, b"");
     assert_eq!(prefetch.status, 400, "a primary copies nothing: {}", prefetch.text());
-    for target in ["/metrics", "/v1/status", "/v1/sites"] {
+    for target in ["/metrics", "/v1/status", "/v1/events"] {
         assert_eq!(client.get(&admin, target, &headers).status, 200);
         for method in ["POST", "PUT", "DELETE", "PATCH"] {
             let response = client.send(&admin, method, target, &headers, b"");

@@ -417,7 +417,7 @@ async fn keys_are_for_the_site_they_are_of_and_for_those_above_it() {
     ] {
         assert_eq!(keys(asker, of, via).await, None, "{of} by {via:?}");
     }
-    logged(&["WARN", "a site asked for keys that are not for it", "frankfurt"]).await;
+    logged(&["WARN", "a site asked for what is not for it", "frankfurt"]).await;
     for site in sites {
         site.stop().await;
     }

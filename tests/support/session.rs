@@ -53,6 +53,11 @@ impl Session {
         Self { http: Client::plain(), address: address.to_owned(), authorization: format!("Bearer {token}") }
     }
 
+    /// The same over `http`.
+    pub fn over(http: Client, address: &str, token: &str) -> Self {
+        Self { http, ..Self::with_token(address, token) }
+    }
+
     /// The same client, with the same token, at another node.
     pub fn at(&self, node: &Node) -> Self {
         Self { address: node.registry(), ..self.clone() }
@@ -208,9 +213,9 @@ pub fn finish(location: &str, digest: &Digest) -> String {
     format!("{location}{separator}digest={}", digest.to_string().replace(':', "%3A"))
 }
 
-/// Address and path of an `http` URL; `None` for a path.
+/// Address and path of an URL; `None` for a path.
 pub fn absolute(target: &str) -> Option<(String, String)> {
-    let rest = target.strip_prefix("http://")?;
+    let rest = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"))?;
     let (address, path) = rest.split_at(rest.find('/')?);
     Some((address.to_owned(), path.to_owned()))
 }

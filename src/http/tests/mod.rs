@@ -82,6 +82,7 @@ impl Primary {
         };
         let api = Arc::new(Api {
             readiness: Arc::new(|| Ok(())),
+            proxies: Proxies::default(),
             pull: inner.pull.clone(),
             authenticator: authenticator(&keys, &clock),
             addresses: addresses(&url),
@@ -133,6 +134,7 @@ impl Primary {
         };
         let api = Arc::new(Api {
             readiness: Arc::new(|| Ok(())),
+            proxies: Proxies::default(),
             pull: inner.pull.clone(),
             authenticator: authenticator(&self.keys, &self.clock),
             addresses: addresses(&self.url),

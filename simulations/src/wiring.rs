@@ -111,7 +111,8 @@ impl World {
         });
         let fleet =
             Fleet::new(self.followers(machine.number)?.into_iter().chain(relays.behind_any()), relays);
-        let publisher = LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet };
+        let publisher =
+            LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet, tunnelled: None };
         let answerer = Answerer::new(journal.clone(), store.clone(), source);
         self.publish(machine, &identities()?.primary, publisher, answerer, shutdown)?;
         Ok(push)
@@ -216,7 +217,8 @@ impl World {
             let exclusion = Arc::new(Exclusion::new(policy, journal.index().clone()));
             let above = Above { upstream, flights, exclusion };
             let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
-            let publisher = LogPublisher { source, journal: journal.clone(), fleet: fleet.clone() };
+            let publisher =
+                LogPublisher { source, journal: journal.clone(), fleet: fleet.clone(), tunnelled: None };
             self.publish(machine, identity, publisher, answerer, shutdown)?;
         }
         let details = fleet.clone();

@@ -312,6 +312,9 @@ fn site_config(
         registry: config::SecondaryRegistry::plain(parse_address(&site.node.registry)?),
         primary: config::Upstream {
             address: address.into(),
+            tcp_fallback: true,
+            fallback_url: None,
+            http_proxy: None,
             relay: None,
             tls: pki.mutual_tls(site.name.as_str()),
             https_authorities: None,

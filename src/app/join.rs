@@ -5,15 +5,18 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use outport_proto::frame::CertificateRequests;
 
-use super::{StartError, durable_write, renewal::check, secondary::node_name};
+use super::{StartError, durable_write, renewal::check, secondary::node_name, system_authorities};
 use crate::{
-    auth::{CertificateRequest, JoinToken, authority::save_certificates},
+    auth::{CertificateRequest, JoinToken, authority::save_certificates, tls},
     clock::{Clock as _, SystemClock},
-    config, secondary,
+    config,
+    fetch::tunnel::Way,
+    secondary,
 };
 
 /// Where the keys and certificates are, inside the data directory.
@@ -79,7 +82,10 @@ pub async fn join(options: &JoinOptions) -> Result<bool, StartError> {
         node: node_request.der().to_vec(),
         https: https_request.as_ref().map(|request| request.der().to_vec()),
     };
-    let certificates = secondary::join::join(&options.token, requests, node_name()).await;
+    let client = tls::https_client(&system_authorities()).map_err(|error| failed(error.to_string()))?;
+    let proxy = config.primary.http_proxy.as_ref().map(|proxy| proxy.as_str().to_owned());
+    let way = Way::new(options.token.fallback_url.parse().ok(), Arc::new(client), proxy);
+    let certificates = secondary::join::join(&options.token, &way, requests, node_name()).await;
     let certificates = certificates.map_err(|error| failed(error.to_string()))?;
     let unusable =
         |error: Box<dyn std::error::Error + Send + Sync>| failed(format!("the certificate: {error}"));
@@ -162,6 +168,7 @@ impl JoinOptions {
             String::new(),
             "[primary]".to_owned(),
             format!("address = {}", toml::Value::Array(addresses)),
+            format!("fallback_url = {}", toml::Value::String(token.fallback_url.clone())),
             format!("https_authorities = {}", in_identity("authority.crt")?),
             String::new(),
             "[primary.tls]".to_owned(),
@@ -190,6 +197,7 @@ mod tests {
             addresses: vec!["primary.example.com:7443".to_owned()],
             authority: [0; 32],
             secret: [0; 32],
+            fallback_url: "https://registry-primary.example.com".to_owned(),
             expires: Timestamp::from_secs(1),
             https: https.iter().map(|name| (*name).to_owned()).collect(),
         };

@@ -44,7 +44,7 @@ pub(super) fn joining(listener: Listener, tls: &Arc<NodeTls>) -> Result<Listener
     Ok(listener.joining(join_server_config(&tls).map_err(|error| failed(error.into()))?))
 }
 
-/// Where machines are told to go that join.
+/// Where the replication listener is for others.
 pub(super) fn addresses(config: &config::Primary, listening: SocketAddr) -> Vec<String> {
     match &config.replication.public_address {
         Some(addresses) => addresses.texts(),
@@ -66,7 +66,8 @@ pub(super) fn on_joined(fleet: &Fleet, webhooks: &Webhooks) -> OnJoined {
 
 /// Makes and removes sites.
 pub(super) struct Membership {
-    pub(super) addresses: Vec<String>,
+    /// Where machines are told to go that join, over UDP and over TCP.
+    pub(super) addresses: (Vec<String>, String),
     pub(super) members: Arc<Members>,
     pub(super) fleet: Fleet,
     pub(super) publisher: Publisher,

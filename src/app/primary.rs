@@ -18,7 +18,7 @@ use super::{
     open_store,
     otlp::{self, Traces},
     renewal,
-    replication::{CONNECTIONS_MAX, listen, time_after},
+    replication::{CONNECTIONS_MAX, listen, time_after, tunnelled},
     store_status,
     traffic::Traffic,
     webhooks,
@@ -30,7 +30,7 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config,
     fetch::FlightMetrics,
-    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, Writes},
+    http::{Addresses, Api, HttpMetrics, PrimaryRole, Role, Tunnels, Writes},
     primary::{
         fleet::{Fleet, Head},
         joins::Joins,
@@ -195,9 +195,11 @@ pub async fn start(
     let addresses = Addresses::new(public_url, &callers.realm, &callers.service)
         .map_err(|error| StartError::new("use registry.public_url", error))?;
     let readiness = readiness(&journal);
+    let tunnels = Tunnels::new(replication, shutdown.clone());
     let api = Api {
         readiness: Arc::clone(&readiness),
         proxies: config.registry.proxies.believed(),
+        tunnels: Some(tunnels.clone()),
         pull,
         authenticator: Arc::clone(&callers.authenticator),
         addresses: Arc::new(ArcSwapOption::from_pointee(addresses)),
@@ -242,8 +244,12 @@ pub async fn start(
         clock: Arc::clone(&clock),
     };
     let webhooks = webhooks::start(&config.webhooks, &sources, &data_dir, &metrics, &shutdown)?;
-    let publisher =
-        LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
+    let publisher = LogPublisher {
+        source: Arc::clone(&source),
+        journal: journal.clone(),
+        fleet: fleet.clone(),
+        tunnelled: Some(tunnelled(tunnels.clone())),
+    };
     let answerer = match above {
         None => Answerer::new(journal.clone(), store.clone(), source),
         Some(above) => Answerer::relaying(journal.clone(), store.clone(), source, above),
@@ -255,7 +261,7 @@ pub async fn start(
     let publisher = Publisher::joined_by(Some(joins), admit, publisher, answerer, CONNECTIONS_MAX);
     shutdown.spawn(publisher.clone().serve(listener, shutdown.clone()));
     let membership = Membership {
-        addresses: membership::addresses(config, replication),
+        addresses: (membership::addresses(config, replication), public_url.to_owned()),
         members,
         fleet: fleet.clone(),
         publisher,

@@ -12,12 +12,13 @@ use outport_proto::{
 
 use super::{
     StartError,
-    replication::{CONNECTIONS_MAX, admit, listen, time_after},
+    replication::{CONNECTIONS_MAX, admit, listen, time_after, tunnelled},
 };
 use crate::{
     auth::NodeTls,
     config,
     fetch::{BoxFuture, quic::Listener},
+    http::Tunnels,
     log::Log,
     primary::{
         above::Above,
@@ -65,6 +66,13 @@ impl Relay {
         Arc::new(move || fleet.details())
     }
 
+    /// The way to the listener for sites whose network carries no UDP.
+    pub(super) fn tunnels(&self, shutdown: &Shutdown) -> Result<Tunnels, StartError> {
+        let listening = self.listener.endpoint.local_addr();
+        let listening = listening.map_err(|error| StartError::new("listen (relay.listen)", error))?;
+        Ok(Tunnels::new(listening, shutdown.clone()))
+    }
+
     /// Shows the sites that follow.
     pub(super) fn followers(&self, passed_on: &PassedOn, journal: &Journal) -> Followers {
         Followers { fleet: self.fleet.clone(), passed_on: passed_on.clone(), log: journal.log().clone() }
@@ -77,13 +85,18 @@ impl Relay {
         journal: &Journal,
         store: &Store,
         above: Above,
-        tracing: Tracing,
+        (tracing, tunnels): (Tracing, Option<Tunnels>),
         shutdown: &Shutdown,
     ) {
         let source: Arc<dyn Source> = Arc::new(Relayed(passed_on));
         let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
         let answerer = answerer.traced(tracing);
-        let publisher = LogPublisher { source, journal: journal.clone(), fleet: self.fleet };
+        let publisher = LogPublisher {
+            source,
+            journal: journal.clone(),
+            fleet: self.fleet,
+            tunnelled: tunnels.map(tunnelled),
+        };
         let admit = admit(self.sites, "relay.sites");
         let publisher = Publisher::new(admit, publisher, answerer, CONNECTIONS_MAX);
         shutdown.spawn(publisher.serve(self.listener, shutdown.clone()));

@@ -8,8 +8,9 @@ use super::StartError;
 use crate::{
     auth::{NodeTls, site_of},
     fetch::quic::{Congestion, Listener, TransportOptions},
+    http::Tunnels,
     log::Log,
-    primary::publisher::Admit,
+    primary::{log_stream::Tunnelled, publisher::Admit},
 };
 
 /// Connections of sites at once, two a node.
@@ -37,6 +38,11 @@ pub(super) fn admit(sites: Vec<SiteName>, key: &'static str) -> Admit {
         Some(site) => Err(format!("site {site} is not in {key}")),
         None => Err("the certificate is not a site's".to_owned()),
     })
+}
+
+/// Tells whose packets come through one of `tunnels`.
+pub(super) fn tunnelled(tunnels: Tunnels) -> Tunnelled {
+    Arc::new(move |peer| tunnels.carry(peer))
 }
 
 /// When the first event after `offset` happened, if `log` still has it. A site that is nearly caught

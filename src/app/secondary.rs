@@ -7,6 +7,7 @@ use outport_proto::{
     Digest, Offset,
     frame::{ALPN, FILLS_MAX, MISSING_REPOS_MAX},
 };
+use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
@@ -31,6 +32,7 @@ use crate::{
         FlightMetrics, FlightOptions, Flights, Linked, Pace, Upstream,
         primary::{QuicUpstream, QuicUpstreamOptions},
         quic::TransportOptions,
+        tunnel::Way,
     },
     http::{Api, HttpMetrics, Proxy, PushMode, Redirects, Role, TOKEN_PATH},
     index::{Index, boot_id},
@@ -187,6 +189,8 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         Watcher::new(pull, journal.index().clone(), session.clone(), Arc::clone(&clock))
     };
 
+    let primary_https = primary_https(&config.primary)?;
+    let way = way(&config.primary, &primary_https);
     let trust = Trust::new(&config.site, &clock, &quic_upstream)?;
     metrics.register(|registry| trust.authenticator.register(registry));
     let ranks = ranks(Arc::clone(&policy), journal.index().clone());
@@ -206,7 +210,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let fills = fills_source(&flights);
     let downstream = Downstream::default();
     pull.follow(&journal, &shutdown);
-    let on_identity = trust.clone();
+    let (on_identity, learning) = (trust.clone(), way.clone().filter(|_| config.primary.relay.is_none()));
     let (subscription, view) = Subscription::new(
         SubscriptionOptions {
             site: config.site.clone(),
@@ -215,7 +219,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             staleness_bound_ms: config.read.staleness_bound_ms,
         },
         SubscriptionParts {
-            dialer: dialer(&config.primary, &node_tls)?,
+            dialer: dialer(&config.primary, &node_tls, way)?,
             journal: journal.clone(),
             store: store.clone(),
             memory,
@@ -223,7 +227,10 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             progress: progress.clone(),
             link,
             session: session_feed,
-            on_identity: Arc::new(move |welcome| on_identity.learn(welcome)),
+            on_identity: Arc::new(move |welcome| {
+                on_identity.learn(welcome);
+                learning.iter().for_each(|way| way.learn(&welcome.public_url));
+            }),
             downstream: downstream.clone(),
             reports: relay.as_ref().map(Relay::reports),
             tracing: traces.tracing.clone(),
@@ -246,6 +253,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         flights: flights.clone(),
         shutdown: shutdown.clone(),
     };
+    let tunnels = relay.as_ref().map(|relay| relay.tunnels(&shutdown)).transpose()?;
     let followers = relay.map(|relay| {
         let passed_on = PassedOn::new(
             config.site.clone(),
@@ -258,7 +266,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         let exclusion = Arc::new(Exclusion::new(Arc::clone(&policy), journal.index().clone()));
         let above = Above { upstream: Arc::clone(&upstream), flights, exclusion };
         let followers = relay.followers(&passed_on, &journal);
-        relay.serve(passed_on, &journal, &store, above, traces.tracing.clone(), &shutdown);
+        relay.serve(passed_on, &journal, &store, above, (traces.tracing.clone(), tunnels.clone()), &shutdown);
         followers
     });
 
@@ -278,6 +286,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
     let api = Api {
         readiness: Arc::clone(&readiness),
         proxies: config.registry.proxies.believed(),
+        tunnels,
         pull,
         authenticator: trust.authenticator,
         addresses: trust.addresses,
@@ -293,7 +302,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
             sealer: trust.sealer,
             intents,
             session,
-            proxy: proxy(&config.primary)?,
+            proxy: Proxy::new(primary_https, "the primary site"),
             own_realm: own_realm(config),
         })),
     };
@@ -438,20 +447,32 @@ async fn review_displaced(store: Store, shutdown: Shutdown) {
     }
 }
 
-fn dialer(config: &config::Upstream, tls: &Arc<NodeTls>) -> Result<Dialer, StartError> {
+fn dialer(config: &config::Upstream, tls: &Arc<NodeTls>, way: Option<Way>) -> Result<Dialer, StartError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         StartError::new("set up replication (primary.tls)", error)
     };
     let tls = tls.client(&[ALPN]).map_err(|error| failed(error.into()))?;
     let dialer = Dialer::new(&tls, &TransportOptions::log(), &TransportOptions::bulk())
         .map_err(|error| failed(error.into()))?;
+    let dialer = match way {
+        Some(way) => dialer.or_over_tcp(way),
+        None => dialer,
+    };
     Ok(match &config.relay {
         Some(relay) => dialer.to_relay(relay.clone()),
         None => dialer,
     })
 }
 
-fn proxy(config: &config::Upstream) -> Result<Proxy, StartError> {
+/// How packets travel where the network carries no UDP. A site that relays has to be named.
+fn way(config: &config::Upstream, https: &Arc<ClientConfig>) -> Option<Way> {
+    let url = config.fallback_url.as_ref().and_then(|url| url.as_str().parse().ok());
+    let proxy = config.http_proxy.as_ref().map(|proxy| proxy.as_str().to_owned());
+    config.tcp_fallback.then(|| Way::new(url, Arc::clone(https), proxy))
+}
+
+/// Whom HTTPS at the primary is believed by.
+fn primary_https(config: &config::Upstream) -> Result<Arc<ClientConfig>, StartError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
         StartError::new("load primary.https_authorities", error)
     };
@@ -459,8 +480,7 @@ fn proxy(config: &config::Upstream) -> Result<Proxy, StartError> {
     if let Some(file) = &config.https_authorities {
         authorities.extend(load_certificates(file).map_err(|error| failed(error.into()))?);
     }
-    let client = tls::https_client(&authorities).map_err(|error| failed(error.into()))?;
-    Ok(Proxy::new(Arc::new(client), "the primary site"))
+    tls::https_client(&authorities).map(Arc::new).map_err(|error| failed(error.into()))
 }
 
 /// Where clients ask for tokens that reach this site and not the primary.

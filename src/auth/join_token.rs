@@ -23,6 +23,8 @@ pub struct JoinToken {
     pub secret: [u8; 32],
     /// Until when it is good.
     pub expires: Timestamp,
+    /// The primary's registry, through which it is reached over TCP where UDP does not work.
+    pub fallback_url: String,
     /// Host names and addresses that the primary certifies for the site's HTTPS.
     pub https: Vec<String>,
 }
@@ -35,15 +37,16 @@ impl fmt::Debug for JoinToken {
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { site, addresses, authority, secret, expires, https } = self;
-        let content =
-            (site.clone(), addresses.clone(), *authority, *secret, expires.as_secs(), https.clone());
+        let Self { site, addresses, authority, secret, expires, fallback_url, https } = self;
+        let names = (fallback_url.clone(), https.clone());
+        let content: Content =
+            (site.clone(), addresses.clone(), *authority, *secret, expires.as_secs(), names);
         let encoded = codec::encode_value(&(VERSION, content)).map_err(|_| fmt::Error)?;
         write!(f, "{PREFIX}{}", URL_SAFE_NO_PAD.encode(encoded))
     }
 }
 
-type Content = (SiteName, Vec<String>, [u8; 32], [u8; 32], u64, Vec<String>);
+type Content = (SiteName, Vec<String>, [u8; 32], [u8; 32], u64, (String, Vec<String>));
 
 impl FromStr for JoinToken {
     type Err = InvalidJoinToken;
@@ -56,8 +59,9 @@ impl FromStr for JoinToken {
         if version != VERSION {
             return Err(InvalidJoinToken::Version(version));
         }
-        let (site, addresses, authority, secret, expires, https) = content;
-        Ok(Self { site, addresses, authority, secret, expires: Timestamp::from_secs(expires), https })
+        let (site, addresses, authority, secret, expires, (fallback_url, https)) = content;
+        let expires = Timestamp::from_secs(expires);
+        Ok(Self { site, addresses, authority, secret, expires, fallback_url, https })
     }
 }
 
@@ -87,6 +91,7 @@ mod tests {
             authority: [7; 32],
             secret: [9; 32],
             expires: Timestamp::from_secs(1_800_000_000),
+            fallback_url: "https://registry-primary.example.com".to_owned(),
             https: vec!["registry-mumbai.example.com".to_owned()],
         };
         let text = token.to_string();

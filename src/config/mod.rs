@@ -264,6 +264,14 @@ pub struct Upstream {
     pub address: HostPorts,
     /// The site that is followed instead of the primary itself: its certificate is expected there.
     pub relay: Option<SiteName>,
+    /// Go over TCP, through the primary's registry, while UDP does not work.
+    #[serde(default = "yes")]
+    pub tcp_fallback: bool,
+    /// The registry to go through: the primary's public URL, unless this says otherwise. A site that has never
+    /// heard of its primary needs it.
+    pub fallback_url: Option<PublicUrl>,
+    /// Host and port of an HTTP proxy that leads there.
+    pub http_proxy: Option<HostPort>,
     /// This node's certificate for mutual TLS.
     pub tls: MutualTls,
     /// Extra authorities for HTTPS to the primary's public URL, PEM; the system's are always trusted.

@@ -11,6 +11,7 @@ pub mod quic;
 pub mod race;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tunnel;
 
 use std::{future::Future, pin::Pin};
 

@@ -52,6 +52,27 @@ pub struct Connections {
     pub bulk: Bulk,
     /// The protocol version that both ends speak, once that is agreed; 1 before.
     pub version: u16,
+    /// How its packets travel.
+    pub transport: Transport,
+}
+
+/// How the packets of a session travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// As they are, over UDP.
+    Quic,
+    /// In a tunnel ([`super::tunnel`]).
+    Tcp,
+}
+
+impl Transport {
+    /// As the status names it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// How the primary is asked.

@@ -4,7 +4,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     task::Poll,
     time::Duration,
 };
@@ -71,6 +71,51 @@ pub async fn first<T, E, F: Future<Output = Result<T, E>>>(
     }
 }
 
+/// What `first` leads to, or if it failed, or is not there after `ahead`, whichever of it and `spare` leads to
+/// something sooner.
+///
+/// # Errors
+/// That of `first` when neither does; that of `spare` is for logs.
+pub async fn with_spare<T, E: std::fmt::Display>(
+    first: impl Future<Output = Result<T, E>>,
+    ahead: Duration,
+    spare: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let (mut first, mut spare) = (pin!(first), pin!(spare));
+    let failed = tokio::select! {
+        biased;
+        result = first.as_mut() => match result {
+            Ok(value) => return Ok(value),
+            Err(error) => Some(error),
+        },
+        () = tokio::time::sleep(ahead) => None,
+    };
+    let failed = match failed {
+        Some(failed) => failed,
+        None => tokio::select! {
+            biased;
+            result = first.as_mut() => match result {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            },
+            result = spare.as_mut() => match result {
+                Ok(value) => return Ok(value),
+                Err(error) => {
+                    tracing::debug!(%error, "the other way leads nowhere");
+                    return first.await;
+                }
+            },
+        },
+    };
+    match spare.await {
+        Ok(value) => Ok(value),
+        Err(error) => {
+            tracing::debug!(%error, "the other way leads nowhere either");
+            Err(failed)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -105,5 +150,28 @@ mod tests {
         assert_eq!(run(&[300, 100]).await.0, Ok(300), "what was begun goes on");
         assert_eq!(run(&[11, 301]).await.0, Err(Some(301)));
         assert_eq!(run(&[]).await.0, Err(None));
+    }
+
+    /// Each leads to something after so many milliseconds; odd ones fail.
+    async fn spared(first: u64, spare: u64) -> (Result<u64, u64>, u64) {
+        let start = Instant::now();
+        let way = async |ms: u64| {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            if ms.is_multiple_of(2) { Ok(ms) } else { Err(ms) }
+        };
+        let result = with_spare(way(first), Duration::from_millis(600), way(spare)).await;
+        (result, start.elapsed().as_millis() as u64)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_spare_way_is_taken_when_the_first_leads_nowhere() {
+        assert_eq!(spared(500, 2).await, (Ok(500), 500));
+        assert_eq!(spared(60_000, 100).await, (Ok(100), 700), "the first says nothing");
+        assert_eq!(spared(11, 100).await, (Ok(100), 111), "the first says no");
+        assert_eq!(spared(800, 400).await, (Ok(800), 800), "the first comes after all");
+        assert_eq!(spared(701, 400).await, (Ok(400), 1000));
+        assert_eq!(spared(900, 101).await, (Ok(900), 900), "the spare one says no");
+        assert_eq!(spared(901, 101).await, (Err(901), 901));
+        assert_eq!(spared(11, 101).await, (Err(11), 112));
     }
 }

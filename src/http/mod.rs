@@ -28,6 +28,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 mod token;
+mod tunnel;
 
 pub use action::TOKEN_PATH;
 pub use addresses::{Addresses, InvalidAddress, SharedAddresses};
@@ -41,3 +42,4 @@ pub use redirect::{PushMode, Redirects};
 pub use request::RequestBody;
 pub use router::{Api, PrimaryRole, Role, Writes};
 pub use server::{ServerOptions, TlsConfig, serve};
+pub use tunnel::Tunnels;

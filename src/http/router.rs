@@ -29,6 +29,7 @@ use super::{
     redirect::Redirects,
     request::{Asked, RequestBody},
     token,
+    tunnel::Tunnels,
 };
 use crate::{
     auth::{
@@ -104,6 +105,8 @@ pub struct Api {
     pub audit: Audit,
     /// Whom to believe about whose requests are.
     pub proxies: Proxies,
+    /// For sites whose network carries no UDP; `None` at a site that nobody follows.
+    pub tunnels: Option<Tunnels>,
     /// What else the site does.
     pub role: Role,
 }
@@ -125,6 +128,11 @@ impl Api {
         let in_flight = connection.begin_request();
         if request.uri().path() == READY_PATH && matches!(*request.method(), Method::GET | Method::HEAD) {
             return ready(&self.readiness);
+        }
+        let mut request = request;
+        if let Some(tunnels) = self.tunnels.as_ref().filter(|_| Tunnels::is_asked(&request)) {
+            let begun = Box::pin(tunnels.begun(&mut request)).await;
+            return begun.unwrap_or_else(|error| self.refusal(error));
         }
         let mut asked = Asked::new(request);
         let parsed = Action::parse(&asked.method, &asked.uri);

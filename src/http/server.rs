@@ -266,7 +266,7 @@ where
             let answer = (self.answer)(request, self.connection.clone());
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let mut http = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
+        let mut http = pin!(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let mut watch = Watch::new(self.patience);
         let mut ticks = tokio::time::interval_at(Instant::now() + watch.step(), watch.step());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

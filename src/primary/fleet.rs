@@ -13,6 +13,7 @@ use outport_proto::{
 };
 
 use super::source::Relays;
+use crate::fetch::primary::Transport;
 use crate::status::{Lag, SiteState, SiteStatus, StoreStatus, Traffic};
 
 /// A site that says nothing for this long is shown as disconnected. It is looked for what it says with every
@@ -70,6 +71,7 @@ struct Session {
     id: u64,
     rtt: Duration,
     snapshot: bool,
+    over_tcp: bool,
 }
 
 /// The primary's side of a lag: where its log is.
@@ -116,9 +118,18 @@ impl Fleet {
         let Some(row) = rows.get_mut(site) else { return };
         program.clone_into(&mut row.program);
         row.via.clear();
-        row.session = Some(Session { id, rtt: Duration::ZERO, snapshot });
+        row.session = Some(Session { id, rtt: Duration::ZERO, snapshot, over_tcp: false });
         row.alarm = None;
         row.heard = None;
+    }
+
+    /// The packets of session `id` come through a tunnel.
+    pub fn comes_over_tcp(&self, site: &SiteName, id: u64) {
+        let mut rows = self.rows_mut();
+        let session = rows.get_mut(site).and_then(|row| row.session.as_mut());
+        if let Some(session) = session.filter(|session| session.id == id) {
+            session.over_tcp = true;
+        }
     }
 
     /// A site was refused because its history is not the log's; `why` is for people.
@@ -195,8 +206,9 @@ impl Fleet {
         if is_elsewhere && (row.via.is_empty() || *link == BehindLink::Down) {
             return;
         }
-        let session =
-            |rtt_micros, snapshot| Some(Session { id, rtt: Duration::from_micros(rtt_micros), snapshot });
+        let session = |rtt_micros, snapshot| {
+            Some(Session { id, rtt: Duration::from_micros(rtt_micros), snapshot, over_tcp: false })
+        };
         row.via = via;
         program.clone_into(&mut row.program);
         row.session = match *link {
@@ -348,7 +360,8 @@ impl Row {
             status.traffic = Traffic::from(&**detail);
         }
         if let Some(session) = session {
-            "quic".clone_into(&mut status.transport);
+            let transport = if session.over_tcp { Transport::Tcp } else { Transport::Quic };
+            transport.name().clone_into(&mut status.transport);
             status.rtt_seconds = Some(session.rtt.as_secs_f64());
             if session.snapshot {
                 status.state = SiteState::Snapshot;

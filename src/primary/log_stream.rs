@@ -2,7 +2,7 @@
 //! [`outport_proto::session::Publisher`]; here bytes move.
 
 use crate::watch;
-use std::{mem, sync::Arc, time::Duration};
+use std::{mem, net::SocketAddr, sync::Arc, time::Duration};
 
 use outport_proto::{
     Offset, SiteName, codec,
@@ -52,7 +52,12 @@ pub struct LogPublisher {
     pub journal: Journal,
     /// Where acknowledgements are noted.
     pub fleet: Fleet,
+    /// Whether whoever comes from there came through a tunnel, if any can.
+    pub tunnelled: Option<Tunnelled>,
 }
+
+/// Tells whether a peer's packets come over TCP.
+pub type Tunnelled = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
 
 impl LogPublisher {
     /// Serves the log stream of `site` until it ends.
@@ -301,6 +306,9 @@ impl LogStream<'_> {
                     let peer = self.connection.remote_address();
                     tracing::info!(%site, node, program, %peer, ?have, ?resume, "site connected");
                     self.publisher.fleet.connected(site, id, program, resume != Resume::Tail);
+                    if self.publisher.tunnelled.as_ref().is_some_and(|tunnelled| tunnelled(peer)) {
+                        self.publisher.fleet.comes_over_tcp(site, id);
+                    }
                 }
                 PublisherNotice::Acked => {
                     if let Some(ack) = self.session.ack() {

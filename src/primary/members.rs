@@ -148,7 +148,8 @@ impl Members {
         configured.chain(kept.joined.keys()).cloned().collect()
     }
 
-    /// Makes the token by which a machine becomes `site`, good for `life`. One made before for the same site is
+    /// Makes the token by which a machine becomes `site`, good for `life`: it says where the primary is reached over
+    /// UDP and where over TCP. One made before for the same site is
     /// void.
     ///
     /// # Errors
@@ -156,7 +157,7 @@ impl Members {
     pub fn invite(
         &self,
         site: SiteName,
-        addresses: Vec<String>,
+        (addresses, fallback_url): (Vec<String>, String),
         https: Vec<String>,
         life: Duration,
     ) -> Result<JoinToken, MemberError> {
@@ -182,7 +183,7 @@ impl Members {
             Ok(())
         })?;
         let authority = fingerprint(authority.certificate());
-        Ok(JoinToken { site, addresses, authority, secret, expires, https })
+        Ok(JoinToken { site, addresses, authority, secret, expires, fallback_url, https })
     }
 
     /// Makes a machine the site that its token is for.
@@ -412,7 +413,9 @@ mod tests {
 
         fn invite(&self, name: &str, life_seconds: u64) -> JoinToken {
             let life = Duration::from_secs(life_seconds);
-            self.members.invite(site(name), vec!["localhost:1".to_owned()], Vec::new(), life).unwrap()
+            self.members
+                .invite(site(name), (vec!["localhost:1".to_owned()], String::new()), Vec::new(), life)
+                .unwrap()
         }
 
         fn request(&self, machine: &str, token: &JoinToken) -> Join {
@@ -446,7 +449,10 @@ mod tests {
             assert_eq!(members.admit(&leaf(&again)), Ok(site("pune")));
             assert_eq!(members.sites(), ["goa", "mumbai", "pune"].map(site).into());
         }
-        let already = bed.members.invite(site("pune"), Vec::new(), Vec::new(), Duration::ZERO).unwrap_err();
+        let already = bed
+            .members
+            .invite(site("pune"), (Vec::new(), String::new()), Vec::new(), Duration::ZERO)
+            .unwrap_err();
         assert!(matches!(already, MemberError::Already(_)));
         bed.members.remove(&site("pune")).unwrap();
         assert!(bed.members.admit(&leaf(&first)).unwrap_err().contains("has not joined"));
@@ -477,7 +483,9 @@ mod tests {
         assert!(!written.contains(&encoded(&new.secret)), "the secret itself is kept nowhere");
         bed.members.join(&bed.request("one", &new)).unwrap();
         let keyless = Bed::open(&bed.dir, false);
-        let error = keyless.invite(site("delhi"), Vec::new(), Vec::new(), Duration::ZERO).unwrap_err();
+        let error = keyless
+            .invite(site("delhi"), (Vec::new(), String::new()), Vec::new(), Duration::ZERO)
+            .unwrap_err();
         assert!(matches!(error, MemberError::NoAuthority), "{error}");
     }
 

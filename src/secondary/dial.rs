@@ -8,15 +8,26 @@ use quinn::ConnectionError;
 use crate::{
     auth::authority::NodeIdentity,
     fetch::{
+        BoxFuture,
         bulk::Bulk,
-        primary::Connections,
+        primary::{Connections, Transport},
         quic::{self, CloseCode, Network, QuicError, TransportOptions, Udp},
         race,
+        tunnel::{Way, WayError},
     },
 };
 
 /// A handshake must end within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// QUIC over UDP is tried alone for this long: a round trip around the world and a lost packet.
+pub(super) const UDP_AHEAD: Duration = Duration::from_millis(600);
+
+/// While a session goes over TCP, it is looked this often whether UDP works again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A tunnel stays open for this long behind its connection, whose goodbye is under way.
+const GOODBYE: Duration = Duration::from_millis(200);
 
 /// Connects to the primary, or to a site that relays it. The log and the bulk connection have a
 /// socket each.
@@ -27,6 +38,8 @@ pub struct Dialer {
     bulk: (quinn::ClientConfig, TransportOptions),
     /// Whom the certificate at the other end must name.
     upstream: NodeIdentity,
+    /// How packets travel where the network carries no UDP.
+    way: Option<Way>,
 }
 
 impl Dialer {
@@ -44,7 +57,13 @@ impl Dialer {
         };
         let network = Arc::new(Udp);
         let upstream = NodeIdentity::Primary;
-        Ok(Self { network, log: with_config(log)?, bulk: with_config(bulk)?, upstream })
+        Ok(Self { network, log: with_config(log)?, bulk: with_config(bulk)?, upstream, way: None })
+    }
+
+    /// The same, which goes over TCP while UDP does not work.
+    #[must_use]
+    pub fn or_over_tcp(self, way: Way) -> Self {
+        Self { way: Some(way), ..self }
     }
 
     /// The same dialer on another network than this machine's.
@@ -71,23 +90,80 @@ impl Dialer {
     }
 
     async fn connect_first(&self, primaries: &[String]) -> Result<Connections, DialError> {
+        let Some(way) = &self.way else { return self.connect_directly(primaries).await };
+        race::with_spare(self.connect_directly(primaries), UDP_AHEAD, self.connect_through(way)).await
+    }
+
+    async fn connect_directly(&self, primaries: &[String]) -> Result<Connections, DialError> {
         let lookup = |source| DialError::Lookup { address: primaries.join(", "), source };
         let name = self.upstream.dns_name();
         let addresses = race::addresses(primaries).await.map_err(lookup)?;
         let connected = race::first(addresses, |address| connect(&*self.network, &self.log, address, &name));
         match connected.await {
-            Ok(log) => Ok(Connections { bulk: self.bulk_to(log.remote_address()), log, version: 1 }),
+            Ok(log) => {
+                let address = log.remote_address();
+                let bulk = self.bulk(move |dialer| {
+                    Box::pin(async move {
+                        let name = dialer.upstream.dns_name();
+                        connect(&*dialer.network, &dialer.bulk, address, &name).await
+                    })
+                });
+                Ok(Connections { log, bulk, version: 1, transport: Transport::Quic })
+            }
             Err(error) => Err(error.unwrap_or_else(|| lookup(std::io::ErrorKind::NotFound.into()))),
         }
     }
 
-    fn bulk_to(&self, address: SocketAddr) -> Bulk {
+    async fn connect_through(&self, way: &Way) -> Result<Connections, DialError> {
+        let log = self.through(way, &self.log).await?;
+        let way = way.clone();
+        let bulk = self.bulk(move |dialer| {
+            let way = way.clone();
+            Box::pin(async move { dialer.through(&way, &dialer.bulk).await })
+        });
+        Ok(Connections { log, bulk, version: 1, transport: Transport::Tcp })
+    }
+
+    async fn through(
+        &self,
+        way: &Way,
+        options: &(quinn::ClientConfig, TransportOptions),
+    ) -> Result<quinn::Connection, DialError> {
+        let tunnel = way.open().await?;
+        let name = self.upstream.dns_name();
+        let connection = connect(&Udp, options, tunnel.address, &name).await?;
+        let closed = connection.clone();
+        tokio::spawn(async move {
+            closed.closed().await;
+            tokio::time::sleep(GOODBYE).await;
+            drop(tunnel);
+        });
+        Ok(connection)
+    }
+
+    /// Returns once a session over `transport` could be had in a better way.
+    pub async fn better(&self, transport: Transport, primaries: &[String]) {
+        if transport == Transport::Quic {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let directly = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_directly(primaries)).await;
+            if let Ok(Ok(connections)) = directly {
+                connections.log.close(CloseCode::Bye.into(), b"");
+                return;
+            }
+        }
+    }
+
+    fn bulk(
+        &self,
+        open: impl Fn(Self) -> BoxFuture<'static, Result<quinn::Connection, DialError>> + Send + Sync + 'static,
+    ) -> Bulk {
         let dialer = self.clone();
         Bulk::new(Box::new(move || {
-            let dialer = dialer.clone();
+            let opening = open(dialer.clone());
             Box::pin(async move {
-                let name = dialer.upstream.dns_name();
-                let opening = connect(&*dialer.network, &dialer.bulk, address, &name);
                 let opened = tokio::time::timeout(CONNECT_TIMEOUT, opening).await;
                 opened.unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT))).map_err(|error| error.to_string())
             })
@@ -146,6 +222,9 @@ pub enum DialError {
     /// It took too long.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
+    /// No tunnel.
+    #[error("over TCP: {0}")]
+    Tunnel(#[from] WayError),
     /// No endpoint.
     #[error(transparent)]
     Quic(#[from] QuicError),

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use outport_proto::frame::{CertificateRequests, Certificates, Join, Joined};
 
+use super::dial::UDP_AHEAD;
 use crate::{
     auth::{
         JoinToken,
@@ -15,18 +16,21 @@ use crate::{
         framed::{FrameSink, FrameStream, FramedError},
         quic::{self, CloseCode, QuicError, TransportOptions, Udp},
         race,
+        tunnel::{Tunnel, Way},
     },
 };
 
 /// An address must lead to an answer within this.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Becomes the site of `token`, with certificates for the keys of `requests`; `node` is for people.
+/// Becomes the site of `token`, with certificates for the keys of `requests`; `node` is for people, and `way` leads
+/// to the primary where UDP does not work.
 ///
 /// # Errors
 /// When no address answers, or the primary refuses.
 pub async fn join(
     token: &JoinToken,
+    way: &Way,
     requests: CertificateRequests,
     node: String,
 ) -> Result<Certificates, JoinError> {
@@ -39,12 +43,19 @@ pub async fn join(
         program: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let names = token.addresses.join(", ");
-    let asked = async {
+    let directly = async {
         let addresses = race::addresses(&token.addresses).await.map_err(|error| error.to_string())?;
         let connection = race::first(addresses, |address| connect(address, &config)).await;
-        let connection = connection.map_err(|error| error.unwrap_or_else(|| "no address".to_owned()))?;
-        ask(&connection, &join).await
+        let (endpoint, connection) =
+            connection.map_err(|error| error.unwrap_or_else(|| "no address".to_owned()))?;
+        Ok::<_, String>(Connected { endpoint, connection, _tunnel: None })
     };
+    let over_tcp = async {
+        let tunnel = way.open().await.map_err(|error| error.to_string())?;
+        let (endpoint, connection) = connect(tunnel.address, &config).await?;
+        Ok::<_, String>(Connected { endpoint, connection, _tunnel: Some(tunnel) })
+    };
+    let asked = async { ask(&race::with_spare(directly, UDP_AHEAD, over_tcp).await?, &join).await };
     let asked = tokio::time::timeout(TIMEOUT, asked).await;
     match asked.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}"))) {
         Ok(Joined::Joined(certificates)) => checked(token, certificates),
@@ -67,10 +78,14 @@ async fn connect(
     Ok((endpoint, connection))
 }
 
-async fn ask(
-    (endpoint, connection): &(quinn::Endpoint, quinn::Connection),
-    join: &Join,
-) -> Result<Joined, String> {
+struct Connected {
+    endpoint: quinn::Endpoint,
+    connection: quinn::Connection,
+    /// What it travels through, if it does.
+    _tunnel: Option<Tunnel>,
+}
+
+async fn ask(Connected { endpoint, connection, .. }: &Connected, join: &Join) -> Result<Joined, String> {
     let (send, receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
     let asked = async {
         let mut sink = FrameSink::new(send, TIMEOUT);

@@ -31,7 +31,7 @@ use crate::{
     clock::SharedClock,
     fetch::{
         framed::{FrameSink, FrameStream, FramedError, Incoming},
-        primary::{Connections, Link},
+        primary::{Connections, Link, Transport},
         quic::{CloseCode, StreamKind},
     },
     planted::{Bug, is_planted},
@@ -285,6 +285,8 @@ impl Subscription {
         let mut progress = self.parts.progress.clone();
         let mut applied = self.parts.journal.watch_applied();
         let mut taking = Taking::default();
+        let (dialer, primaries) = (self.parts.dialer.clone(), self.options.primaries.clone());
+        let mut better = Box::pin(async move { dialer.better(connections.transport, &primaries).await });
         loop {
             while let Some(frame) = self.subscriber.poll_transmit(self.now()) {
                 stream.send(&frame).await?;
@@ -310,6 +312,7 @@ impl Subscription {
                     let complete = progress.borrow().complete;
                     self.subscriber.handle_snapshot_loaded(taken?, complete);
                 }
+                () = better.as_mut() => return Err(End::Better),
                 ended = self.divergence.round_ended() => self.divergence.handle_round(&ended),
                 incoming = frames.incoming() => {
                     heard_at = Instant::now();
@@ -562,7 +565,7 @@ impl Subscription {
         let now = self.now();
         let is_following = self.subscriber.state() == SubscriberState::Streaming;
         let is_open = is_following || self.subscriber.state() == SubscriberState::Snapshot;
-        let rtt = connections.map(|connections| connections.log.rtt());
+        let link = connections.map(|connections| (connections.transport, connections.log.rtt()));
         let (differs, is_unsure) =
             (self.divergence.is_known(), self.subscriber.heartbeat().is_some_and(|heard| heard.unsure));
         let session = Session {
@@ -579,7 +582,7 @@ impl Subscription {
         };
         self.parts.downstream.differs(differs);
         // First, so that whoever the session wakes finds a status that is as new.
-        self.view.show(self.status(now, rtt.filter(|_| is_open)));
+        self.view.show(self.status(now, link.filter(|_| is_open)));
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
     }
 
@@ -597,7 +600,7 @@ impl Subscription {
         path.unwrap_or_default().iter().map(SiteName::to_string).collect()
     }
 
-    fn status(&self, now: Duration, rtt: Option<Duration>) -> SiteStatus {
+    fn status(&self, now: Duration, link: Option<(Transport, Duration)>) -> SiteStatus {
         let (progress, lag) = (self.subscriber.progress(), self.subscriber.lag(now));
         let head = self.subscriber.head().unwrap_or(progress.durable).max(progress.received);
         let log_bytes =
@@ -623,8 +626,8 @@ impl Subscription {
             missing_blobs: self.parts.progress.borrow().missing_blobs,
             heartbeat_age_seconds: self.subscriber.heartbeat_age(now).map(|age| age.as_secs_f64()),
             staleness_bound_seconds: Duration::from_millis(self.options.staleness_bound_ms).as_secs_f64(),
-            transport: if rtt.is_some() { "quic".to_owned() } else { String::new() },
-            rtt_seconds: rtt.map(|rtt| rtt.as_secs_f64()),
+            transport: link.map_or("", |(transport, _)| transport.name()).to_owned(),
+            rtt_seconds: link.map(|(_, rtt)| rtt.as_secs_f64()),
             state: match self.subscriber.state() {
                 SubscriberState::Snapshot => SiteState::Snapshot,
                 SubscriberState::Streaming if !self.subscriber.live(now) => SiteState::Disconnected,
@@ -692,6 +695,8 @@ enum End {
     Journal(#[from] JournalError),
     #[error("take a snapshot: {0}")]
     Snapshot(#[from] SnapshotError),
+    #[error("UDP works again")]
+    Better,
     #[error("repairs did not lead to the primary's state: a snapshot replaces it")]
     Diverged,
 }

@@ -178,8 +178,12 @@ impl Primary {
             unsure: None,
             members: None,
         });
-        let publisher =
-            LogPublisher { source: Arc::clone(&source), journal: journal.clone(), fleet: fleet.clone() };
+        let publisher = LogPublisher {
+            source: Arc::clone(&source),
+            journal: journal.clone(),
+            fleet: fleet.clone(),
+            tunnelled: None,
+        };
         let answerer = Answerer::new(journal.clone(), store.clone(), source);
         let admit = admit(config.sites);
         let listener = listen(config.identity, config.trusts, config.address);
@@ -320,7 +324,8 @@ impl Site {
             let above = Above { upstream: Arc::new(upstream.clone()), flights, exclusion };
             let answerer = Answerer::relaying(journal.clone(), store.clone(), Arc::clone(&source), above);
             let fleet = Fleet::of_relay(sites.iter().map(|name| site(name)));
-            let publisher = LogPublisher { source, journal: journal.clone(), fleet: fleet.clone() };
+            let publisher =
+                LogPublisher { source, journal: journal.clone(), fleet: fleet.clone(), tunnelled: None };
             let publisher = Publisher::new(admit(sites), publisher, answerer, 64);
             shutdown.spawn(publisher.serve(listener, shutdown.clone()));
             (address, fleet)

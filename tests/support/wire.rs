@@ -48,6 +48,7 @@ struct State {
     primary: SocketAddr,
     quality: Quality,
     is_over: AtomicBool,
+    is_cut: AtomicBool,
     /// The state of the dice.
     dice: AtomicU64,
     lost: AtomicU64,
@@ -75,6 +76,7 @@ impl Wire {
             primary,
             quality,
             is_over: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
             dice: AtomicU64::new(quality.seed),
             lost: AtomicU64::new(0),
             carried: AtomicU64::new(0),
@@ -83,6 +85,11 @@ impl Wire {
         let carrying = Arc::clone(&state);
         thread::spawn(move || carrying.carry_out());
         Self { address, state }
+    }
+
+    /// From now on it carries nothing, or everything again.
+    pub fn cut(&self, is_cut: bool) {
+        self.state.is_cut.store(is_cut, Ordering::SeqCst);
     }
 
     /// Packets carried, and those lost.
@@ -137,7 +144,8 @@ impl State {
 
     fn send(&self, line: &SyncSender<Packet>, bytes: Vec<u8>, by: Arc<UdpSocket>, to: Option<SocketAddr>) {
         let packet = Packet { due: Instant::now() + self.quality.delay, bytes, by, to };
-        if self.is_lost() || line.try_send(packet).is_err() {
+        let is_cut = self.is_cut.load(Ordering::SeqCst);
+        if is_cut || self.is_lost() || line.try_send(packet).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         } else {
             self.carried.fetch_add(1, Ordering::Relaxed);

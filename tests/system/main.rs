@@ -40,6 +40,7 @@ mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod traces;
+mod tunnel;
 mod verify;
 mod webhooks;
 mod whereabouts;

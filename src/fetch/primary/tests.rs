@@ -41,7 +41,7 @@ async fn upstream(script: fn(Request) -> Vec<Bytes>) -> (watch::Sender<Link>, Qu
         )
     }));
     let (link, upstream) = QuicUpstream::new(&QuicUpstreamOptions::default());
-    link.send_replace(Link::Up(Connections { log, bulk, version: VERSION }));
+    link.send_replace(Link::Up(Connections { log, bulk, version: VERSION, transport: Transport::Quic }));
     (link, upstream)
 }
 

@@ -83,6 +83,7 @@ impl Primary {
         let api = Arc::new(Api {
             readiness: Arc::new(|| Ok(())),
             proxies: Proxies::default(),
+            tunnels: None,
             pull: inner.pull.clone(),
             authenticator: authenticator(&keys, &clock),
             addresses: addresses(&url),
@@ -135,6 +136,7 @@ impl Primary {
         let api = Arc::new(Api {
             readiness: Arc::new(|| Ok(())),
             proxies: Proxies::default(),
+            tunnels: None,
             pull: inner.pull.clone(),
             authenticator: authenticator(&self.keys, &self.clock),
             addresses: addresses(&self.url),

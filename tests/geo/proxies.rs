@@ -168,6 +168,17 @@ fn nginx_ends_tls_and_tells_whose_requests_are() {
         assert_eq!(manifest.body, pushed.manifest);
     }
     assert_eq!(client_of_pull(&cluster.sites[0], &digest), Ipv4Addr::LOCALHOST.to_string());
+    // A site whose network carries no UDP gets through nginx as well.
+    let near = cluster.primary.replication().to_string();
+    let nowhere = format!("{}:9", cluster.primary.ip);
+    let authority = cluster.authority();
+    restart_with(&mut cluster.sites[0], |text| {
+        let text = text.replace(&format!("'{near}'"), &format!("'{nowhere}'"));
+        assert!(text.contains(path(&authority)), "it believes nginx's certificate");
+        text.replace("[primary]\n", &format!("[primary]\nfallback_url = 'https://{}'\n", to_primary.1))
+    });
+    cluster.sites[0].wait_until(|status| status["state"] == "streaming" && status["transport"] == "tcp");
+
     // Whoever is no trusted proxy is who it is.
     let around = Session::user(&cluster, &cluster.sites[0], &[REPO]);
     let manifest = Digest::sha256(&image.manifest);

@@ -11,7 +11,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
@@ -49,6 +49,8 @@ struct State {
     quality: Quality,
     is_over: AtomicBool,
     is_cut: AtomicBool,
+    /// Larger packets are lost, in bytes of UDP payload.
+    bytes_max: AtomicUsize,
     /// The state of the dice.
     dice: AtomicU64,
     lost: AtomicU64,
@@ -77,6 +79,7 @@ impl Wire {
             quality,
             is_over: AtomicBool::new(false),
             is_cut: AtomicBool::new(false),
+            bytes_max: AtomicUsize::new(usize::MAX),
             dice: AtomicU64::new(quality.seed),
             lost: AtomicU64::new(0),
             carried: AtomicU64::new(0),
@@ -90,6 +93,16 @@ impl Wire {
     /// From now on it carries nothing, or everything again.
     pub fn cut(&self, is_cut: bool) {
         self.state.is_cut.store(is_cut, Ordering::SeqCst);
+    }
+
+    /// From now on packets of more bytes of UDP payload are lost, and nobody is told.
+    pub fn narrow(&self, bytes_max: usize) {
+        self.state.bytes_max.store(bytes_max, Ordering::SeqCst);
+    }
+
+    /// From now on the primary sees packets come from other ports, as behind a NAT that forgot.
+    pub fn rebind(&self) {
+        self.state.backs.lock().unwrap().clear();
     }
 
     /// Packets carried, and those lost.
@@ -145,7 +158,8 @@ impl State {
     fn send(&self, line: &SyncSender<Packet>, bytes: Vec<u8>, by: Arc<UdpSocket>, to: Option<SocketAddr>) {
         let packet = Packet { due: Instant::now() + self.quality.delay, bytes, by, to };
         let is_cut = self.is_cut.load(Ordering::SeqCst);
-        if is_cut || self.is_lost() || line.try_send(packet).is_err() {
+        let is_large = packet.bytes.len() > self.bytes_max.load(Ordering::SeqCst);
+        if is_cut || is_large || self.is_lost() || line.try_send(packet).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         } else {
             self.carried.fetch_add(1, Ordering::Relaxed);

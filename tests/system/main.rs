@@ -28,6 +28,7 @@ mod intents;
 mod joining;
 mod lossy;
 mod monitoring;
+mod networks;
 mod outage;
 mod policy;
 mod promises;
@@ -40,7 +41,6 @@ mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod traces;
-mod tunnel;
 mod verify;
 mod webhooks;
 mod whereabouts;

@@ -1,4 +1,5 @@
-//! Networks that carry no UDP: the site's QUIC goes through the primary's registry, over TCP.
+//! Networks as they are: some carry no UDP, and the site's QUIC goes through the primary's registry, over TCP; others
+//! change addresses or lose what is large, or know IPv6 alone.
 
 use std::{
     fs,
@@ -88,7 +89,9 @@ fn a_cut_of_udp_is_survived_over_tcp_and_udp_is_taken_again_when_it_works() {
         let cut = Instant::now();
         wait_for("the session to go over TCP", || (site.status()["transport"] == "tcp").then_some(()));
         site.wait_until(|status| status["state"] == "streaming");
-        assert!(cut.elapsed() < RESUMED, "{:?}", cut.elapsed());
+        let resumed = cut.elapsed();
+        eprintln!("UDP was cut, and replication went on over TCP after {resumed:.2?}");
+        assert!(resumed < RESUMED, "{resumed:?}");
         assert_eq!(row(&cluster, "mumbai")["transport"], "tcp");
         pulled();
         // Events, and blobs, which take a tunnel of their own.
@@ -107,6 +110,61 @@ fn a_cut_of_udp_is_survived_over_tcp_and_udp_is_taken_again_when_it_works() {
         ended.store(true, Relaxed);
     });
     wait_for("the primary to see it", || (row(&cluster, "mumbai")["transport"] == "quic").then_some(()));
+}
+
+/// Pushes images until `enough`; each shows at the site, and its session is the one that it was.
+fn goes_on(cluster: &Cluster, site: &Node, name: &str) {
+    let sessions = |node: &Node| node.log().matches("session with the primary is open").count();
+    let before = sessions(site);
+    for number in 0..5 {
+        let layer = bytes(300_000, 700 + number);
+        let pusher = Session::user(cluster, &cluster.primary, &[REPO]);
+        let image = pusher.push_image(REPO, &format!("{name}-{number}"), &[&layer]);
+        let puller = Session::anyone(cluster, site, &[REPO]);
+        let shown = puller.get(&format!("/v2/{REPO}/manifests/{name}-{number}"));
+        assert_eq!(shown.body, image.manifest);
+        assert_eq!(puller.get(&format!("/v2/{REPO}/blobs/{}", Digest::sha256(&layer))).body, layer);
+    }
+    cluster.wait_complete();
+    assert_eq!(sessions(site), before, "{name}: the session went on");
+    assert_eq!(site.status()["transport"], "quic");
+}
+
+#[test]
+fn a_session_outlives_a_nat_that_forgets_and_a_path_that_becomes_narrow() {
+    let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let near = cluster.primary.replication();
+    let delay = Duration::from_millis(2);
+    let wire = moved_behind(near, &mut cluster.sites[0], Quality { delay, ..Quality::default() });
+    let site = &cluster.sites[0];
+    goes_on(&cluster, site, "as-it-is");
+    wire.rebind();
+    goes_on(&cluster, site, "from-another-port");
+    // Both ends have found out that more fits through; now no more than QUIC asks of every path does.
+    wire.narrow(1200);
+    goes_on(&cluster, site, "narrow");
+    wire.narrow(usize::MAX);
+    wire.rebind();
+    goes_on(&cluster, site, "wide-again");
+}
+
+#[test]
+fn a_site_follows_over_ipv6_alone() {
+    let mut cluster = Cluster::start(Options { sites: vec!["mumbai"], ..Options::default() });
+    let near = cluster.primary.replication();
+    let port = std::net::UdpSocket::bind("[::1]:0").unwrap().local_addr().unwrap().port();
+    let six = format!("[::1]:{port}");
+    reconfigured(&mut cluster.primary, |text| text.replace(&near.to_string(), &six));
+    reconfigured(&mut cluster.sites[0], |text| text.replace(&near.to_string(), &six));
+    let site = &cluster.sites[0];
+    site.wait_until(|status| status["state"] == "streaming" && status["transport"] == "quic");
+    goes_on(&cluster, site, "six");
+    // Of several addresses the one that works is taken, whatever stands before it.
+    let several = format!("['127.0.0.1:9', 'nowhere.invalid:1', '{six}']");
+    reconfigured(&mut cluster.sites[0], |text| text.replace(&format!("'{six}'"), &several));
+    let site = &cluster.sites[0];
+    site.wait_until(|status| status["state"] == "streaming" && status["transport"] == "quic");
+    goes_on(&cluster, site, "several");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod relays;
 mod requests;
 mod snapshots;
 mod stretch;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "../support/wire.rs"]
 mod wire;
 mod world;

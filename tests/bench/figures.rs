@@ -15,7 +15,7 @@ use crate::{
     peers::{self, Peer, noise},
     support::{
         Cluster, Options, USER,
-        http::{Client, token},
+        http::{Client, get_plain, token},
     },
 };
 
@@ -302,6 +302,30 @@ pub fn start_after_kill() -> Vec<Figure> {
         what: "start with 100,000 tags after kill -9, until the first pull",
         measured: format!("{:.2} s", median(&mut seconds)),
         must_reach: "at most 1 s",
+    }]
+}
+
+/// Start of a primary with nothing in it, until it is ready.
+pub fn start_empty() -> Vec<Figure> {
+    const ROUNDS: usize = 21;
+    let mut cluster = Cluster::start(Options { sites: Vec::new(), ..Options::default() });
+    let primary = &mut cluster.primary;
+    let mut milliseconds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            primary.kill();
+            std::fs::remove_dir_all(primary.data_dir()).unwrap();
+            let began = Instant::now();
+            primary.spawn();
+            while !get_plain(&primary.admin(), "/readyz").is_ok_and(|(status, _)| status == 200) {
+                thread::park_timeout(Duration::from_micros(200));
+            }
+            began.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    vec![Figure {
+        what: "start with an empty store, until it is ready",
+        measured: format!("{:.0} ms, median of {ROUNDS}", median(&mut milliseconds)),
+        must_reach: "at most 100 ms",
     }]
 }
 

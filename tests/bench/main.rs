@@ -60,6 +60,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("cold", figures::cold_pull),
     ("propagation", figures::propagation),
     ("memory", figures::memory),
+    ("start-empty", figures::start_empty),
     ("start", figures::start_after_kill),
     ("events", catching_up::events),
     ("snapshot", catching_up::snapshot),

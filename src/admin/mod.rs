@@ -7,6 +7,7 @@
 mod ask;
 mod audited;
 mod dashboard;
+mod drain;
 mod events;
 mod gateway;
 mod gc;
@@ -39,7 +40,7 @@ use crate::{
     clock::SharedClock,
     history::History,
     log::Log,
-    registry::{Collector, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
+    registry::{Collector, Drain, Verify, prefetch::Prefetches, whereabouts::Whereabouts},
     shutdown::Shutdown,
     status::{Readiness, Status, StatusSource},
     telemetry::{Exposition, Metrics, audit::Audit},
@@ -69,6 +70,8 @@ pub struct Admin {
     pub prefetch_turns: Arc<Semaphore>,
     /// Makes void what is remembered of callers; `None` where nothing is, or it is another's to say.
     pub revoke: Option<Revoke>,
+    /// Whether pushes are taken; `None` at a secondary.
+    pub drain: Option<Drain>,
     /// Makes and removes sites; `None` at a secondary.
     pub membership: Option<Arc<dyn Membership>>,
     /// The registry that a primary stands in front of.
@@ -122,9 +125,15 @@ impl Admin {
         let acts = match *request.method() {
             Method::POST => matches!(
                 path,
-                "/v1/gc" | "/v1/prefetch" | "/v1/reconcile" | "/v1/revoke" | "/v1/sites" | "/v1/verify"
+                "/v1/drain"
+                    | "/v1/gc"
+                    | "/v1/prefetch"
+                    | "/v1/reconcile"
+                    | "/v1/revoke"
+                    | "/v1/sites"
+                    | "/v1/verify"
             ),
-            Method::DELETE => path == "/v1/sites",
+            Method::DELETE => matches!(path, "/v1/drain" | "/v1/sites"),
             _ => false,
         };
         if !is_read && !acts {
@@ -156,6 +165,7 @@ impl Admin {
                     json(StatusCode::OK, &std::iter::once(*site).chain(behind).collect::<Vec<_>>())
                 }
             },
+            "/v1/drain" => self.drained(request.method(), request.headers()).await,
             "/v1/gc" if is_read => self.collection(),
             "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
             "/v1/verify" if is_read => self.verified(),
@@ -281,6 +291,7 @@ mod tests {
             prefetches: None,
             prefetch_turns: Arc::new(Semaphore::new(1)),
             revoke: None,
+            drain: None,
             membership: None,
             gateway: None,
             log: Log::open(tempfile::tempdir().unwrap().path(), LogOptions::default(), Arc::new(SystemClock))

@@ -13,6 +13,7 @@ mod listen;
 mod membership;
 mod otlp;
 pub mod primary;
+pub mod promote;
 pub mod relay;
 mod renewal;
 mod replication;

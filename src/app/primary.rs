@@ -17,7 +17,7 @@ use super::{
     membership::{self, Membership},
     open_store,
     otlp::{self, Traces},
-    renewal,
+    promote, renewal,
     replication::{CONNECTIONS_MAX, listen, time_after, tunnelled},
     store_status,
     traffic::Traffic,
@@ -42,7 +42,7 @@ use crate::{
         whereabouts::FleetWhereabouts,
     },
     registry::{
-        Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, Verification,
+        Drain, Journal, PullMetrics, PullRules, PullService, PushLimits, PushService, Site, Verification,
         canary::Pusher,
         journal::{History, JournalCollector, JournalOptions},
     },
@@ -151,10 +151,15 @@ pub async fn start(
         open_store(&data_dir, StoreOptions { limit_bytes, clock: Arc::clone(&clock), witness: None }).await?;
     metrics.register(|registry| store.register(registry));
     super::scrub(&store, config.store.scrub_mib_per_second, &shutdown);
+    let is_promoted = promote::is_promoted(&data_dir);
+    let history = if is_promoted { History::Restored } else { history };
     let options = JournalOptions { history, ..config.log.journal() };
     let journal = Journal::open(&config.data_dir, options, Arc::clone(&clock), &journal_shutdown)
         .await
         .map_err(|error| StartError::new("open the journal", error))?;
+    if is_promoted {
+        promote::begun(&data_dir)?;
+    }
     let pull_metrics = metrics.register(PullMetrics::new);
     let flight_metrics = metrics.register(FlightMetrics::new);
     let http_metrics = metrics.register(HttpMetrics::new);
@@ -195,6 +200,7 @@ pub async fn start(
     let addresses = Addresses::new(public_url, &callers.realm, &callers.service)
         .map_err(|error| StartError::new("use registry.public_url", error))?;
     let readiness = readiness(&journal);
+    let drain = Drain::open(data_dir.join("drained"));
     let tunnels = Tunnels::new(replication, shutdown.clone());
     let api = Api {
         readiness: Arc::clone(&readiness),
@@ -209,6 +215,7 @@ pub async fn start(
         audit: audit.clone(),
         role: Role::Primary(Box::new(PrimaryRole {
             writes,
+            drain: drain.clone(),
             tokens: callers.tokens,
             tickets: keys.opener(),
             upload_states: keys.upload_states(),
@@ -302,6 +309,7 @@ pub async fn start(
         waits: Semaphore::new(WAITS_MAX),
         prefetches: None,
         revoke: callers.revoke,
+        drain: Some(drain),
         membership: Some(Arc::new(membership)),
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         gateway,

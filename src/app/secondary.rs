@@ -333,6 +333,7 @@ pub async fn start(config: &config::Secondary, parent: &Shutdown) -> Result<Runn
         waits: Semaphore::new(WAITS_MAX),
         prefetches: Some(Arc::new(on_demand)),
         revoke: None,
+        drain: None,
         membership: None,
         prefetch_turns: Arc::new(Semaphore::new(PREFETCHES_MAX)),
         gateway: None,

@@ -4,12 +4,14 @@ mod admin;
 mod cert;
 mod config;
 mod demo;
+mod drain;
 mod gc;
 mod log;
 mod manual;
 mod pass;
 mod prefetch;
 mod primary;
+mod promote;
 mod reconcile;
 mod revoke;
 mod secondary;
@@ -45,6 +47,10 @@ enum Command {
     /// List the sites, add one, remove one
     #[command(subcommand)]
     Site(site::Site),
+    /// Let a primary take no more pushes, to hand it over
+    Drain(drain::Drain),
+    /// Make what a site has a primary's, in a failover
+    Promote(promote::Promote),
     /// Wait until sites show an image, or hold all of it
     Wait(wait::Wait),
     /// Say why a site shows an image, or does not
@@ -86,6 +92,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Wait(wait) => return wait.run().await,
+            Command::Promote(promote) => return promote.run().await,
             Command::Prefetch(prefetch) => return prefetch.run().await,
             Command::Reconcile(reconcile) => return reconcile.run().await,
             Command::Verify(verify) => return verify.run().await,
@@ -94,6 +101,7 @@ impl Cli {
             Command::Secondary(secondary) => secondary.run().await,
             Command::Status(status) => status.run().await,
             Command::Site(site) => site.run().await,
+            Command::Drain(drain) => drain.run().await,
             Command::Why(why) => why.run().await,
             Command::Log(log) => log.run().await,
             Command::Gc(gc) => gc.run().await,
@@ -123,4 +131,48 @@ fn bytes(value: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{value} B") } else { format!("{scaled:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use outport_proto::Timestamp;
+
+    use super::*;
+    use crate::auth::JoinToken;
+
+    /// What stands for itself in the documentation.
+    fn spelt_out(word: &str) -> String {
+        let token = JoinToken {
+            site: "mumbai".parse().unwrap(),
+            addresses: Vec::new(),
+            authority: [0; 32],
+            secret: [0; 32],
+            expires: Timestamp::from_secs(1),
+            fallback_url: String::new(),
+            https: Vec::new(),
+        };
+        match word {
+            _ if word.starts_with("outport-join-") => token.to_string(),
+            _ => word.to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_command_in_the_documentation_is_one() {
+        let mut commands = 0;
+        for text in [include_str!("../../README.md"), include_str!("../../deploy/README.md")] {
+            for line in text.lines().filter(|line| line.starts_with("outport ")) {
+                let line = line.split(" #").next().unwrap_or_default();
+                let words = line.split_whitespace().map(spelt_out);
+                let parsed = Cli::try_parse_from(words);
+                assert!(
+                    parsed.is_ok(),
+                    "{line}: {}",
+                    parsed.err().map(|error| error.to_string()).unwrap_or_default()
+                );
+                commands += 1;
+            }
+        }
+        assert!(commands > 25, "{commands} commands were found");
+    }
 }

@@ -38,7 +38,7 @@ use crate::{
     },
     clock::SharedClock,
     registry::{
-        PullService, PushError, PushService, Want,
+        Drain, PullService, PushError, PushService, Want,
         gateway::{Shown, Writer},
     },
     status::Readiness,
@@ -64,6 +64,8 @@ pub struct PrimaryRole {
     pub writes: Writes,
     /// Issues tokens, if that is done here.
     pub tokens: Option<Arc<TokenService>>,
+    /// Whether it takes pushes.
+    pub drain: Drain,
     /// Opens the tickets of the sites.
     pub tickets: Arc<TicketOpener>,
     /// Signs uploads' states.
@@ -253,6 +255,10 @@ impl Api {
             let sealed = self.sealed_authorization(role, action, asked)?;
             return token::answer(tokens, *method, sealed, asked).await;
         }
+        let under_way = role.drain.enter();
+        let _under_way = under_way.ok_or_else(|| {
+            ApiError::Unavailable("this primary is being handed over and takes no pushes now".into())
+        })?;
         let addresses = self.addresses()?;
         let public_url = addresses.public_url.as_str();
         match &role.writes {

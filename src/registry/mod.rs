@@ -3,6 +3,7 @@
 pub mod canary;
 pub mod collect;
 pub mod decide;
+mod drain;
 pub mod gateway;
 mod intents;
 pub mod journal;
@@ -19,6 +20,7 @@ pub mod verification;
 pub mod whereabouts;
 
 pub use collect::Collector;
+pub use drain::{Drain, UnderWay};
 pub use intents::{INTENT_LIFE, Intent, Intents, Past};
 pub use journal::{Journal, JournalError};
 pub use metrics::PullMetrics;

@@ -20,6 +20,7 @@ pub mod ranks;
 mod rate;
 mod repair;
 mod replay;
+mod rewound;
 mod snapshot;
 pub mod subscriber;
 pub mod view;

@@ -23,6 +23,7 @@ use super::{
     primary_clock::PrimaryClock,
     repair::repair,
     replay::times_after,
+    rewound,
     snapshot::{SnapshotError, Taking, take},
     view::SiteView,
 };
@@ -378,6 +379,7 @@ impl Subscription {
                     let have = self.subscriber.progress().durable;
                     tracing::warn!(%fork, %have, epoch = welcome.head.epoch,
                         "the primary's history forked: what this site has behind the fork goes");
+                    rewound::tell(self.parts.journal.log().clone(), fork).await;
                 }
                 if self.parts.journal.failed().is_some() {
                     tracing::warn!("the log stopped: the primary is asked, and not followed");

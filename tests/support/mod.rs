@@ -411,6 +411,11 @@ impl Node {
         });
     }
 
+    /// What it is from the next start on: `primary` or `secondary`.
+    pub fn becomes(&mut self, role: &'static str) {
+        self.role = role;
+    }
+
     /// Starts the node and waits for nothing.
     pub fn spawn(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.dir.with_extension("log")).unwrap();

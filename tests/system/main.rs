@@ -22,6 +22,7 @@ mod copying;
 mod crash;
 mod demo;
 mod failing_disk;
+mod failover;
 mod far;
 mod fills;
 mod intents;

@@ -75,6 +75,7 @@ impl Primary {
         let inner = testing::Primary::new().await;
         let role = PrimaryRole {
             writes: Writes::Own(inner.push.clone()),
+            drain: crate::registry::Drain::open(dir.path().join("drained")),
             tokens: Some(Arc::new(token_service(&dir, &keys, &clock))),
             tickets: keys.opener(),
             upload_states: keys.upload_states(),

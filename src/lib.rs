@@ -57,6 +57,13 @@
 //! goes down as it came, questions go up, and what a site behind it lacks is filled through it.
 //! Acknowledgements tell the primary of everybody behind.
 //!
+//! # How a site comes, travels and takes over
+//!
+//! A machine with a token joins on a connection that shows no certificate ([`primary::joins`], [`secondary::join`]); from then on
+//! [`primary::members`] knows it by the certificates that it was given. A session's packets go over UDP, and through the primary's
+//! registry where there is none ([`fetch::tunnel`]); nothing above knows the difference. When a primary is handed over or lost, a
+//! site's data directory becomes a primary's ([`app::promote`]): it has the log, and a new epoch begins behind it.
+//!
 //! # A registry that is here already
 //!
 //! With `registry.upstream` a primary is a *gateway*. Pushes go through [`http`] to the registry and are

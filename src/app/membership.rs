@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Which sites have joined, in the primary's data directory.
+pub(super) const MEMBERS_FILE: &str = "sites.json";
+
 /// Which sites there are.
 pub(super) fn members(
     config: &config::PrimaryReplication,
@@ -31,7 +34,7 @@ pub(super) fn members(
     let authority =
         AuthorityFiles { certificate: config.tls.authority.clone(), key: config.authority_key.clone() };
     let (listed, behind) = (config.sites.iter().cloned(), relays.behind_any());
-    let members = Members::open(data_dir.join("sites.json"), listed, behind, authority, Arc::clone(clock));
+    let members = Members::open(data_dir.join(MEMBERS_FILE), listed, behind, authority, Arc::clone(clock));
     members.map(Arc::new).map_err(|error| StartError::new("read which sites have joined", error))
 }
 

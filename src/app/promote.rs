@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use outport_proto::{Digest, Offset, RepoName, snapshot::Entry};
 
-use super::{StartError, data_dir::DataDir, durable_write, open_store};
+use super::{StartError, data_dir::DataDir, durable_write, membership::MEMBERS_FILE, open_store};
 use crate::{
     blocking,
     clock::{SharedClock, SystemClock},
@@ -36,8 +37,9 @@ pub struct PromoteOptions {
     pub site: config::Secondary,
     /// That of the primary it becomes, in the same data directory.
     pub primary: config::Primary,
-    /// Where the keys of the primary before are, if they could be saved: tokens stay good.
-    pub keys: Option<PathBuf>,
+    /// What could be saved of the data directory of the primary before: with its keys tokens stay good, with its
+    /// list of sites those that joined are let in.
+    pub saved: Option<PathBuf>,
     /// Go on although blobs are missing.
     pub accept_missing: bool,
 }
@@ -99,8 +101,8 @@ pub async fn promote(options: &PromoteOptions) -> Result<Promoted, StartError> {
     if !missing.is_empty() && !options.accept_missing {
         return Ok(Promoted { head, missing, is_done: false });
     }
-    if let Some(keys) = &options.keys {
-        copy_keys(keys, &data_dir.join("keys")).map_err(|error| failed(format!("copy keys: {error}")))?;
+    if let Some(saved) = &options.saved {
+        take(saved, dir).map_err(|error| failed(format!("copy from {}: {error}", saved.display())))?;
     }
     durable_write(&data_dir.join("cluster"), cluster)?;
     durable_write(&data_dir.join(FILE), "the next start of a primary begins a new epoch\n")?;
@@ -117,15 +119,20 @@ pub(super) fn begun(data_dir: &DataDir) -> Result<(), StartError> {
     std::fs::remove_file(data_dir.join(FILE)).map_err(|error| StartError::new("begin a new epoch", error))
 }
 
-fn copy_keys(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
+/// Copies the keys, and the list of the sites that joined, if there is one.
+fn take(saved: &Path, to: &Path) -> std::io::Result<()> {
+    let keys = to.join("keys");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys)?;
+    for entry in std::fs::read_dir(saved.join("keys"))? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+            std::fs::copy(entry.path(), keys.join(entry.file_name()))?;
         }
     }
-    Ok(())
+    match std::fs::copy(saved.join(MEMBERS_FILE), to.join(MEMBERS_FILE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// What the index names and the store does not have, by the images that it is of.

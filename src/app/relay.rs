@@ -161,16 +161,7 @@ impl Source for Relayed {
         site: &'a SiteName,
         via: &'a [SiteName],
     ) -> BoxFuture<'a, Result<Keys, KeysDenied>> {
-        Box::pin(async move {
-            match self.0.keys(site, via).await {
-                Ok(Some(keys)) => Ok(keys),
-                Ok(None) => {
-                    let asker = via.last().unwrap_or(site).clone();
-                    Err(KeysDenied::NotBehind { site: site.clone(), asker })
-                }
-                Err(reason) => Err(KeysDenied::Unavailable(reason)),
-            }
-        })
+        Box::pin(async move { given(self.0.keys(site, via).await, site, via) })
     }
 
     fn certify<'a>(
@@ -179,16 +170,7 @@ impl Source for Relayed {
         via: &'a [SiteName],
         requests: CertificateRequests,
     ) -> BoxFuture<'a, Result<Certificates, KeysDenied>> {
-        Box::pin(async move {
-            match self.0.certify(site, via, requests).await {
-                Ok(Some(certificates)) => Ok(certificates),
-                Ok(None) => {
-                    let asker = via.last().unwrap_or(site).clone();
-                    Err(KeysDenied::NotBehind { site: site.clone(), asker })
-                }
-                Err(reason) => Err(KeysDenied::Unavailable(reason)),
-            }
-        })
+        Box::pin(async move { given(self.0.certify(site, via, requests).await, site, via) })
     }
 
     fn find_key<'a>(&'a self, unknown: &'a str) -> BoxFuture<'a, Result<(), String>> {
@@ -206,4 +188,11 @@ impl Source for Relayed {
     fn keys_changed(&self) -> watch::Receiver<u64> {
         self.0.keys_changed()
     }
+}
+
+/// What the primary gave for `site`; nothing means that it is not for whoever asked.
+fn given<T>(asked: Result<Option<T>, String>, site: &SiteName, via: &[SiteName]) -> Result<T, KeysDenied> {
+    let asker = || via.last().unwrap_or(site).clone();
+    let not_behind = || KeysDenied::NotBehind { site: site.clone(), asker: asker() };
+    asked.map_err(KeysDenied::Unavailable)?.ok_or_else(not_behind)
 }

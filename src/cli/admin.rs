@@ -48,6 +48,27 @@ impl AdminAddress {
             .with_context(|| format!("ask {}", self.admin))
     }
 
+    /// The text of the answer to a request without a body. One that is no success is an error, with its reason.
+    pub(super) async fn answered(
+        &self,
+        method: Method,
+        target: &str,
+        timeout: Duration,
+    ) -> anyhow::Result<String> {
+        let (status, text) = self.ask(method, target, timeout).await?;
+        if status.is_success() {
+            return Ok(text);
+        }
+        let body: Option<serde_json::Value> = serde_json::from_str(&text).ok();
+        let reason = body.as_ref().and_then(|body| body["error"].as_str()).unwrap_or(text.trim());
+        anyhow::bail!("ask {}: {status}: {reason}", self.admin)
+    }
+
+    /// The same of a page.
+    pub(super) async fn page(&self, target: &str, timeout: Duration) -> anyhow::Result<String> {
+        self.answered(Method::GET, target, timeout).await
+    }
+
     /// The answer to a request without a body as it comes, line by line.
     pub(super) async fn lines(&self, method: Method, target: &str) -> anyhow::Result<Lines> {
         let token = self.token()?;

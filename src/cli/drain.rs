@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use http::{Method, StatusCode};
+use http::Method;
 use outport_proto::SiteName;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -60,10 +60,7 @@ impl Drain {
             return Ok(());
         };
         loop {
-            let (status, text) = self.admin.get("/v1/sites", TIMEOUT).await?;
-            if status != StatusCode::OK {
-                bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-            }
+            let text = self.admin.page("/v1/sites", TIMEOUT).await?;
             let sites: Vec<SiteStatus> = serde_json::from_str(&text).context("read answer")?;
             let row = sites.iter().find(|row| row.site == site.as_str());
             let row = row.with_context(|| format!("there is no site {site}"))?;
@@ -84,12 +81,7 @@ impl Drain {
     }
 
     async fn ask(&self, method: Method) -> anyhow::Result<State> {
-        let (status, text) = self.admin.ask(method, "/v1/drain", TIMEOUT).await?;
-        if status != StatusCode::OK {
-            let reason: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-            let reason = reason.as_ref().and_then(|body| body["error"].as_str()).unwrap_or(&text);
-            bail!("{}: {reason}", self.admin.address());
-        }
+        let text = self.admin.answered(method, "/v1/drain", TIMEOUT).await?;
         serde_json::from_str(&text).context("read answer")
     }
 }

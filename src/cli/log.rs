@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use http::{Method, StatusCode};
+use http::Method;
 
 use super::{admin::AdminAddress, bytes, say};
 use crate::admin::EventLine;
@@ -55,10 +55,7 @@ impl Show {
             }
             bail!("ask {}: the node ended the stream", self.admin.address());
         }
-        let (status, text) = self.admin.get(&target, TIMEOUT).await?;
-        if status != StatusCode::OK {
-            bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-        }
+        let text = self.admin.page(&target, TIMEOUT).await?;
         let events: Vec<EventLine> = serde_json::from_str(&text).context("read answer")?;
         events.iter().try_for_each(|event| self.show(event))
     }

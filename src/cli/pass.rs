@@ -41,10 +41,7 @@ pub(super) async fn follow<P: Pass>(
     while now.is_running() {
         show(&now)?;
         sleep(LOOK_INTERVAL).await;
-        let (status, text) = admin.ask(Method::GET, path, ANSWER_TIMEOUT).await?;
-        if status != StatusCode::OK {
-            bail!("ask {}: {status}: {}", admin.address(), text.trim());
-        }
+        let text = admin.page(path, ANSWER_TIMEOUT).await?;
         now = serde_json::from_str(&text).context("read answer")?;
         if now.number() != number {
             bail!("the node restarted, or began another pass before this one's result was read");

@@ -26,9 +26,10 @@ pub(super) struct Promote {
     /// The configuration of the primary it becomes, with the same data_dir
     #[arg(long)]
     primary_config: PathBuf,
-    /// The directory `keys` in the data_dir of the primary before: tokens that it issued stay good
-    #[arg(long)]
-    keys: Option<PathBuf>,
+    /// What could be saved of the data_dir of the primary before: the directory `keys`, so that tokens stay good, and
+    /// `sites.json`, so that sites that joined are let in
+    #[arg(long, value_name = "DIR")]
+    saved: Option<PathBuf>,
     /// Go on although blobs are missing here: pulls that need them will fail
     #[arg(long)]
     accept_missing: bool,
@@ -39,7 +40,8 @@ impl Promote {
         let site: config::Secondary = config::load(&self.config)?;
         let primary: config::Primary = config::load(&self.primary_config)?;
         primary.check(&self.primary_config)?;
-        let options = PromoteOptions { site, primary, keys: self.keys, accept_missing: self.accept_missing };
+        let options =
+            PromoteOptions { site, primary, saved: self.saved, accept_missing: self.accept_missing };
         let promoted = promote(&options).await?;
         for image in &promoted.missing {
             say(format_args!("{} lacks {}, in {} of its blobs", image.name, bytes(image.bytes), image.blobs));

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::Args;
-use http::{Method, StatusCode};
+use http::Method;
 
 use super::{admin::AdminAddress, say};
 
@@ -26,12 +25,7 @@ pub(super) struct Revoke {
 
 impl Revoke {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let (status, text) = self.admin.ask(Method::POST, "/v1/revoke", TIMEOUT).await?;
-        if status != StatusCode::OK {
-            let reason: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-            let reason = reason.as_ref().and_then(|body| body["error"].as_str()).unwrap_or(&text);
-            bail!("revoke at {}: {reason}", self.admin.address());
-        }
+        let text = self.admin.answered(Method::POST, "/v1/revoke", TIMEOUT).await?;
         say(if self.json { text } else { "the registry is asked again about every caller".to_owned() });
         Ok(())
     }

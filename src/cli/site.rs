@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
-use http::{Method, StatusCode};
+use http::Method;
 use outport_proto::SiteName;
 use serde::Deserialize;
 
@@ -89,7 +89,7 @@ impl Add {
         query.append_pair("site", self.name.as_str()).append_pair("hours", &self.hours.to_string());
         query.extend_pairs(self.https.iter().map(|host| ("https", host)));
         let target = format!("/v1/sites?{}", query.finish());
-        let text = changed(&self.admin, Method::POST, &target, StatusCode::CREATED).await?;
+        let text = self.admin.answered(Method::POST, &target, TIMEOUT).await?;
         if self.json {
             say(text);
             return Ok(());
@@ -107,33 +107,15 @@ impl Add {
 impl Remove {
     async fn run(self) -> anyhow::Result<()> {
         let target = format!("/v1/sites?site={}", self.name);
-        let text = changed(&self.admin, Method::DELETE, &target, StatusCode::OK).await?;
+        let text = self.admin.answered(Method::DELETE, &target, TIMEOUT).await?;
         say(if self.json { text } else { format!("{} is cut off", self.name) });
         Ok(())
     }
 }
 
-async fn changed(
-    admin: &AdminAddress,
-    method: Method,
-    target: &str,
-    expected: StatusCode,
-) -> anyhow::Result<String> {
-    let (status, text) = admin.ask(method, target, TIMEOUT).await?;
-    if status != expected {
-        let reason: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-        let reason = reason.as_ref().and_then(|body| body["error"].as_str()).unwrap_or(&text);
-        bail!("{}: {reason}", admin.address());
-    }
-    Ok(text)
-}
-
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let (status, text) = self.admin.get("/v1/sites", TIMEOUT).await?;
-        if !status.is_success() {
-            bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-        }
+        let text = self.admin.page("/v1/sites", TIMEOUT).await?;
         if self.json {
             say(text);
             return Ok(());

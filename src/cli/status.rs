@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use comfy_table::{Cell, Color, Table, presets};
 use time::format_description::well_known::Rfc3339;
@@ -79,11 +79,7 @@ impl Status {
     }
 
     async fn fetch(&self) -> anyhow::Result<String> {
-        let (status, text) = self.admin.get("/v1/status", ANSWER_TIMEOUT).await?;
-        if !status.is_success() {
-            bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-        }
-        Ok(text)
+        self.admin.page("/v1/status", ANSWER_TIMEOUT).await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use outport_proto::SiteName;
 
@@ -55,10 +55,7 @@ impl Why {
             query.append_pair("anonymous", "true");
         }
         let target = format!("/v1/why?{}", query.finish());
-        let (status, text) = self.admin.get(&target, ANSWER_TIMEOUT).await?;
-        if !status.is_success() {
-            bail!("ask {}: {status}: {}", self.admin.address(), text.trim());
-        }
+        let text = self.admin.page(&target, ANSWER_TIMEOUT).await?;
         if self.json {
             say(text);
         } else {

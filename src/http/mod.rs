@@ -8,8 +8,9 @@ mod addresses;
 mod alone;
 mod audited;
 mod authenticate;
-mod behind;
+
 mod body;
+mod client_address;
 mod connection;
 mod error;
 mod gateway;
@@ -32,8 +33,8 @@ mod tunnel;
 
 pub use action::TOKEN_PATH;
 pub use addresses::{Addresses, InvalidAddress, SharedAddresses};
-pub use behind::Proxies;
 pub use body::{Body, BodyError};
+pub use client_address::Proxies;
 pub use connection::{Connection, InFlight, Patience};
 pub use gateway::Behind;
 pub use metrics::{HttpMetrics, RedirectKind};

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use super::{
-    behind::{Proxies, announced},
+    client_address::{Proxies, announced},
     connection::{Connection, Metered, Patience, Verdict, Watch},
 };
 use crate::shutdown::Shutdown;

@@ -22,6 +22,9 @@ const JOINS_MAX: usize = 4;
 /// All of it must be done within this.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An answer is under way for no longer than this.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// Called with every site that joined.
 pub type OnJoined = Arc<dyn Fn(&SiteName) + Send + Sync>;
 
@@ -61,8 +64,8 @@ impl Joins {
         let mut sink = FrameSink::new(send, TIMEOUT);
         sink.send(&self.joined(join, peer).await).await?;
         sink.finish();
-        // The machine closes the connection once it has the answer.
-        connection.closed().await;
+        // The machine closes the connection once it has the answer; one that does not holds up no other.
+        let _ = tokio::time::timeout(FAREWELL, connection.closed()).await;
         connection.close(CloseCode::Bye.into(), b"");
         Ok(())
     }

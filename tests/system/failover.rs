@@ -120,8 +120,8 @@ fn a_planned_failover_loses_nothing_and_pauses_pushes_alone() {
         assert!(said.contains("mumbai has everything"), "{said}");
         cluster.primary.stop();
         cluster.site_mut("mumbai").stop();
-        let keys = cluster.primary.data_dir().join("keys");
-        let promoted = try_promote(&configurations, &["--keys", path(&keys)]);
+        let saved = cluster.primary.data_dir().to_owned();
+        let promoted = try_promote(&configurations, &["--saved", path(&saved)]);
         assert!(promoted.status.success(), "{promoted:?}");
         start_as_primary(&mut cluster, &configurations);
         let before = count();

@@ -156,7 +156,6 @@ fn a_token_that_is_not_good_spends_nothing_and_says_why() {
         .unwrap();
     let said = String::from_utf8_lossy(&cut.stderr);
     assert!(cut.status.code() == Some(2) && said.contains("copy all of it"), "{said}");
-    assert!(!said.contains(&good[20..60]) || said.contains("invalid value"), "{said}");
     // What could not start is said before the token is shown to anybody.
     let open = Command::new(BINARY)
         .args(["secondary", "--config", path(&goa.config()), "--join", &good])

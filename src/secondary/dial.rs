@@ -95,6 +95,16 @@ impl Dialer {
         race::with_spare(self.connect_directly(primaries), UDP_AHEAD, self.connect_through(way)).await
     }
 
+    /// The same over UDP alone, which was seen to work.
+    ///
+    /// # Errors
+    /// As [`Dialer::connect`].
+    pub async fn connect_over_udp(&self, primaries: &[String]) -> Result<Connections, DialError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.connect_directly(primaries))
+            .await
+            .map_err(|_| DialError::Timeout(CONNECT_TIMEOUT))?
+    }
+
     async fn connect_directly(&self, primaries: &[String]) -> Result<Connections, DialError> {
         let lookup = |source| DialError::Lookup { address: primaries.join(", "), source };
         let name = self.upstream.dns_name();
@@ -149,8 +159,7 @@ impl Dialer {
         }
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
-            let directly = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_directly(primaries)).await;
-            if let Ok(Ok(connections)) = directly {
+            if let Ok(connections) = self.connect_over_udp(primaries).await {
                 connections.log.close(CloseCode::Bye.into(), b"");
                 return;
             }

@@ -126,6 +126,8 @@ pub struct Subscription {
     /// Why site and primary do not follow one history; ends with the next session.
     alarm: Option<String>,
     forks_refused: u64,
+    /// The session before went over TCP, and ended because UDP works again.
+    udp_works: bool,
 }
 
 impl Subscription {
@@ -166,6 +168,7 @@ impl Subscription {
             divergence: Divergence::default(),
             alarm: None,
             forks_refused: 0,
+            udp_works: false,
             options,
             parts,
         };
@@ -218,7 +221,14 @@ impl Subscription {
     /// One session from dialling to its end; returns whether it came to a heartbeat.
     async fn attempt(&mut self) -> bool {
         let primary = self.options.primaries.join(", ");
-        let connections = match self.parts.dialer.connect(&self.options.primaries).await {
+        // A way over TCP that is quicker than UDP must not be taken again and again.
+        let over_udp = std::mem::take(&mut self.udp_works);
+        let (dialer, primaries) = (&self.parts.dialer, &self.options.primaries);
+        let connected = match over_udp {
+            true => dialer.connect_over_udp(primaries).await,
+            false => dialer.connect(primaries).await,
+        };
+        let connections = match connected {
             Ok(connections) => connections,
             Err(error) => {
                 tracing::info!(primary, %error, "primary unreachable");
@@ -228,6 +238,7 @@ impl Subscription {
         };
         self.heard = false;
         let ended = self.follow(&connections).await;
+        self.udp_works = matches!(ended, End::Better);
         if matches!(ended, End::Diverged) {
             self.replace(&connections).await;
         }

@@ -167,8 +167,11 @@ fn a_token_that_is_not_good_spends_nothing_and_says_why() {
     // Another cluster's primary is not told the secret.
     let other = Cluster::start(Options { sites: vec!["mumbai"], certifies: true, ..Options::default() });
     let text: outport::auth::JoinToken = good.parse().unwrap();
-    let misled =
-        outport::auth::JoinToken { addresses: vec![other.primary.replication().to_string()], ..text };
+    let misled = outport::auth::JoinToken {
+        addresses: vec![other.primary.replication().to_string()],
+        fallback_url: other.public_url(),
+        ..text
+    };
     assert!(refused(&try_joining(&goa, &misled.to_string())).contains("another cluster"));
     wait_for("the other primary to see a handshake fail", || {
         other.primary.log().contains("did not say how it wants to join").then_some(())

@@ -1,7 +1,7 @@
 //! Certificates of the cluster's authority are renewed before they end: a site asks the primary, the primary asks
 //! the authority's key. Only the certificates change, in their files; what watches those uses them then.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use outport_proto::{
     Timestamp,
@@ -79,13 +79,7 @@ fn certified_here(
     now: Timestamp,
 ) -> Result<Certificates, Failed> {
     let authority = Authority::load(certificate, key)?;
-    let ders = |chain: Vec<CertificateDer<'static>>| chain.iter().map(|der| der.to_vec()).collect();
-    let https = requests.https.as_ref().map(|request| authority.certify_server(request, names, now));
-    Ok(Certificates {
-        node: ders(authority.certify_node(&requests.node, &NodeIdentity::Primary, now)?),
-        https: https.transpose()?.map(ders),
-        authorities: ders(load_certificates(certificate)?),
-    })
+    Ok(authority.certify(requests, &NodeIdentity::Primary, names, certificate, now)?)
 }
 
 /// What is renewed at a node.
@@ -206,10 +200,4 @@ pub(super) fn check(node: &Identity, authorities: &[Vec<u8>], now: Timestamp) ->
 
 fn ders(certificates: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
     certificates.iter().map(|certificate| certificate.to_vec()).collect()
-}
-
-impl fmt::Debug for Renewal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Renewal").finish_non_exhaustive()
-    }
 }

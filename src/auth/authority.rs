@@ -12,7 +12,10 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use outport_proto::{SiteName, Timestamp};
+use outport_proto::{
+    SiteName, Timestamp,
+    frame::{CertificateRequests, Certificates},
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber,
@@ -245,7 +248,7 @@ impl Authority {
         now: Timestamp,
     ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
         let usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
-        self.certify(request, leaf(&[node.dns_name()], usages, now, RENEWED_DAYS)?)
+        self.sign(request, leaf(&[node.dns_name()], usages, now, RENEWED_DAYS)?)
     }
 
     /// The same for a server of these names, as [`Authority::issue_server`] takes them.
@@ -256,11 +259,31 @@ impl Authority {
         now: Timestamp,
     ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
         check_server_names(names)?;
-        self.certify(request, leaf(names, vec![ExtendedKeyUsagePurpose::ServerAuth], now, RENEWED_DAYS)?)
+        self.sign(request, leaf(names, vec![ExtendedKeyUsagePurpose::ServerAuth], now, RENEWED_DAYS)?)
+    }
+
+    /// All that `requests` ask for: the certificate of `node`, and that of its HTTPS if it has `names`; with the
+    /// authorities of the file `believed`.
+    pub fn certify(
+        &self,
+        requests: &CertificateRequests,
+        node: &NodeIdentity,
+        names: &[String],
+        believed: &Path,
+        now: Timestamp,
+    ) -> Result<Certificates, AuthorityError> {
+        let ders = |chain: Vec<CertificateDer<'static>>| chain.iter().map(|der| der.to_vec()).collect();
+        let https = requests.https.as_ref().filter(|_| !names.is_empty());
+        let https = https.map(|request| self.certify_server(request, names, now)).transpose()?;
+        Ok(Certificates {
+            node: ders(self.certify_node(&requests.node, node, now)?),
+            https: https.map(ders),
+            authorities: ders(load_certificates(believed)?),
+        })
     }
 
     /// Its signature shows that whoever made the request has the key; nothing else in it counts.
-    fn certify(
+    fn sign(
         &self,
         request: &[u8],
         leaf: CertificateParams,

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use outport_proto::frame::JOIN_ALPN;
 use rustls::{
     ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
     client::{
-        Resumption, WebPkiServerVerifier,
+        WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{verify_tls12_signature, verify_tls13_signature},
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
+    server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -34,15 +33,11 @@ pub fn fingerprint(certificate: &[u8]) -> [u8; 32] {
 /// # Errors
 /// None that this cryptography has.
 pub fn join_server(node: &Arc<NodeTls>) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+    // What QUIC makes of it says that nothing is resumed, and for which protocol it is.
+    Ok(ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(WithAuthorities(Arc::clone(node))));
-    config.alpn_protocols = vec![JOIN_ALPN.to_vec()];
-    config.max_early_data_size = 0;
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(config)
+        .with_cert_resolver(Arc::new(WithAuthorities(Arc::clone(node)))))
 }
 
 /// The machine's side: it believes the authority with this fingerprint, whose certificate it is shown.
@@ -51,15 +46,11 @@ pub fn join_server(node: &Arc<NodeTls>) -> Result<ServerConfig, TlsError> {
 /// None that this cryptography has.
 pub fn join_client(authority: [u8; 32]) -> Result<ClientConfig, TlsError> {
     // "Dangerous" is what verifies other than the library: this hands on to the library's own.
-    let mut config = ClientConfig::builder_with_provider(provider())
+    Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned(authority)))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![JOIN_ALPN.to_vec()];
-    config.enable_early_data = false;
-    config.resumption = Resumption::disabled();
-    Ok(config)
+        .with_no_client_auth())
 }
 
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
-
 use serde::{
     Deserialize, Deserializer,
     de::{Error as _, SeqAccess, Visitor},

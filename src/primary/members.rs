@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     auth::{
         Authority, AuthorityError, FileError, JoinToken, NodeIdentity,
-        authority::{check_server_names, load_certificates, requested_key},
+        authority::{check_server_names, requested_key},
         join_tls::fingerprint,
         read_text, site_of, write_private,
     },
@@ -149,8 +149,7 @@ impl Members {
     }
 
     /// Makes the token by which a machine becomes `site`, good for `life`: it says where the primary is reached over
-    /// UDP and where over TCP. One made before for the same site is
-    /// void.
+    /// UDP and where over TCP. One made before for the same site is void.
     ///
     /// # Errors
     /// When there is such a site, or no authority's key to certify it with.
@@ -265,17 +264,12 @@ impl Members {
         https: &[String],
         requests: &CertificateRequests,
     ) -> Result<(Certificates, Issued), MemberError> {
-        let (authority, now) = (self.authority()?, self.clock.now());
-        let ders =
-            |chain: Vec<CertificateDer<'static>>| chain.iter().map(|der| der.to_vec()).collect::<Vec<_>>();
-        let node = ders(authority.certify_node(&requests.node, &NodeIdentity::Site(site.clone()), now)?);
-        let issued = Issued { sha256: encoded(&fingerprint(node.first().map_or(&[], Vec::as_slice))) };
-        let https = match &requests.https {
-            Some(request) if !https.is_empty() => Some(ders(authority.certify_server(request, https, now)?)),
-            _ => None,
-        };
-        let authorities = ders(load_certificates(&self.authority.certificate)?);
-        Ok((Certificates { node, https, authorities }, issued))
+        let node = NodeIdentity::Site(site.clone());
+        let believed = &self.authority.certificate;
+        let certificates = self.authority()?.certify(requests, &node, https, believed, self.clock.now())?;
+        let leaf = certificates.node.first().map_or(&[][..], Vec::as_slice);
+        let issued = Issued { sha256: encoded(&fingerprint(leaf)) };
+        Ok((certificates, issued))
     }
 
     /// On disk first.

@@ -29,6 +29,12 @@ pub trait Clock: Send + Sync + 'static {
         Timestamp::default().plus(self.steady())
     }
 
+    /// How long ago [`Clock::latest`] read so many microseconds, which are below zero before its beginning.
+    fn latest_since(&self, micros: i64) -> Duration {
+        let latest = i64::try_from(self.latest().as_micros()).unwrap_or(i64::MAX);
+        Duration::from_micros(u64::try_from(latest.saturating_sub(micros)).unwrap_or_default())
+    }
+
     /// The time now on another clock, so many microseconds ahead of [`Clock::latest`].
     fn ahead_of_latest(&self, micros: i64) -> Timestamp {
         let latest = u64::try_from(self.latest().as_micros()).unwrap_or(u64::MAX);

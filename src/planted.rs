@@ -31,13 +31,15 @@ pub enum Bug {
     BelieveSecondFsync,
     /// A site tells by its wall clock how old its answers are.
     AgeByWallClock,
+    /// A site tells by the primary's wall clock how old its answers are, as if heartbeats were never slow.
+    AgeByPrimarysClock,
     /// A site remembers every "no".
     RememberWithoutBound,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AcknowledgeBeforeFsync,
         Self::SkipNewerToken,
         Self::SkipWriteIntent,
@@ -51,6 +53,7 @@ impl Bug {
         Self::CollectWithoutLeases,
         Self::BelieveSecondFsync,
         Self::AgeByWallClock,
+        Self::AgeByPrimarysClock,
         Self::RememberWithoutBound,
     ];
 }

@@ -158,6 +158,7 @@ impl private::Frame for FromSecondary {
             Self::Hello(hello) => seal_onto(buffer, Kind::Hello, hello),
             Self::Ack(ack) => seal_onto(buffer, Kind::Ack, ack),
             Self::Details(details) => seal_onto(buffer, Kind::Details, details),
+            Self::Probe(micros) => seal_onto(buffer, Kind::Probe, micros),
         }
     }
 
@@ -166,6 +167,7 @@ impl private::Frame for FromSecondary {
             Kind::Hello => from_payload(envelope.payload).map(Self::Hello),
             Kind::Ack => from_payload(envelope.payload).map(Self::Ack),
             Kind::Details => from_payload(envelope.payload).map(Self::Details),
+            Kind::Probe => from_payload(envelope.payload).map(Self::Probe),
             other => Err(CodecError::UnexpectedKind(other as u8)),
         }
     }
@@ -184,6 +186,7 @@ impl private::Frame for FromPrimary {
             Self::Heartbeat(heartbeat) => seal_onto(buffer, Kind::Heartbeat, heartbeat),
             Self::Keys(keys) => seal_onto(buffer, Kind::Keys, keys),
             Self::Traces(traces) => seal_onto(buffer, Kind::Traces, traces),
+            Self::Reading(reading) => seal_onto(buffer, Kind::Reading, reading),
         }
     }
 
@@ -195,6 +198,7 @@ impl private::Frame for FromPrimary {
             Kind::Heartbeat => from_payload(envelope.payload).map(Self::Heartbeat),
             Kind::Keys => from_payload(envelope.payload).map(Self::Keys),
             Kind::Traces => from_payload(envelope.payload).map(Self::Traces),
+            Kind::Reading => from_payload(envelope.payload).map(Self::Reading),
             other => Err(CodecError::UnexpectedKind(other as u8)),
         }
     }

@@ -11,9 +11,9 @@ use crate::{
 /// The QUIC application protocol of the log and request connection.
 pub const ALPN: &[u8] = b"outport/1";
 /// The newest protocol version this build speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// All it can speak, best first: `Hello` lists those, `Welcome` picks one.
-pub const VERSIONS: [u16; 2] = [VERSION, 1];
+pub const VERSIONS: [u16; 3] = [VERSION, 2, 1];
 /// The QUIC application protocol of a connection on which a machine asks to become a site.
 pub const JOIN_ALPN: &[u8] = b"outport-join/1";
 /// Largest frame in bytes, envelope included, checked before anything is decoded: a manifest of
@@ -39,6 +39,9 @@ pub const TRACES_SINCE: u16 = 2;
 /// The protocol version from which on a primary knows [`Request::Certify`].
 pub const CERTIFY_SINCE: u16 = 2;
 
+/// The protocol version from which on the ends compare clocks that nobody sets.
+pub const READINGS_SINCE: u16 = 3;
+
 /// Most events that one [`FromPrimary::Traces`] is about.
 pub const TRACES_MAX: usize = 1024;
 
@@ -58,6 +61,9 @@ pub enum FromSecondary {
     /// What people want to know beside that of the secondary and the sites behind it, as far as it changed;
     /// at most [`DETAILS_MAX`] sites, and since version 2.
     Details(Vec<SiteDetail>),
+    /// The secondary's own time, which is to come back in a [`Reading`]: microseconds of a clock that nobody
+    /// sets; since version 3.
+    Probe(u64),
 }
 
 /// A frame from the upstream to a secondary on the log stream.
@@ -75,6 +81,8 @@ pub enum FromPrimary {
     Keys(Keys),
     /// In which spans events that follow were made, as far as anybody records those; for people.
     Traces(Vec<(Offset, Traceparent)>),
+    /// How old the heartbeat behind it is; since version 3.
+    Reading(Reading),
 }
 
 /// A secondary introduces itself.
@@ -205,6 +213,28 @@ pub struct Heartbeat {
     /// The primary stands in front of a registry and cannot tell yet what happened there: `closed_time`
     /// is of its own log, and tags are to be asked about.
     pub unsure: bool,
+}
+
+/// How old a heartbeat is, by clocks that nobody sets. Whoever knows when its own word had come there at the latest
+/// knows how old the heartbeat is at most, however long it travelled: see [`crate::session::Subscriber::as_of_micros`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reading {
+    /// Microseconds between the first `Hello` on this stream and a moment before the heartbeat was made.
+    pub at_micros: u64,
+    /// How long before that moment the primary said it, in microseconds: 0 at the primary, [`LAG_UNKNOWN_MICROS`] at a
+    /// site that relays and has not heard of the primary since it started.
+    pub age_micros: u64,
+    /// The newest probe that came since the reading before.
+    pub echo: Option<Echo>,
+}
+
+/// A [`FromSecondary::Probe`], and when it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Echo {
+    /// What it said.
+    pub probe_micros: u64,
+    /// Microseconds after the first `Hello` on this stream.
+    pub came_at_micros: u64,
 }
 
 /// How far a secondary is.

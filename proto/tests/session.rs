@@ -4,6 +4,8 @@
 mod behaviour;
 #[path = "session/chaos.rs"]
 mod chaos;
+#[path = "session/clocks.rs"]
+mod clocks;
 #[path = "session/pair.rs"]
 mod pair;
 #[path = "session/relayed.rs"]

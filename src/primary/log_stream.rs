@@ -213,12 +213,14 @@ impl LogStream<'_> {
     async fn transmit(&mut self) -> Result<(), FramedError> {
         let mut together = Vec::new();
         loop {
+            // Read first: a heartbeat must not be taken for younger than what it says.
+            let now = self.begun.elapsed();
             let state = self.publisher.source.state();
             self.place().await?;
             if let Some((after, bytes_max)) = self.session.wanted(&state) {
                 self.read_events(after, bytes_max).await?;
             }
-            let frame = self.session.poll_transmit(self.begun.elapsed(), &state);
+            let frame = self.session.poll_transmit(now, &state);
             let is_last = frame.is_none();
             if let Some(frame) = frame {
                 codec::append_frame::<FromPrimary>(&frame, &mut together)?;

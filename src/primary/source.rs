@@ -1,7 +1,7 @@
 //! On whose word a log is published: the primary's own, or what a site that relays was told.
 
 use crate::watch;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use outport_proto::{
     SiteName,
@@ -214,7 +214,14 @@ impl Source for OwnSource {
             unsure: self.unsure.as_ref().is_some_and(|unsure| *unsure.borrow()),
         };
         let tail_events_max = self.journal.tail_events_max();
-        LogState { heartbeat, durable: head, is_level: true, floor: begun(log.floor()), tail_events_max }
+        LogState {
+            heartbeat,
+            age: Some(Duration::ZERO),
+            durable: head,
+            is_level: true,
+            floor: begun(log.floor()),
+            tail_events_max,
+        }
     }
 
     fn news(&self) -> watch::Receiver<u64> {

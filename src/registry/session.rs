@@ -31,11 +31,13 @@ pub struct Session {
     /// Every change acknowledged before this reading of the primary's clock is at or below `head`.
     /// The newest one whose `head` this site has applied.
     pub closed_time: Timestamp,
+    /// Everything acknowledged before this reading of the local clock's [`Clock::latest`] is applied here, whoever set
+    /// which wall clock: microseconds, below zero before its beginning. `None` while that is not known.
+    pub as_of_micros: Option<i64>,
     /// Newest event the primary has told of.
     pub head: Offset,
     /// Add this to the local clock's [`Clock::latest`], in microseconds, to get the primary's wall clock; `None`
-    /// before anything was heard of it. It must err towards the future (by half a round trip), so that
-    /// an answer never looks younger than it is.
+    /// before anything was heard of it. It errs towards the future, by half a round trip.
     pub primary_ahead_micros: Option<i64>,
     /// By how much that may be too much, in microseconds.
     pub primary_ahead_error_micros: u64,
@@ -60,9 +62,12 @@ impl Session {
         Some(local.ahead_of_latest(ahead))
     }
 
-    /// How old an answer from the index may be at worst.
+    /// How old an answer from the index may be at worst. It never looks younger than it is.
     pub fn age(&self, local: &dyn Clock) -> Duration {
-        self.primary_now(local).since(self.closed_time)
+        match self.as_of_micros.filter(|_| !is_planted(Bug::AgeByWallClock)) {
+            Some(as_of) => local.latest_since(as_of),
+            None => self.primary_now(local).since(self.closed_time),
+        }
     }
 }
 
@@ -88,6 +93,7 @@ impl SessionView {
             live: true,
             reachable: true,
             closed_time: Timestamp::from_micros(u64::MAX),
+            as_of_micros: Some(i64::MAX),
             ..Session::default()
         };
         Self { receiver: watch::channel(session).1, unsure: Some(unsure) }
@@ -97,7 +103,9 @@ impl SessionView {
     pub fn now(&self) -> Session {
         let session = *self.receiver.borrow();
         match &self.unsure {
-            Some(unsure) if *unsure.borrow() => Session { differs: true, closed_time: NEVER, ..session },
+            Some(unsure) if *unsure.borrow() => {
+                Session { differs: true, closed_time: NEVER, as_of_micros: None, ..session }
+            }
             _ => session,
         }
     }
@@ -126,8 +134,12 @@ mod tests {
         let at = Timestamp::from_secs;
         let clock = ManualClock::at(at(1_000));
         // Heard now, from a primary whose clock is 70 s ahead.
-        let session =
-            Session { closed_time: at(1_070), primary_ahead_micros: Some(70_000_000), ..Session::default() };
+        let session = Session {
+            closed_time: at(1_070),
+            as_of_micros: Some(1_000_000_000),
+            primary_ahead_micros: Some(70_000_000),
+            ..Session::default()
+        };
         assert_eq!(session.age(&*clock), Duration::ZERO);
         clock.set(at(1_005));
         for wall in [at(1_005), at(5), at(3)] {

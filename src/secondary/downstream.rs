@@ -15,7 +15,7 @@ use outport_proto::{
     frame::{
         Behind, CertificateRequests, Certificates, Credentials, Heartbeat, Keys, Question, Verdict, Welcome,
     },
-    session::{LIVE_MAX, LogState, begun},
+    session::{LIVE_MAX, LogState, Word, begun},
 };
 use tokio::time::Instant;
 
@@ -39,7 +39,7 @@ pub struct Downstream(Arc<Ends>);
 
 #[derive(Debug, Default)]
 struct Ends {
-    word: watch::Sender<Word>,
+    word: watch::Sender<Last>,
     /// Moves with `word`.
     news: watch::Sender<u64>,
     keys: watch::Sender<u64>,
@@ -47,26 +47,30 @@ struct Ends {
     differs: AtomicBool,
 }
 
-/// The primary's word, as last heard.
+/// What was last heard.
 #[derive(Clone, Debug, Default)]
-struct Word {
+struct Last {
     welcome: Option<Arc<Welcome>>,
     heard: Option<Heard>,
 }
 
-/// A heartbeat, and how it came.
+/// A heartbeat, and what it tells of times.
 #[derive(Clone, Copy, Debug)]
-struct Heard {
-    heartbeat: Heartbeat,
-    at: Instant,
+pub(super) struct Heard {
+    /// How old it is.
+    pub(super) word: Word,
+    /// When the primary said it, or earlier, by the clock's latest reading; below zero before its beginning.
+    pub(super) as_of_micros: i64,
     /// How far the primary's clock is ahead of the latest reading here, by this and the heartbeats before.
-    ahead_micros: i64,
+    pub(super) ahead_micros: i64,
+    /// When it came.
+    pub(super) at: Instant,
 }
 
 impl Heard {
     /// How long ago the primary said it, but for the time it travelled.
     fn age(&self) -> Duration {
-        self.heartbeat.now.since(self.heartbeat.closed_time).saturating_add(self.at.elapsed())
+        self.word.age.saturating_add(self.at.elapsed())
     }
 }
 
@@ -85,10 +89,8 @@ impl Downstream {
         }
     }
 
-    /// A heartbeat came, and the primary's clock is so far ahead of the latest reading here: that one
-    /// heartbeat was slow must not make those who follow believe in a younger one.
-    pub(super) fn heard(&self, heartbeat: Heartbeat, ahead_micros: i64) {
-        let heard = Heard { heartbeat, at: Instant::now(), ahead_micros };
+    /// A heartbeat came.
+    pub(super) fn heard(&self, heard: Heard) {
         let is_news = self.0.word.send_if_modified(|word| {
             let is_news = word.heard.is_none_or(|last| heard.age() <= last.age());
             if is_news {
@@ -172,7 +174,7 @@ impl PassedOn {
         let (durable, log_bytes) = (begun(log.head()), log.bytes());
         let heartbeat = match heard {
             Some(heard) => {
-                Heartbeat { now: self.clock.ahead_of_latest(heard.ahead_micros), ..heard.heartbeat }
+                Heartbeat { now: self.clock.ahead_of_latest(heard.ahead_micros), ..heard.word.heartbeat }
             }
             None => Heartbeat {
                 head: durable,
@@ -184,9 +186,11 @@ impl PassedOn {
                 unsure: false,
             },
         };
-        let is_level = heard.is_some_and(|heard| heard.age() < LIVE_MAX && heard.heartbeat.head <= durable);
+        let is_level =
+            heard.is_some_and(|heard| heard.age() < LIVE_MAX && heard.word.heartbeat.head <= durable);
         let tail_events_max = self.journal.tail_events_max();
-        LogState { heartbeat, durable, is_level, floor: begun(log.floor()), tail_events_max }
+        let age = heard.map(|heard| self.clock.latest_since(heard.as_of_micros));
+        LogState { heartbeat, age, durable, is_level, floor: begun(log.floor()), tail_events_max }
     }
 
     /// The keys of `site`, which follows the first of `via`, or this site; `None` when the primary

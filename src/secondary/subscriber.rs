@@ -15,7 +15,7 @@ use super::{
     detail::{About, Details},
     dial::{Dialer, refusal},
     divergence::{Divergence, Todo},
-    downstream::{Downstream, Reports},
+    downstream::{Downstream, Heard, Reports},
     intake::Intake,
     journeys::Journeys,
     memory::Memory,
@@ -419,7 +419,8 @@ impl Subscription {
                     self.intake.take(events);
                 }
             }
-            SubscriberNotice::Heartbeat(heartbeat) => {
+            SubscriberNotice::Heartbeat(word) => {
+                let heartbeat = word.heartbeat;
                 self.heard = true;
                 connections.bulk.rest();
                 let rtt = connections.log.rtt();
@@ -433,7 +434,12 @@ impl Subscription {
                     };
                     let forward = latest.saturating_sub(steady);
                     let ahead = self.primary_clock.heard(heartbeat.now, here, forward, rtt);
-                    self.parts.downstream.heard(heartbeat, ahead);
+                    self.parts.downstream.heard(Heard {
+                        word,
+                        as_of_micros: self.as_of(word.as_of_micros, heartbeat.closed_time),
+                        ahead_micros: ahead,
+                        at: Instant::now(),
+                    });
                     self.divergence.handle_heartbeat(&heartbeat);
                 }
                 self.report();
@@ -589,6 +595,10 @@ impl Subscription {
             entries_repaired: self.divergence.counts().entries,
             reachable: is_open,
             closed_time: if is_unsure { NEVER } else { self.closed_time().unwrap_or_default() },
+            as_of_micros: self.closed_time().filter(|_| !is_unsure).map(|closed_time| {
+                let of_applied = self.subscriber.as_of_micros();
+                self.as_of(of_applied.filter(|_| !is_planted(Bug::AppliedBeforeData)), closed_time)
+            }),
             head: self.subscriber.head().unwrap_or_default(),
             primary_ahead_micros: self.primary_clock.ahead_micros(),
             primary_ahead_error_micros: self.primary_clock.error_micros(),
@@ -597,6 +607,19 @@ impl Subscription {
         // First, so that whoever the session wakes finds a status that is as new.
         self.view.show(self.status(now, link.filter(|_| is_open)));
         self.parts.session.send_if_modified(|last| std::mem::replace(last, session) != session);
+    }
+
+    /// When the primary's clock read `closed_time`, or earlier, by the latest reading of the clock here. The session
+    /// knows for sure, unless its upstream speaks an old version: then it is as good as heartbeats are quick.
+    fn as_of(&self, session_micros: Option<i64>, closed_time: Timestamp) -> i64 {
+        let micros = |time: u128| i64::try_from(time).unwrap_or(i64::MAX);
+        match session_micros.filter(|_| !is_planted(Bug::AgeByPrimarysClock)) {
+            Some(at) => at.saturating_add(micros(self.begun.as_micros())),
+            None => {
+                let ahead = self.primary_clock.ahead_micros().unwrap_or(i64::MAX);
+                micros(closed_time.as_micros().into()).saturating_sub(ahead)
+            }
+        }
     }
 
     /// Every change acknowledged before it shows here.

@@ -25,12 +25,14 @@ pub(super) enum Kind {
     Hello = 0x10,
     Ack = 0x11,
     Details = 0x12,
+    Probe = 0x13,
     Welcome = 0x20,
     Refused = 0x21,
     Append = 0x22,
     Heartbeat = 0x23,
     Keys = 0x24,
     Traces = 0x25,
+    Reading = 0x26,
     Request = 0x30,
     Response = 0x31,
     TracedRequest = 0x32,
@@ -40,19 +42,21 @@ pub(super) enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Result<Self, CodecError> {
-        const ALL: [Kind; 17] = [
+        const ALL: [Kind; 19] = [
             Kind::Event,
             Kind::Entries,
             Kind::Value,
             Kind::Hello,
             Kind::Ack,
             Kind::Details,
+            Kind::Probe,
             Kind::Welcome,
             Kind::Refused,
             Kind::Append,
             Kind::Heartbeat,
             Kind::Keys,
             Kind::Traces,
+            Kind::Reading,
             Kind::Request,
             Kind::Response,
             Kind::TracedRequest,

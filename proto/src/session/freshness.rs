@@ -16,18 +16,36 @@ pub struct Lag {
     pub complete: Option<Duration>,
 }
 
-/// A heartbeat and when it came.
+/// A heartbeat, and how old it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// What it says.
+    pub heartbeat: Heartbeat,
+    /// How long before it was sent the primary said it: a site that relays says it again and again.
+    pub age: Duration,
+    /// When the primary said it, or earlier: microseconds of the session's time here, however long it travelled and
+    /// whoever sets a clock; `None` from an upstream that gives no readings of its clock.
+    pub as_of_micros: Option<i64>,
+}
+
+/// A word and when it came.
 #[derive(Clone, Copy, Debug)]
 struct Heard {
-    heartbeat: Heartbeat,
+    word: Word,
     at: Duration,
 }
 
+/// What is known of the changes that a heartbeat stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Closed {
+    time: Timestamp,
+    as_of_micros: Option<i64>,
+}
+
 impl Heard {
-    /// How long ago the primary said it, but for the time it travelled: it may have waited at a site
-    /// that relays.
-    fn age(&self, now: Duration) -> Duration {
-        self.heartbeat.now.since(self.heartbeat.closed_time).saturating_add(now.saturating_sub(self.at))
+    /// How long ago the primary said it, but for the time it travelled.
+    const fn age(&self, now: Duration) -> Duration {
+        self.word.age.saturating_add(now.saturating_sub(self.at))
     }
 }
 
@@ -35,14 +53,14 @@ impl Heard {
 pub(super) struct Freshness {
     /// The heartbeat with the newest word of the primary.
     last: Option<Heard>,
-    /// Heartbeats whose head is not applied yet, with their closed times.
-    closing: Marks,
-    /// The closed time of the newest heartbeat whose head is applied.
-    closed_time: Option<Timestamp>,
+    /// Heartbeats whose head is not applied yet.
+    closing: Marks<Closed>,
+    /// The newest heartbeat whose head is applied.
+    closed: Option<Closed>,
     /// The closed time of the newest heartbeat that found nothing still to be received.
     level_at: Option<Timestamp>,
     /// Events received, with their times, as far as they have not passed every stage.
-    events: Marks,
+    events: Marks<Timestamp>,
     last_event: Option<Timestamp>,
     /// The times of events received up to here are not known.
     unknown_until: Offset,
@@ -56,7 +74,7 @@ impl Freshness {
             // A closed time left out makes the site look staler for a moment; the other way a lag
             // is overstated a little. Neither makes it look better than it is.
             closing: Marks::of_latest(),
-            closed_time: None,
+            closed: None,
             level_at: None,
             events: Marks::of_earliest(),
             last_event: None,
@@ -64,14 +82,8 @@ impl Freshness {
         }
     }
 
-    pub(super) fn handle_heartbeat(
-        &mut self,
-        now: Duration,
-        heartbeat: Heartbeat,
-        received: Offset,
-        applied: Offset,
-    ) {
-        let heard = Heard { heartbeat, at: now };
+    pub(super) fn handle_heartbeat(&mut self, now: Duration, word: Word, received: Offset, applied: Offset) {
+        let (heard, heartbeat) = (Heard { word, at: now }, word.heartbeat);
         // A relay that lost its upstream says again what it heard last, and after a restart less.
         // Closed times cannot be compared: the primary's clock may have been set back.
         if self.last.is_some_and(|last| last.age(now) < heard.age(now)) {
@@ -81,7 +93,8 @@ impl Freshness {
         if heartbeat.head <= received {
             self.level_at = Some(heartbeat.closed_time);
         }
-        self.closing.push(heartbeat.head, heartbeat.closed_time);
+        let closed = Closed { time: heartbeat.closed_time, as_of_micros: word.as_of_micros };
+        self.closing.push(heartbeat.head, closed);
         self.handle_applied(applied);
     }
 
@@ -96,8 +109,8 @@ impl Freshness {
     }
 
     pub(super) fn handle_applied(&mut self, applied: Offset) {
-        if let Some(closed_time) = self.closing.pop_through(applied) {
-            self.closed_time = Some(closed_time);
+        if let Some(closed) = self.closing.pop_through(applied) {
+            self.closed = Some(closed);
         }
     }
 
@@ -124,11 +137,11 @@ impl Freshness {
     /// What earlier heartbeats closed was closed in a history that may have ended.
     pub(super) fn forget_closed_time(&mut self) {
         self.closing.clear();
-        self.closed_time = None;
+        self.closed = None;
     }
 
     pub(super) fn heartbeat(&self) -> Option<&Heartbeat> {
-        self.last.as_ref().map(|heard| &heard.heartbeat)
+        self.last.as_ref().map(|heard| &heard.word.heartbeat)
     }
 
     pub(super) fn heartbeat_age(&self, now: Duration) -> Option<Duration> {
@@ -139,12 +152,16 @@ impl Freshness {
         self.last.as_ref().map(|heard| heard.at + LIVE_MAX.saturating_sub(heard.age(heard.at)))
     }
 
-    pub(super) const fn closed_time(&self) -> Option<Timestamp> {
-        self.closed_time
+    pub(super) fn closed_time(&self) -> Option<Timestamp> {
+        self.closed.map(|closed| closed.time)
+    }
+
+    pub(super) fn as_of_micros(&self) -> Option<i64> {
+        self.closed?.as_of_micros
     }
 
     pub(super) fn primary_now(&self, now: Duration) -> Option<Timestamp> {
-        self.last.as_ref().map(|heard| heard.heartbeat.now.plus(now.saturating_sub(heard.at)))
+        self.last.as_ref().map(|heard| heard.word.heartbeat.now.plus(now.saturating_sub(heard.at)))
     }
 
     /// The lag of a stage that has `reached` an offset, while live.
@@ -173,9 +190,9 @@ mod tests {
         Offset::new(1, seq)
     }
 
-    fn heartbeat(head: u64, secs: u64) -> Heartbeat {
+    fn word(head: u64, secs: u64) -> Word {
         let now = Timestamp::from_secs(secs);
-        Heartbeat {
+        let heartbeat = Heartbeat {
             head: at(head),
             closed_time: now,
             now,
@@ -183,17 +200,18 @@ mod tests {
             state_hash: [0; 32],
             state_at: at(head),
             unsure: false,
-        }
+        };
+        Word { heartbeat, age: Duration::ZERO, as_of_micros: None }
     }
 
     #[test]
     fn a_lag_is_the_age_of_the_oldest_event_still_to_pass() {
         let mut fresh = Freshness::new(at(0));
         assert_eq!(fresh.lag(Duration::ZERO, at(0), at(0)), None);
-        fresh.handle_heartbeat(Duration::ZERO, heartbeat(0, 100), at(0), at(0));
+        fresh.handle_heartbeat(Duration::ZERO, word(0, 100), at(0), at(0));
         assert_eq!(fresh.lag(Duration::from_secs(9), at(0), at(0)), Some(Duration::ZERO));
         // Two events behind, none of them here yet: both are younger than the last level moment.
-        fresh.handle_heartbeat(Duration::from_secs(3), heartbeat(2, 103), at(0), at(0));
+        fresh.handle_heartbeat(Duration::from_secs(3), word(2, 103), at(0), at(0));
         assert_eq!(fresh.lag(Duration::from_secs(4), at(0), at(0)), Some(Duration::from_secs(4)));
         fresh.handle_event(at(1), Timestamp::from_secs(101));
         fresh.handle_event(at(2), Timestamp::from_secs(102));
@@ -206,22 +224,22 @@ mod tests {
     fn a_lag_behind_events_whose_times_are_not_known_is_unknown() {
         let lag = |fresh: &Freshness, reached| fresh.lag(Duration::ZERO, at(6), at(reached));
         let mut fresh = Freshness::new(at(5));
-        fresh.handle_heartbeat(Duration::ZERO, heartbeat(6, 100), at(5), at(5));
+        fresh.handle_heartbeat(Duration::ZERO, word(6, 100), at(5), at(5));
         fresh.handle_event(at(6), Timestamp::from_secs(99));
         assert_eq!((lag(&fresh, 4), lag(&fresh, 5)), (None, Some(Duration::from_secs(1))));
 
         let mut fresh = Freshness::new(at(5));
         fresh.handle_replay_from(at(4));
         fresh.handle_event(at(5), Timestamp::from_secs(40));
-        fresh.handle_heartbeat(Duration::ZERO, heartbeat(6, 100), at(5), at(5));
+        fresh.handle_heartbeat(Duration::ZERO, word(6, 100), at(5), at(5));
         assert_eq!((lag(&fresh, 3), lag(&fresh, 4)), (None, Some(Duration::from_secs(60))));
     }
 
     #[test]
     fn a_closed_time_counts_once_its_head_is_applied() {
         let mut fresh = Freshness::new(at(0));
-        fresh.handle_heartbeat(Duration::ZERO, heartbeat(1, 100), at(2), at(0));
-        fresh.handle_heartbeat(Duration::ZERO, heartbeat(2, 101), at(2), at(0));
+        fresh.handle_heartbeat(Duration::ZERO, word(1, 100), at(2), at(0));
+        fresh.handle_heartbeat(Duration::ZERO, word(2, 101), at(2), at(0));
         assert_eq!(fresh.closed_time(), None);
         fresh.handle_applied(at(1));
         assert_eq!(fresh.closed_time(), Some(Timestamp::from_secs(100)));

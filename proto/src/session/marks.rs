@@ -1,42 +1,42 @@
-//! A bounded memory of which offset came with which time.
+//! A bounded memory of which offset came with what.
 
 use std::collections::VecDeque;
 
-use crate::{Offset, Timestamp};
+use crate::Offset;
 
 /// Most marks held, however many pairs come.
 const MARKS_MAX: usize = 512;
 
-/// Pairs of offset and time in ascending order of offsets. When there are too many, neighbours
+/// Pairs of an offset and what came with it, in ascending order of offsets. When there are too many, neighbours
 /// share a mark: all marks stand for about as many pairs each.
 #[derive(Debug)]
-pub(super) struct Marks {
-    marks: VecDeque<Mark>,
+pub(super) struct Marks<T> {
+    marks: VecDeque<Mark<T>>,
     pairs_per_mark: u64,
-    /// The time of a mark that stands for an earlier and a later pair. Its offset is the later.
-    join: fn(Timestamp, Timestamp) -> Timestamp,
+    /// What a mark has that stands for an earlier and a later pair. Its offset is the later.
+    join: fn(T, T) -> T,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Mark {
+struct Mark<T> {
     offset: Offset,
-    time: Timestamp,
+    what: T,
     pairs: u64,
 }
 
-impl Marks {
-    /// Marks that keep the earlier time.
+impl<T: Copy> Marks<T> {
+    /// Marks that keep what came earlier.
     pub(super) const fn of_earliest() -> Self {
         Self { marks: VecDeque::new(), pairs_per_mark: 1, join: |earlier, _| earlier }
     }
 
-    /// Marks that keep the later time.
+    /// Marks that keep what came later.
     pub(super) const fn of_latest() -> Self {
         Self { marks: VecDeque::new(), pairs_per_mark: 1, join: |_, later| later }
     }
 
-    pub(super) fn push(&mut self, offset: Offset, time: Timestamp) {
-        let mark = Mark { offset, time, pairs: 1 };
+    pub(super) fn push(&mut self, offset: Offset, what: T) {
+        let mark = Mark { offset, what, pairs: 1 };
         match self.marks.back_mut() {
             Some(last) if last.pairs < self.pairs_per_mark => *last = joined(self.join, *last, mark),
             _ => self.marks.push_back(mark),
@@ -46,11 +46,11 @@ impl Marks {
         }
     }
 
-    /// Forgets the marks up to `offset` and gives the time of the last of them.
-    pub(super) fn pop_through(&mut self, offset: Offset) -> Option<Timestamp> {
+    /// Forgets the marks up to `offset` and gives what the last of them has.
+    pub(super) fn pop_through(&mut self, offset: Offset) -> Option<T> {
         let mut last = None;
         while let Some(mark) = self.marks.pop_front_if(|mark| mark.offset <= offset) {
-            last = Some(mark.time);
+            last = Some(mark.what);
         }
         // With room again, what comes from here on is told apart more finely.
         if self.marks.len() < MARKS_MAX / 4 {
@@ -64,10 +64,10 @@ impl Marks {
         while self.marks.pop_back_if(|mark| mark.offset > offset).is_some() {}
     }
 
-    /// The time of the first mark after `offset`.
-    pub(super) fn first_after(&self, offset: Offset) -> Option<Timestamp> {
+    /// What the first mark has after `offset`.
+    pub(super) fn first_after(&self, offset: Offset) -> Option<T> {
         let index = self.marks.partition_point(|mark| mark.offset <= offset);
-        self.marks.get(index).map(|mark| mark.time)
+        self.marks.get(index).map(|mark| mark.what)
     }
 
     pub(super) fn clear(&mut self) {
@@ -84,13 +84,14 @@ impl Marks {
     }
 }
 
-fn joined(join: fn(Timestamp, Timestamp) -> Timestamp, first: Mark, second: Mark) -> Mark {
-    Mark { offset: second.offset, time: join(first.time, second.time), pairs: first.pairs + second.pairs }
+fn joined<T>(join: fn(T, T) -> T, first: Mark<T>, second: Mark<T>) -> Mark<T> {
+    Mark { offset: second.offset, what: join(first.what, second.what), pairs: first.pairs + second.pairs }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Timestamp;
 
     #[test]
     fn few_pairs_are_kept_as_they_are() {

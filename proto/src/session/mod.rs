@@ -7,6 +7,7 @@
 //! `now` is always monotonic time since a moment that the driver chose once and keeps for the
 //! life of the machine. Wall time is only ever the primary's and comes in frames and [`LogState`].
 
+mod ahead;
 mod backoff;
 mod freshness;
 mod marks;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 pub use self::{
     backoff::Backoff,
-    freshness::Lag,
+    freshness::{Lag, Word},
     publisher::{Closed, Misplaced, Publisher, PublisherConfig, PublisherNotice},
     subscriber::{
         Ended, Progress, Received, Subscriber, SubscriberConfig, SubscriberNotice, SubscriberState,
@@ -35,6 +36,8 @@ pub const LIVE_MAX: Duration = Duration::from_millis(750);
 pub const ACK_DELAY: Duration = Duration::from_millis(20);
 /// A secondary says how far it is at least this often.
 pub const ACK_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// A secondary asks for a reading of the upstream's clock this often.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// An end that has heard nothing for this long gives the session up.
 pub const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Most unacknowledged bytes of events towards one secondary.
@@ -69,6 +72,9 @@ pub fn begun(offset: Offset) -> Offset {
 pub struct LogState {
     /// What a heartbeat would say now. Its head is the primary's, whoever relays it.
     pub heartbeat: Heartbeat,
+    /// How long ago the primary said that, at most; zero at the primary itself, and `None` at a site that
+    /// relays and has not heard of the primary since it started.
+    pub age: Option<Duration>,
     /// The newest event that can be sent.
     pub durable: Offset,
     /// Whether the log ends at `durable` for certain: always at the primary; at a site that

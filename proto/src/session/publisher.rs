@@ -8,8 +8,8 @@ use super::{APPEND_BYTES_MAX, HEARTBEAT_INTERVAL, IDLE_MAX, LogState, Place, WIN
 use crate::{
     Digest, Offset, SiteName, Traceparent,
     frame::{
-        Ack, DETAILS_MAX, FromPrimary, FromSecondary, Hello, Keys, Refusal, Resume, SiteDetail, TRACES_MAX,
-        TRACES_SINCE, VERSIONS, Welcome,
+        Ack, DETAILS_MAX, Echo, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, LAG_UNKNOWN_MICROS,
+        READINGS_SINCE, Reading, Refusal, Resume, SiteDetail, TRACES_MAX, TRACES_SINCE, VERSIONS, Welcome,
     },
 };
 
@@ -78,6 +78,12 @@ pub struct Publisher {
     in_flight: VecDeque<(Offset, usize)>,
     in_flight_bytes: usize,
     hello: Option<Hello>,
+    /// When the first one came.
+    begun: Option<Duration>,
+    /// The newest probe, until it was answered.
+    echo: Option<Echo>,
+    /// What is said behind a reading of the clock.
+    heartbeat: Option<Heartbeat>,
     /// It took a snapshot on this stream: another one would bring it no further.
     took_snapshot: bool,
     /// Where that which `hello` has lies in the log, once the driver has looked.
@@ -150,6 +156,9 @@ impl Publisher {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             hello: None,
+            begun: None,
+            echo: None,
+            heartbeat: None,
             took_snapshot: false,
             place: None,
             ack: None,
@@ -185,16 +194,18 @@ impl Publisher {
             (State::AwaitingHello | State::Snapshot, FromSecondary::Hello(hello)) => {
                 self.took_snapshot |= self.state == State::Snapshot;
                 self.hello = Some(hello);
+                self.begun.get_or_insert(now);
                 self.place = None;
                 self.state = State::Greeted;
             }
-            (State::AwaitingHello, FromSecondary::Ack(_) | FromSecondary::Details(_)) => {
-                self.violated("the first frame is not Hello")
-            }
+            (State::AwaitingHello, _) => self.violated("the first frame is not Hello"),
             (State::Greeted | State::Streaming, FromSecondary::Hello(_)) => self.violated("a second Hello"),
             (State::Greeted | State::Streaming | State::Snapshot, FromSecondary::Details(mut details)) => {
                 details.truncate(DETAILS_MAX);
                 self.notices.push_back(PublisherNotice::Details(details));
+            }
+            (State::Greeted | State::Streaming | State::Snapshot, FromSecondary::Probe(probe_micros)) => {
+                self.echo = Some(Echo { probe_micros, came_at_micros: self.micros(now) });
             }
             // It may still acknowledge the end of what it had before it asked to resume.
             (State::Greeted | State::Snapshot, FromSecondary::Ack(ack)) => self.acked(ack),
@@ -306,7 +317,7 @@ impl Publisher {
         }
     }
 
-    /// The next frame to send; `log` is where the log is now.
+    /// The next frame to send; `log` is where the log was at `now` or later.
     pub fn poll_transmit(&mut self, now: Duration, log: &LogState) -> Option<FromPrimary> {
         self.head = log.durable;
         match &self.state {
@@ -319,6 +330,9 @@ impl Publisher {
             State::Greeted if self.to_place().is_some() => return None,
             State::Greeted => return Some(self.answer(now, log)),
             State::Streaming | State::Snapshot => {}
+        }
+        if let Some(heartbeat) = self.heartbeat.take() {
+            return Some(FromPrimary::Heartbeat(heartbeat));
         }
         if std::mem::take(&mut self.keys_due) {
             return Some(FromPrimary::Keys(self.keys.clone()));
@@ -335,9 +349,22 @@ impl Publisher {
         }
         if heartbeat_due {
             self.next_heartbeat = now + HEARTBEAT_INTERVAL;
-            return Some(FromPrimary::Heartbeat(log.heartbeat));
+            if self.version().is_none_or(|version| version < READINGS_SINCE) {
+                return Some(FromPrimary::Heartbeat(log.heartbeat));
+            }
+            self.heartbeat = Some(log.heartbeat);
+            return Some(FromPrimary::Reading(Reading {
+                at_micros: self.micros(now),
+                age_micros: log.age.map_or(LAG_UNKNOWN_MICROS, micros_of),
+                echo: self.echo.take(),
+            }));
         }
         None
+    }
+
+    /// Since the first `Hello`.
+    fn micros(&self, now: Duration) -> u64 {
+        micros_of(now.saturating_sub(self.begun.unwrap_or(now)))
     }
 
     /// When to call [`Publisher::handle_timeout`] and [`Publisher::poll_transmit`] at the latest.
@@ -472,6 +499,10 @@ impl Publisher {
         (self.queue_bytes, self.in_flight_bytes) = (0, 0);
         self.notices.push_back(PublisherNotice::Closed(why));
     }
+}
+
+fn micros_of(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The driver handed over an event that was not asked for.

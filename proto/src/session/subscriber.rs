@@ -10,13 +10,18 @@ use std::{
 use bytes::Bytes;
 
 pub use self::notice::{Ended, Received, SubscriberNotice};
-use super::{ACK_DELAY, ACK_INTERVAL_MAX, IDLE_MAX, Lag, WINDOW_BYTES, freshness::Freshness};
+use super::{
+    ACK_DELAY, ACK_INTERVAL_MAX, IDLE_MAX, Lag, PROBE_INTERVAL, WINDOW_BYTES, Word,
+    ahead::{Ahead, signed_micros},
+    freshness::Freshness,
+};
 use crate::{
     Digest, Offset, SiteName, Timestamp, Traceparent,
     codec::decode_event,
     frame::{
         Ack, BEHIND_MAX, Behind, DETAILS_MAX, FromPrimary, FromSecondary, HOPS_MAX, Heartbeat, Hello,
-        LAG_UNKNOWN_MICROS, Resume, SiteDetail, SiteReport, TRACES_MAX, VERSIONS, Welcome,
+        LAG_UNKNOWN_MICROS, READINGS_SINCE, Reading, Resume, SiteDetail, SiteReport, TRACES_MAX, VERSIONS,
+        Welcome,
     },
 };
 
@@ -72,6 +77,11 @@ pub struct Subscriber {
     /// What people are to be told of this site and those behind it.
     details: BTreeMap<SiteName, SiteDetail>,
     fresh: Freshness,
+    /// Against the upstream's time on this stream.
+    ahead: Ahead,
+    /// Of the heartbeat that comes next.
+    reading: Option<Reading>,
+    last_probe: Option<Duration>,
     last_heard: Duration,
     last_ack: Duration,
     ack_due: bool,
@@ -113,6 +123,9 @@ impl Subscriber {
             behind: BTreeMap::new(),
             details: BTreeMap::new(),
             fresh: Freshness::new(progress.durable),
+            ahead: Ahead::default(),
+            reading: None,
+            last_probe: None,
             last_heard: Duration::ZERO,
             last_ack: Duration::ZERO,
             ack_due: false,
@@ -165,8 +178,16 @@ impl Subscriber {
     }
 
     /// Every change the primary acknowledged before this time is applied here.
-    pub const fn closed_time(&self) -> Option<Timestamp> {
+    pub fn closed_time(&self) -> Option<Timestamp> {
         self.fresh.closed_time()
+    }
+
+    /// Every change the primary acknowledged before this time here is applied here, however long the word of it
+    /// travelled and whoever sets a clock, as long as the driver's time is the real one. Microseconds of the driver's
+    /// time, below zero for times before its beginning; `None` before the first heartbeat, and when an upstream
+    /// that speaks a version before 3 sent the last one.
+    pub fn as_of_micros(&self) -> Option<i64> {
+        self.fresh.as_of_micros()
     }
 
     /// The primary's clock now, but for the time a heartbeat travels.
@@ -174,10 +195,11 @@ impl Subscriber {
         self.fresh.primary_now(now)
     }
 
-    /// How old an answer from here may be at most, but for the time a heartbeat travels: the
-    /// primary's clock less [`Subscriber::closed_time`]. It grows while there are no heartbeats.
+    /// How old an answer from here may be at most: [`Subscriber::as_of_micros`] is so long ago. It grows while
+    /// there are no heartbeats.
     pub fn staleness(&self, now: Duration) -> Option<Duration> {
-        Some(self.primary_now(now)?.since(self.closed_time()?))
+        let micros = signed_micros(now).saturating_sub(self.as_of_micros()?);
+        Some(Duration::from_micros(u64::try_from(micros).unwrap_or_default()))
     }
 
     /// How far the site is behind, in primary time.
@@ -206,6 +228,8 @@ impl Subscriber {
         self.last_heard = now;
         self.hello_due = true;
         self.ack_due = false;
+        self.reading = None;
+        self.last_probe = None;
         self.behind.clear();
         self.details.clear();
         self.traces.clear();
@@ -237,6 +261,7 @@ impl Subscriber {
             FromPrimary::Refused(refusal) => self.end(Ended::Refused(refusal)),
             FromPrimary::Welcome(welcome) if self.state == SubscriberState::Greeting => self.greeted(welcome),
             _ if !self.welcomed => self.end(Ended::OutOfPlace("a frame before Welcome")),
+            FromPrimary::Reading(reading) => self.read(now, reading),
             FromPrimary::Heartbeat(heartbeat) => self.heard(now, heartbeat),
             FromPrimary::Keys(keys) => self.notices.push_back(SubscriberNotice::Keys(keys)),
             FromPrimary::Append(events) if self.state == SubscriberState::Streaming => self.appended(events),
@@ -335,10 +360,14 @@ impl Subscriber {
     pub fn poll_transmit(&mut self, now: Duration) -> Option<FromSecondary> {
         match self.state {
             SubscriberState::Disconnected => None,
-            SubscriberState::Greeting => std::mem::take(&mut self.hello_due).then(|| self.hello()),
+            SubscriberState::Greeting => std::mem::take(&mut self.hello_due).then(|| self.hello(now)),
             SubscriberState::Streaming | SubscriberState::Snapshot => {
                 let is_time = self.ack_due && self.is_time_to_ack(now);
-                if is_time { Some(self.acknowledge(now)) } else { self.next_details() }
+                if is_time {
+                    Some(self.acknowledge(now))
+                } else {
+                    self.probe(now).or_else(|| self.next_details())
+                }
             }
         }
     }
@@ -363,7 +392,11 @@ impl Subscriber {
         self.notices.pop_front()
     }
 
-    fn hello(&self) -> FromSecondary {
+    fn hello(&mut self, now: Duration) -> FromSecondary {
+        // The one after a snapshot is not the first of its stream.
+        if !self.welcomed {
+            self.ahead.begin(now);
+        }
         let have = self.progress.durable;
         FromSecondary::Hello(Hello {
             versions: VERSIONS.to_vec(),
@@ -409,6 +442,16 @@ impl Subscriber {
         self.ack_due = !self.behind.is_empty();
         self.ack_at = self.ack_due.then_some(now);
         FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
+    }
+
+    /// They go with what else is sent, and at least as often as there is an acknowledgement.
+    fn probe(&mut self, now: Duration) -> Option<FromSecondary> {
+        let is_due = self.last_probe.is_none_or(|last| now >= last + PROBE_INTERVAL);
+        if !is_due || self.version < READINGS_SINCE {
+            return None;
+        }
+        self.last_probe = Some(now);
+        Some(FromSecondary::Probe(u64::try_from(now.as_micros()).unwrap_or_default()))
     }
 
     fn next_details(&mut self) -> Option<FromSecondary> {
@@ -466,12 +509,35 @@ impl Subscriber {
         self.fresh.begin_after(floor);
     }
 
+    /// What was said here and came there at a time tells what time it is there.
+    fn read(&mut self, now: Duration, reading: Reading) {
+        let echo = reading.echo.map(|echo| (Duration::from_micros(echo.probe_micros), echo.came_at_micros));
+        if let Some((left, came_at)) = echo.filter(|(left, _)| *left <= now) {
+            self.ahead.came(left, came_at);
+        }
+        self.reading = Some(reading);
+    }
+
     fn heard(&mut self, now: Duration, heartbeat: Heartbeat) {
         if heartbeat.head == self.progress.received {
             self.progress.log_bytes = heartbeat.log_bytes;
         }
-        self.fresh.handle_heartbeat(now, heartbeat, self.progress.received, self.progress.applied);
-        self.notices.push_back(SubscriberNotice::Heartbeat(heartbeat));
+        let word = match self.reading.take() {
+            Some(reading) => Word {
+                heartbeat,
+                age: Duration::from_micros(reading.age_micros),
+                as_of_micros: self.as_of(now, &reading),
+            },
+            None => Word { heartbeat, age: heartbeat.now.since(heartbeat.closed_time), as_of_micros: None },
+        };
+        self.fresh.handle_heartbeat(now, word, self.progress.received, self.progress.applied);
+        self.notices.push_back(SubscriberNotice::Heartbeat(word));
+    }
+
+    /// When the primary said what a heartbeat with this `reading` says, or earlier, in the time here.
+    fn as_of(&self, now: Duration, reading: &Reading) -> Option<i64> {
+        let at = i64::try_from(reading.at_micros).ok()?.checked_sub_unsigned(reading.age_micros)?;
+        at.checked_sub(self.ahead.micros(now)?)
     }
 
     fn appended(&mut self, events: Vec<Bytes>) {

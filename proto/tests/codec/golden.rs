@@ -13,9 +13,9 @@ use outport_proto::{
     },
     frame::{
         Ack, Asked, AuthMode, Behind, BehindLink, Canary, CertificateRequests, Certificates, ClockOffset,
-        Credentials, DiffStep, Fill, FromPrimary, FromSecondary, Heartbeat, Hello, Join, Joined, Keys,
-        MissingBlobs, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteDetail,
-        SiteReport, Spread, Verdict, Welcome,
+        Credentials, DiffStep, Echo, Fill, FromPrimary, FromSecondary, Heartbeat, Hello, Join, Joined, Keys,
+        LAG_UNKNOWN_MICROS, MissingBlobs, Question, Reading, Refusal, RegistryChallenge, Request, Response,
+        Resume, SealKey, SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, media_type},
     snapshot::{Deleted, Entry, EntryKey, SnapshotPlace},
@@ -266,6 +266,7 @@ fn frames_from_a_secondary() {
         }],
     };
     frame("details", FromSecondary::Details(vec![quiet, busy]));
+    frame("probe", FromSecondary::Probe(12));
 }
 
 #[test]
@@ -311,6 +312,10 @@ fn frames_from_the_primary() {
             unsure: false,
         }),
     );
+    let echo = Some(Echo { probe_micros: 15, came_at_micros: 16 });
+    frame("reading", FromPrimary::Reading(Reading { at_micros: 13, age_micros: 14, echo }));
+    let unknown = Reading { at_micros: 13, age_micros: LAG_UNKNOWN_MICROS, echo: None };
+    frame("reading-unknown", FromPrimary::Reading(unknown));
     frame("keys", FromPrimary::Keys(keys()));
     frame("traces", FromPrimary::Traces(vec![(Offset::new(1, 9), traceparent())]));
     let of = |auth| FromPrimary::Keys(Keys { auth, ..keys() });

@@ -8,9 +8,9 @@ use outport_proto::{
     codec::encode_event,
     frame::{
         Ack, AuthMode, Behind, BehindLink, Canary, CertificateRequests, Certificates, ClockOffset,
-        Credentials, DiffStep, Fill, FromPrimary, FromSecondary, Heartbeat, Hello, Join, Joined, Keys,
-        MissingBlobs, Question, Refusal, RegistryChallenge, Request, Response, Resume, SealKey, SiteDetail,
-        SiteReport, Spread, Verdict, Welcome,
+        Credentials, DiffStep, Echo, Fill, FromPrimary, FromSecondary, Heartbeat, Hello, Join, Joined, Keys,
+        MissingBlobs, Question, Reading, Refusal, RegistryChallenge, Request, Response, Resume, SealKey,
+        SiteDetail, SiteReport, Spread, Verdict, Welcome,
     },
     oci::{ChildKind, Descriptor, Platform},
     snapshot::{Deleted, Entry, SnapshotPlace},
@@ -193,7 +193,8 @@ pub(crate) fn from_secondary() -> impl Strategy<Value = FromSecondary> {
             FromSecondary::Ack(Ack { received, durable, applied, complete, report, behind })
         },
     );
-    prop_oneof![hello, ack, vec(detail(), 0..3).prop_map(FromSecondary::Details)]
+    let details = vec(detail(), 0..3).prop_map(FromSecondary::Details);
+    prop_oneof![hello, ack, details, any::<u64>().prop_map(FromSecondary::Probe)]
 }
 
 fn detail() -> impl Strategy<Value = SiteDetail> {
@@ -341,8 +342,14 @@ pub(crate) fn from_primary() -> impl Strategy<Value = FromPrimary> {
                 unsure,
             })
         });
+    let echo =
+        any::<(u64, u64)>().prop_map(|(probe_micros, came_at_micros)| Echo { probe_micros, came_at_micros });
+    let reading = (any::<u64>(), any::<u64>(), option::of(echo)).prop_map(|(at_micros, age_micros, echo)| {
+        FromPrimary::Reading(Reading { at_micros, age_micros, echo })
+    });
     prop_oneof![
         welcome,
+        reading,
         refused.prop_map(FromPrimary::Refused),
         vec(event().prop_map(|event| encode_event(&event).unwrap()), 0..4).prop_map(FromPrimary::Append),
         heartbeat,

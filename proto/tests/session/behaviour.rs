@@ -284,7 +284,7 @@ fn versions_are_agreed_on() {
                 secondary.handle_connected(pair.now);
             }
             Some(FromPrimary::Refused(refusal)) => {
-                assert!(accepted.is_none() && refusal == Refusal::Version(vec![2, 1]));
+                assert!(accepted.is_none() && refusal == Refusal::Version(vec![3, 2, 1]));
             }
             other => panic!("{other:?}"),
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use outport_proto::{
     Change, Digest, Event, Offset, Timestamp,
     codec::{FrameReader, decode_event, encode_event, encode_frame},
-    frame::{AuthMode, FromPrimary, FromSecondary, Heartbeat, Keys},
+    frame::{AuthMode, FromPrimary, FromSecondary, Heartbeat, Hello, Keys, VERSIONS},
     session::{
         LogState, Place, Progress, Publisher, PublisherConfig, PublisherNotice, Subscriber, SubscriberConfig,
         SubscriberNotice,
@@ -36,13 +36,21 @@ pub(crate) enum Fate {
 pub(crate) struct Relayed {
     /// How many of the newest events it lacks.
     pub(crate) lacks: usize,
-    /// The primary's clock when it was last heard.
-    pub(crate) heard_at: Timestamp,
+    /// When the primary was last heard, if ever.
+    pub(crate) heard_at: Option<Duration>,
 }
 
 pub(crate) struct Pair {
     pub(crate) now: Duration,
     pub(crate) log: Vec<Bytes>,
+    /// When each event came into the log.
+    pub(crate) made: Vec<Duration>,
+    /// Somebody set the primary's wall clock.
+    pub(crate) wall_ahead_micros: i64,
+    /// How long every frame travels.
+    pub(crate) latency: Duration,
+    /// Versions that the publisher finds in `Hello`.
+    pub(crate) offers: Vec<u16>,
     pub(crate) floor: Offset,
     pub(crate) tail_events_max: u64,
     pub(crate) epoch: u64,
@@ -92,6 +100,10 @@ impl Pair {
         Self {
             now: Duration::from_secs(100),
             log: Vec::new(),
+            made: Vec::new(),
+            wall_ahead_micros: 0,
+            latency: LATENCY,
+            offers: VERSIONS.to_vec(),
             floor: Offset::new(1, 0),
             tail_events_max: u64::MAX,
             epoch: 1,
@@ -124,6 +136,7 @@ impl Pair {
     pub(crate) fn restore(&mut self, seq: u64, restored: bool) {
         self.cut();
         self.log.truncate(seq as usize);
+        self.made.truncate(seq as usize);
         if restored {
             self.epoch += 1;
             self.append_change(Change::EpochBegan { fork: self.head() });
@@ -152,7 +165,11 @@ impl Pair {
 
     /// The primary's wall clock.
     pub(crate) fn wall(&self) -> Timestamp {
-        START.plus(self.now)
+        self.wall_at(self.now)
+    }
+
+    fn wall_at(&self, time: Duration) -> Timestamp {
+        Timestamp::from_micros(START.plus(time).as_micros().saturating_add_signed(self.wall_ahead_micros))
     }
 
     pub(crate) fn append(&mut self, events: usize) {
@@ -165,6 +182,7 @@ impl Pair {
         let offset = Offset::new(self.epoch, self.head().seq + 1);
         let event = Event { offset, time: self.wall(), actor: String::new(), intent: None, change };
         self.log.push(encode_event(&event).unwrap());
+        self.made.push(self.now);
     }
 
     /// The newest event that the publisher has.
@@ -173,14 +191,15 @@ impl Pair {
         self.log[..events].last().map_or(Offset::new(1, 0), |last| decode_event(last).unwrap().offset)
     }
 
-    fn heard_at(&self) -> Timestamp {
-        self.relayed.map_or(self.wall(), |relayed| relayed.heard_at)
+    /// When the primary's word came to the publisher.
+    fn heard_at(&self) -> Option<Duration> {
+        self.relayed.map_or(Some(self.now), |relayed| relayed.heard_at)
     }
 
     pub(crate) fn log_state(&self) -> LogState {
         let heartbeat = Heartbeat {
             head: self.head(),
-            closed_time: self.heard_at(),
+            closed_time: self.heard_at().map_or(Timestamp::default(), |at| self.wall_at(at)),
             now: self.wall(),
             log_bytes: self.log.iter().map(|event| event.len() as u64).sum(),
             state_hash: [0; 32],
@@ -189,6 +208,7 @@ impl Pair {
         };
         LogState {
             heartbeat,
+            age: self.heard_at().map(|at| self.now - at),
             durable: self.durable(),
             is_level: self.relayed.is_none(),
             floor: self.floor,
@@ -246,6 +266,12 @@ impl Pair {
         while let Some((_, bytes)) = self.up.pop_front_if(|(at, _)| *at <= self.now) {
             self.up_reader.push(&bytes);
             while let Some(frame) = self.up_reader.next().unwrap() {
+                let frame = match frame {
+                    FromSecondary::Hello(hello) => {
+                        FromSecondary::Hello(Hello { versions: self.offers.clone(), ..hello })
+                    }
+                    frame => frame,
+                };
                 if let Some(publisher) = &mut self.publisher {
                     publisher.handle_frame(self.now, frame);
                 }
@@ -267,7 +293,7 @@ impl Pair {
         self.take_notices();
         while let Some(frame) = self.subscriber.poll_transmit(self.now) {
             if !self.dark {
-                self.up.push_back((self.now + LATENCY, encode_frame(&frame).unwrap()));
+                self.up.push_back((self.now + self.latency, encode_frame(&frame).unwrap()));
             }
         }
     }
@@ -347,7 +373,7 @@ impl Pair {
         if self.dark {
             return;
         }
-        let at = self.now + LATENCY;
+        let at = self.now + self.latency;
         match self.fates.pop_front_if(|fate| *fate != Fate::Cut).unwrap_or(Fate::Arrives) {
             Fate::Lost => {}
             Fate::Overtaken => self.overtaken = Some(frame),

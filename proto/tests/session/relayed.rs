@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use outport_proto::{
-    Offset, SiteName, Timestamp,
+    Offset, SiteName,
     frame::{BEHIND_MAX, Behind, BehindLink, FromSecondary, HOPS_MAX, Refusal, SiteReport},
     session::{
         ACK_DELAY, Closed, Ended, IDLE_MAX, LIVE_MAX, Lag, PublisherNotice, SubscriberNotice, SubscriberState,
@@ -36,9 +36,9 @@ fn behind_a_relay_that_is_behind_a_site_knows_how_far_the_primary_is() {
     pair.run(Duration::from_secs(1));
     let closed = pair.subscriber.closed_time().unwrap();
     pair.append(3);
-    pair.relayed = Some(Relayed { lacks: 3, heard_at: pair.wall() });
+    pair.relayed = Some(Relayed { lacks: 3, heard_at: Some(pair.now) });
     for _ in 0..40 {
-        pair.relayed = Some(Relayed { lacks: 3, heard_at: pair.wall() });
+        pair.relayed = Some(Relayed { lacks: 3, heard_at: Some(pair.now) });
         pair.run(Duration::from_millis(50));
     }
     assert_eq!(pair.subscriber.head(), Some(at(10)));
@@ -46,7 +46,7 @@ fn behind_a_relay_that_is_behind_a_site_knows_how_far_the_primary_is() {
     assert!(pair.subscriber.closed_time().unwrap().since(closed) < Duration::from_millis(300));
     assert!(pair.subscriber.lag(pair.now).applied.unwrap() > Duration::from_millis(1500));
 
-    pair.relayed = Some(Relayed { lacks: 0, heard_at: pair.wall() });
+    pair.relayed = Some(Relayed { lacks: 0, heard_at: Some(pair.now) });
     pair.run(LATENCY * 3);
     assert_eq!(pair.delivered.last(), Some(&at(10)));
     pair.run(Duration::from_millis(300));
@@ -63,7 +63,7 @@ fn a_relay_that_no_longer_hears_the_primary_keeps_the_session_and_makes_nobody_f
     let closed = pair.subscriber.closed_time();
 
     let cut_at = pair.now;
-    pair.relayed = Some(Relayed { lacks: 0, heard_at: pair.wall() });
+    pair.relayed = Some(Relayed { lacks: 0, heard_at: Some(pair.now) });
     pair.run(LIVE_MAX + LATENCY + Duration::from_millis(5));
     assert!(!pair.subscriber.live(pair.now), "heartbeats go on, and tell how old they are");
     assert_eq!(pair.subscriber.lag(pair.now), Lag::default());
@@ -74,7 +74,7 @@ fn a_relay_that_no_longer_hears_the_primary_keeps_the_session_and_makes_nobody_f
     assert!(pair.subscriber.staleness(pair.now).unwrap() >= silence - LATENCY);
 
     // Restarted, it does not even know what it had heard.
-    pair.relayed = Some(Relayed { lacks: 0, heard_at: Timestamp::default() });
+    pair.relayed = Some(Relayed { lacks: 0, heard_at: None });
     pair.run(Duration::from_secs(5));
     assert!(pair.subscriber.closed_time() >= closed, "what was closed stays closed");
     let age = pair.subscriber.heartbeat_age(pair.now).unwrap();
@@ -92,7 +92,7 @@ fn a_site_that_never_heard_of_the_primary_is_not_live_however_young_it_is() {
     let mut pair = Pair::new();
     pair.now = Duration::ZERO;
     pair.append(7);
-    pair.relayed = Some(Relayed { lacks: 0, heard_at: Timestamp::default() });
+    pair.relayed = Some(Relayed { lacks: 0, heard_at: None });
     pair.connect();
     for _ in 0..100 {
         pair.run(Duration::from_millis(5));
@@ -108,12 +108,12 @@ fn a_site_ahead_of_its_relay_is_told_to_wait_and_no_fork_is_seen_in_it() {
     pair.connect();
     pair.run(Duration::from_secs(1));
     pair.cut();
-    pair.relayed = Some(Relayed { lacks: 2, heard_at: Timestamp::default() });
+    pair.relayed = Some(Relayed { lacks: 2, heard_at: None });
     pair.connect();
     pair.run(Duration::from_secs(1));
     assert!(matches!(ended(&pair), Some(Ended::Refused(Refusal::Unready(_)))), "{:?}", ended(&pair));
 
-    pair.relayed = Some(Relayed { lacks: 0, heard_at: Timestamp::default() });
+    pair.relayed = Some(Relayed { lacks: 0, heard_at: None });
     pair.connect();
     pair.run(Duration::from_secs(1));
     assert_eq!(pair.subscriber.state(), SubscriberState::Streaming);

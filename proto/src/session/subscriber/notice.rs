@@ -5,7 +5,8 @@ use bytes::Bytes;
 use crate::{
     Event, Offset, SiteName, Traceparent,
     codec::CodecError,
-    frame::{Heartbeat, Keys, Refusal, Welcome, names},
+    frame::{Keys, Refusal, Welcome, names},
+    session::Word,
 };
 
 /// What the driver should know about.
@@ -17,7 +18,7 @@ pub enum SubscriberNotice {
     /// Consecutive new events to append and apply.
     Events(Vec<Received>),
     /// The primary's log, as of now.
-    Heartbeat(Heartbeat),
+    Heartbeat(Word),
     /// New keys replace the old.
     Keys(Keys),
     /// The session is over: close the stream, wait, connect again. Nothing follows until then.

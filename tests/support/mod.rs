@@ -66,6 +66,8 @@ pub struct Options {
     pub behind: Vec<(&'static str, &'static str)>,
     /// More of some sites' configuration, TOML, by site.
     pub toml_of: Vec<(&'static str, String)>,
+    /// Another program than the one under test, by node.
+    pub program_of: Vec<(&'static str, PathBuf)>,
     /// Run nodes on this core alone.
     pub core: Option<usize>,
     /// What nodes log.
@@ -92,6 +94,7 @@ impl Default for Options {
             site_toml: String::new(),
             behind: Vec::new(),
             toml_of: Vec::new(),
+            program_of: Vec::new(),
             core: None,
             log_filter: "info",
         }
@@ -120,6 +123,8 @@ pub struct Node {
     /// The name clients know it by.
     pub host: String,
     dir: PathBuf,
+    /// What runs from the next start on.
+    pub program: PathBuf,
     role: &'static str,
     core: Option<usize>,
     child: Option<Child>,
@@ -135,8 +140,13 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("outport-test-").tempdir().unwrap();
         let password = random_hex();
         let network = network();
+        let program = |name: &str| {
+            let other = options.program_of.iter().find(|(node, _)| *node == name);
+            other.map_or_else(|| BINARY.into(), |(_, program)| program.clone())
+        };
         let node = |number: u8, name: &str, host: String, role: &'static str| Node {
             name: name.to_owned(),
+            program: program(name),
             ip: Ipv4Addr::new(network[0], network[1], network[2], number),
             host,
             dir: dir.path().join(name),
@@ -327,6 +337,7 @@ impl Cluster {
             ip: Ipv4Addr::new(a, b, c, 100 + number),
             host: format!("{name}.outport.example"),
             dir: self.dir.path().join(format!("{name}-{number}")),
+            program: BINARY.into(),
             role: "secondary",
             core: None,
             child: None,
@@ -422,10 +433,10 @@ impl Node {
         let mut command = match self.core {
             Some(core) => {
                 let mut command = Command::new("taskset");
-                command.args(["-c", &core.to_string(), BINARY]);
+                command.args(["-c", &core.to_string(), path(&self.program)]);
                 command
             }
-            None => Command::new(BINARY),
+            None => Command::new(&self.program),
         };
         command.args([self.role, "--config", path(&self.config())]).args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

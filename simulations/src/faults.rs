@@ -203,6 +203,10 @@ impl World {
             (false, false) => "clock of a site set forward",
         });
         self.machines[number].clock.turn(if is_back { -by } else { by });
+        // Whoever hears of it hears of it late.
+        if number == 0 && random.percent(50) {
+            (1..self.machines.len()).for_each(|site| self.slow(random, site));
+        }
     }
 
     fn slow_disk(&self, random: &Random, number: usize) {

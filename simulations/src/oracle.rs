@@ -214,6 +214,11 @@ impl Oracle {
         self.now.was(repo, what, self.seq(mark), digest)
     }
 
+    /// Whether something was not there at `mark` or later in the history of `mark`, which has ended since.
+    pub(crate) fn was_absent_before_end(&self, repo: &RepoName, what: &What, mark: Mark) -> bool {
+        self.dead.get(mark.branch).is_some_and(|branch| branch.was(repo, what, mark.seq, None))
+    }
+
     /// Whether something was not there at the end of a history that ended at `since` or later.
     pub(crate) fn was_absent_lately(&self, repo: &RepoName, what: &What, since: Instant) -> bool {
         let mut lately = self.dead.iter().filter(|branch| branch.ended.is_some_and(|ended| ended >= since));

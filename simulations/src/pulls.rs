@@ -215,6 +215,8 @@ impl World {
         let was_true = |since| oracle.was_absent_lately(&pull.repo, &pull.what, since);
         match missed {
             None => Ok(()),
+            // The primary said it of the history in which the pull began, and it was long on its way.
+            Some(_) if oracle.was_absent_before_end(&pull.repo, &pull.what, pull.acknowledged) => Ok(()),
             Some(_) if self.remembered_max > 0 && earlier.is_some_and(was_true) => Ok(()),
             Some(mark) => {
                 let needed = oracle.seq(mark);

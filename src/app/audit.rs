@@ -1,6 +1,9 @@
 //! Starts the audit log, and tells it of rules that changed while nobody was looking.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    time::{Duration, SystemTime},
+};
 
 use super::{StartError, data_dir::DataDir, durable_write, otlp};
 use crate::{
@@ -58,9 +61,7 @@ pub(super) fn tell_rules(audit: &Audit, data_dir: &DataDir, rules: impl Display)
         return Ok(());
     }
     durable_write(&file, &rules)?;
-    if let Some(record) = audit.record(Kind::Policy, None) {
-        audit.tell(&Record { detail: Some(rules), ..*record });
-    }
+    audit.tell(&Record { detail: Some(&rules), ..Record::at(SystemTime::now(), Kind::Policy) });
     Ok(())
 }
 

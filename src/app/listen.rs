@@ -93,9 +93,9 @@ pub(super) fn serve_admin(listener: TcpListener, admin: Admin, shutdown: &Shutdo
             let response = if admin.is_notification(&request) {
                 admin.notified(request).await
             } else {
-                let record = admin.record(&request, connection.peer().ip());
+                let act = admin.act(&request, connection.peer().ip());
                 let response = admin.respond(&request).await;
-                admin.audit(record, response.status());
+                admin.audit(act, response.status());
                 response
             };
             drop(in_flight);

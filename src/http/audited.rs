@@ -1,9 +1,9 @@
 //! What of a request the audit log is told.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::SystemTime};
 
 use http::{HeaderMap, Method, Response, StatusCode, header};
-use outport_proto::{Digest, Reference};
+use outport_proto::Digest;
 
 use super::{
     action::{Action, UploadStart, UploadStep},
@@ -11,36 +11,57 @@ use super::{
     headers::DOCKER_CONTENT_DIGEST,
     request::{Asked, RequestBody},
 };
-use crate::telemetry::audit::{Audit, Kind, Record, user_agent};
+use crate::telemetry::audit::{Audit, Kind, Named, Notes, Record, Telling};
 
-/// The record of a request and its answer, but for what is known when its body has ended; `None` when there is
-/// nothing to tell. `why` is why it was refused.
-pub(super) fn record<B: RequestBody>(
+/// What of a request the audit log is told beside the request itself.
+pub(super) struct Answered<'a> {
+    /// What it asked for.
+    pub(super) action: Option<&'a Action>,
+    /// What is answered.
+    pub(super) response: &'a Response<Body>,
+    /// Why it was refused.
+    pub(super) why: Option<&'a str>,
+    /// Who sent it.
+    pub(super) client: IpAddr,
+    /// What was noted meanwhile.
+    pub(super) notes: Notes,
+    /// The trace that it belongs to.
+    pub(super) trace_id: Option<[u8; 16]>,
+}
+
+/// Begins the line of a request and its answer, but for what is known when its body has ended; `None` when there is
+/// nothing to tell.
+pub(super) fn begin<B: RequestBody>(
     audit: &Audit,
     asked: &Asked<B>,
-    action: Option<&Action>,
-    response: &Response<Body>,
-    why: Option<String>,
-    client: IpAddr,
-) -> Option<Box<Record>> {
+    answered: &Answered<'_>,
+) -> Option<Telling> {
     if !audit.is_kept() {
         return None;
     }
-    let action = action?;
-    let status = response.status();
+    let (action, notes) = (answered.action?, &answered.notes);
+    let status = answered.response.status();
     let kind = kind(action, status, &asked.headers)?;
+    let is_pull = kind == Kind::Pull;
     // Of a pull it was noted, which costs less.
-    let told = || response.headers().get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.parse().ok();
-    let mut record = audit.record(kind, Some(client))?;
-    record.action = Some(action.name());
-    record.method = Some(name(&asked.method));
-    record.repository = action.repo().cloned();
-    record.reference = reference(action);
-    record.digest = (kind != Kind::Pull).then(told).flatten().or_else(|| digest(action));
-    record.status = Some(status.as_u16());
-    record.detail = why;
-    record.user_agent = user_agent(&asked.headers);
-    Some(record)
+    let in_header = || answered.response.headers().get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.parse().ok();
+    let noted = if is_pull { notes.digest } else { in_header() };
+    audit.begin(&Record {
+        subject: notes.subject.as_deref(),
+        action: Some(action.name()),
+        method: Some(name(&asked.method)),
+        repository: action.repo(),
+        reference: reference(action),
+        digest: noted.or_else(|| digest(action)),
+        status: Some(status.as_u16()),
+        result: notes.result.filter(|_| is_pull),
+        rule: notes.rule.filter(|_| is_pull),
+        detail: answered.why,
+        client: Some(answered.client),
+        user_agent: Record::agent_in(&asked.headers),
+        trace_id: answered.trace_id,
+        ..Record::at(SystemTime::now(), kind)
+    })
 }
 
 fn kind(action: &Action, status: StatusCode, headers: &HeaderMap) -> Option<Kind> {
@@ -66,21 +87,21 @@ fn kind(action: &Action, status: StatusCode, headers: &HeaderMap) -> Option<Kind
     }
 }
 
-fn reference(action: &Action) -> Option<Reference> {
+fn reference(action: &Action) -> Option<Named<'_>> {
     match action {
         Action::GetManifest { reference, .. }
         | Action::PutManifest { reference, .. }
-        | Action::DeleteManifest { reference, .. } => Some(reference.clone()),
+        | Action::DeleteManifest { reference, .. } => Some(reference.into()),
         Action::GetBlob { digest, .. }
         | Action::DeleteBlob { digest, .. }
-        | Action::Referrers { digest, .. } => Some(Reference::Digest(*digest)),
+        | Action::Referrers { digest, .. } => Some(Named::Digest(digest)),
         _ => None,
     }
 }
 
 fn digest(action: &Action) -> Option<Digest> {
     match (action, reference(action)) {
-        (_, Some(Reference::Digest(digest))) => Some(digest),
+        (_, Some(Named::Digest(digest))) => Some(*digest),
         (Action::Upload { step: UploadStep::Finish(digest), .. }, _)
         | (
             Action::StartUpload {

@@ -21,7 +21,7 @@ use crate::{
     registry::{BlobContent, FillReader, PullError},
     store::{BlobReader, StoreError},
     telemetry::{
-        audit::{Audit, Ending, Record},
+        audit::{Ended, Ending, Telling},
         trace::Span,
     },
 };
@@ -68,22 +68,18 @@ impl Traced {
 /// What the audit log is told of the answer once its body has ended.
 #[derive(Debug)]
 pub(super) struct Audited {
-    pub(super) audit: Audit,
-    pub(super) record: Box<Record>,
+    pub(super) telling: Telling,
+    pub(super) bytes: u64,
     pub(super) started: Instant,
 }
 
 impl Audited {
-    fn sent(&mut self, bytes: usize) {
-        let sent = self.record.bytes.get_or_insert_default();
-        *sent = sent.saturating_add(bytes as u64);
+    const fn sent(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
     }
 
-    fn end(mut self, ending: Ending) {
-        self.record.bytes.get_or_insert_default();
-        self.record.ending = Some(ending);
-        self.record.took = Some(self.started.elapsed());
-        self.audit.tell(&self.record);
+    fn end(self, ending: Ending) {
+        self.telling.end(Some(Ended { bytes: self.bytes, ending, took: self.started.elapsed() }));
     }
 }
 

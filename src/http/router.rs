@@ -14,7 +14,7 @@ use outport_proto::{RepoName, Timestamp, frame::RegistryChallenge, route::RouteE
 use super::{
     action::Action,
     addresses::{Addresses, SharedAddresses},
-    audited,
+    audited::{self, Answered},
     authenticate::{Announced, Proof, Proven, explain_denial, grants_all, insufficient},
     body::{Audited, Body},
     client_address::Proxies,
@@ -43,7 +43,7 @@ use crate::{
     },
     status::Readiness,
     telemetry::{
-        audit::{self, Audit, Kind},
+        audit::{self, Audit},
         trace::{self, Span, Tracing},
     },
 };
@@ -169,16 +169,16 @@ impl Api {
             })));
             (work.as_mut().await, audit::noted(work))
         };
-        let told = audited::record(&self.audit, &asked, action.as_ref(), &response, denied, client);
-        let audited = told.map(|mut record| {
-            record.subject = notes.subject;
-            if record.kind == Kind::Pull {
-                (record.result, record.rule) = (notes.result, notes.rule);
-                record.digest = notes.digest.or(record.digest);
-            }
-            record.trace_id = span.traceparent().map(|traceparent| traceparent.trace_id);
-            Audited { audit: self.audit.clone(), record, started }
-        });
+        let answered = Answered {
+            action: action.as_ref(),
+            response: &response,
+            why: denied.as_deref(),
+            client,
+            notes,
+            trace_id: span.traceparent().map(|traceparent| traceparent.trace_id),
+        };
+        let telling = audited::begin(&self.audit, &asked, &answered);
+        let audited = telling.map(|telling| Audited { telling, bytes: 0, started });
         self.metrics.answered_after(started.elapsed());
         asked.drain();
         let traced = span.is_recorded().then_some(span);

@@ -1,7 +1,7 @@
 //! The audit log: a line for every pull, push, deletion, redirect, denial and act of an administrator.
 //!
-//! Whoever answers a request makes a [`Record`] and hands it in ([`Audit::tell`]), which puts its line where a
-//! thread of its own takes it. Nothing waits for that: when it does not keep up, records are dropped and counted. What is found out
+//! Whoever answers a request makes a [`Record`] and hands it in ([`Audit::begin`], or [`Audit::tell`] when all is known),
+//! which writes its line; [`Telling::end`] puts that where a thread of its own takes it. Nothing waits for that: when it does not keep up, records are dropped and counted. What is found out
 //! deep below about the request under way is noted there ([`note`]) and read at the top ([`Audit::noting`]).
 //!
 //! The shape of a line is documented in `deploy/audit.schema.json`.
@@ -13,7 +13,6 @@ mod writer;
 use std::{
     cell::RefCell,
     future::Future,
-    net::IpAddr,
     pin::Pin,
     sync::{Arc, mpsc::sync_channel},
     time::{Duration, SystemTime},
@@ -26,7 +25,7 @@ use prometheus_client::{
 };
 
 pub use file::{FileOptions, RotatingFile, Stdout};
-pub use record::{Ending, Kind, Record, user_agent};
+pub use record::{Ended, Ending, Kind, Named, Record};
 use tokio::task::futures::TaskLocalFuture;
 pub use writer::{Line, Sink};
 use writer::{Queue, Writer};
@@ -126,18 +125,19 @@ impl Audit {
         NOTES.scope(RefCell::new(self.is_kept().then(Notes::default)), work)
     }
 
-    /// A record of what happens now.
-    pub fn record(&self, kind: Kind, client: Option<IpAddr>) -> Option<Box<Record>> {
-        let site = Arc::clone(&self.0.as_deref()?.site);
-        Some(Box::new(Record::new(SystemTime::now(), kind, site, client)))
+    /// Begins the line of something that is still under way; `None` when nothing is kept.
+    pub fn begin(&self, record: &Record<'_>) -> Option<Telling> {
+        let inner = self.0.as_ref()?;
+        let mut line = LINES.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(LINE_BYTES));
+        record.begin(&inner.site, &mut line);
+        Some(Telling { inner: Arc::clone(inner), line, time: record.time, kind: record.kind })
     }
 
-    /// Has it written, unless too much waits already.
-    pub fn tell(&self, record: &Record) {
-        let Some(inner) = self.0.as_deref() else { return };
-        let is_taken = inner.queue.push(record);
-        let count = if is_taken { &inner.metrics.told[record.kind as usize] } else { &inner.metrics.dropped };
-        count.inc();
+    /// Has something written of which all is known.
+    pub fn tell(&self, record: &Record<'_>) {
+        if let Some(telling) = self.begin(record) {
+            telling.end(None);
+        }
     }
 
     /// Waits until all that was told is written, but no longer than `patience`. It blocks.
@@ -148,6 +148,42 @@ impl Audit {
         if flushed.recv_timeout(patience).is_err() {
             tracing::warn!("the last records of the audit log are not written");
         }
+    }
+}
+
+/// Room for most lines.
+const LINE_BYTES: usize = 512;
+/// Lines whose room is kept for others, a thread.
+const LINES_MAX: usize = 64;
+
+thread_local! {
+    /// Room for lines, empty.
+    static LINES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The line of something that is still under way.
+#[derive(Debug)]
+pub struct Telling {
+    inner: Arc<Inner>,
+    line: Vec<u8>,
+    time: SystemTime,
+    kind: Kind,
+}
+
+impl Telling {
+    /// Has it written, unless too much waits already.
+    pub fn end(mut self, ended: Option<Ended>) {
+        record::end(&mut self.line, ended);
+        let is_taken = self.inner.queue.push(&self.line, self.time, self.kind);
+        let metrics = &self.inner.metrics;
+        let count = if is_taken { &metrics.told[self.kind as usize] } else { &metrics.dropped };
+        count.inc();
+        self.line.clear();
+        LINES.with_borrow_mut(|lines| {
+            if lines.len() < LINES_MAX && self.line.capacity() <= 4 * LINE_BYTES {
+                lines.push(self.line);
+            }
+        });
     }
 }
 

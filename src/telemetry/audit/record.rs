@@ -1,18 +1,20 @@
 //! One record, and the line it becomes.
 
 use std::{
+    cell::Cell,
     io::Write as _,
     net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{HeaderMap, header};
-use outport_proto::{Digest, Reference, RepoName};
+use outport_proto::{Digest, Reference, RepoName, Tag};
 use time::OffsetDateTime;
 
 /// What is longer in a header is cut.
 const HEADER_BYTES_MAX: usize = 256;
+/// `2026-01-02T03:04:05`.
+const SECOND_BYTES: usize = 19;
 
 /// What kind of thing happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,25 +86,41 @@ impl Ending {
     }
 }
 
+/// What something was asked for by.
+#[derive(Clone, Copy, Debug)]
+pub enum Named<'a> {
+    /// A tag.
+    Tag(&'a Tag),
+    /// A digest.
+    Digest(&'a Digest),
+}
+
+impl<'a> From<&'a Reference> for Named<'a> {
+    fn from(reference: &'a Reference) -> Self {
+        match reference {
+            Reference::Tag(tag) => Self::Tag(tag),
+            Reference::Digest(digest) => Self::Digest(digest),
+        }
+    }
+}
+
 /// What happened. Fields that say nothing are not written.
-#[derive(Clone, Debug)]
-pub struct Record {
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
     /// When it began.
     pub time: SystemTime,
     /// What kind of thing it is.
     pub kind: Kind,
-    /// Where: the name of the site, or `primary`.
-    pub site: Arc<str>,
     /// Who: the subject of the token; empty for nobody in particular.
-    pub subject: Option<Arc<str>>,
+    pub subject: Option<&'a str>,
     /// What was asked for, as in the log and in metrics.
     pub action: Option<&'static str>,
     /// The HTTP method.
     pub method: Option<&'static str>,
     /// The repository.
-    pub repository: Option<RepoName>,
+    pub repository: Option<&'a RepoName>,
     /// The tag or digest that it was asked for by.
-    pub reference: Option<Reference>,
+    pub reference: Option<Named<'a>>,
     /// The digest of the content.
     pub digest: Option<Digest>,
     /// The status of the answer.
@@ -111,35 +129,33 @@ pub struct Record {
     pub result: Option<&'static str>,
     /// The read rule that decided it.
     pub rule: Option<&'static str>,
-    /// Bytes of the body that were handed to the connection.
-    pub bytes: Option<u64>,
-    /// How the body ended.
-    pub ending: Option<Ending>,
-    /// From the request to the end of the answer.
-    pub took: Option<Duration>,
     /// Why it was denied, what an administrator asked for, or which rules are new.
-    pub detail: Option<String>,
+    pub detail: Option<&'a str>,
     /// The client's address.
     pub client: Option<IpAddr>,
-    /// What it calls itself: [`user_agent`].
-    pub user_agent: Option<Box<str>>,
+    /// What it calls itself; what is longer than 256 bytes is cut.
+    pub user_agent: Option<&'a [u8]>,
     /// The trace that it belongs to: 32 hexadecimal digits.
     pub trace_id: Option<[u8; 16]>,
 }
 
-/// What a client calls itself. It is copied: the header itself holds all that its connection read with it, which
-/// could not be read into again until the record is written.
-pub fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
-    let bytes = headers.get(header::USER_AGENT)?.as_bytes();
-    Some(String::from_utf8_lossy(&bytes[..bytes.len().min(HEADER_BYTES_MAX)]).into())
+/// What is known once an answer has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Bytes of the body that were handed to the connection.
+    pub bytes: u64,
+    /// How the body ended.
+    pub ending: Ending,
+    /// From the request to the end of the answer.
+    pub took: Duration,
 }
 
-impl Record {
-    pub(super) const fn new(time: SystemTime, kind: Kind, site: Arc<str>, client: Option<IpAddr>) -> Self {
+impl<'a> Record<'a> {
+    /// A record of what began at `time`, of which nothing is known yet.
+    pub const fn at(time: SystemTime, kind: Kind) -> Self {
         Self {
             time,
             kind,
-            site,
             subject: None,
             action: None,
             method: None,
@@ -149,48 +165,58 @@ impl Record {
             status: None,
             result: None,
             rule: None,
-            bytes: None,
-            ending: None,
-            took: None,
             detail: None,
-            client,
+            client: None,
             user_agent: None,
             trace_id: None,
         }
     }
 
-    /// Adds its line to `lines`. It is written by hand, as it is written for every pull: names and digests, which
-    /// cannot hold what JSON would have to escape, as they are.
-    pub(super) fn write_to(&self, lines: &mut Vec<u8>) {
-        let mut object = Object(lines);
+    /// What a client calls itself.
+    pub fn agent_in(headers: &'a HeaderMap) -> Option<&'a [u8]> {
+        Some(headers.get(header::USER_AGENT)?.as_bytes())
+    }
+
+    /// Begins its line in `line`, which is empty. It is written by hand, as it is written for every pull: names and
+    /// digests, which cannot hold what JSON would have to escape, as they are.
+    pub(super) fn begin(&self, site: &str, line: &mut Vec<u8>) {
+        let mut object = Object(line);
         object.open();
         object.time(self.time);
         object.bare("kind", self.kind.as_str());
-        object.bare("site", &self.site);
-        object.text("subject", self.subject.as_deref());
+        object.bare("site", site);
+        object.text("subject", self.subject);
         for (name, word) in [("action", self.action), ("method", self.method)] {
             word.into_iter().for_each(|word| object.bare(name, word));
         }
         self.repository.iter().for_each(|repo| object.bare("repository", repo.as_str()));
-        match &self.reference {
+        match self.reference {
             None => {}
-            Some(Reference::Tag(tag)) => object.bare("reference", tag.as_str()),
-            Some(Reference::Digest(digest)) => object.digest("reference", digest),
+            Some(Named::Tag(tag)) => object.bare("reference", tag.as_str()),
+            Some(Named::Digest(digest)) => object.digest("reference", digest),
         }
         self.digest.iter().for_each(|digest| object.digest("digest", digest));
         self.status.iter().for_each(|status| object.number("status", u64::from(*status)));
         for (name, word) in [("result", self.result), ("rule", self.rule)] {
             word.into_iter().for_each(|word| object.bare(name, word));
         }
-        self.bytes.iter().for_each(|bytes| object.number("bytes", *bytes));
-        self.ending.iter().for_each(|ending| object.bare("ending", ending.as_str()));
-        self.took.iter().for_each(|took| object.seconds("seconds", *took));
-        object.text("detail", self.detail.as_deref());
+        object.text("detail", self.detail);
         self.client.iter().for_each(|client| object.address("client", client));
-        object.text("user_agent", self.user_agent.as_deref());
+        let agent = self.user_agent.map(|agent| &agent[..agent.len().min(HEADER_BYTES_MAX)]);
+        object.text("user_agent", agent.map(String::from_utf8_lossy).as_deref());
         self.trace_id.iter().for_each(|id| object.hexadecimal("trace_id", id));
-        object.close();
     }
+}
+
+/// Ends a line that [`Record::begin`] began.
+pub(super) fn end(line: &mut Vec<u8>, ended: Option<Ended>) {
+    let mut object = Object(line);
+    if let Some(ended) = ended {
+        object.number("bytes", ended.bytes);
+        object.bare("ending", ended.ending.as_str());
+        object.seconds("seconds", ended.took);
+    }
+    object.close();
 }
 
 /// A JSON object on its way into a line.
@@ -279,27 +305,48 @@ impl Object<'_> {
         self.0.push(b'"');
     }
 
-    /// Any text.
+    /// Any text. Most need no escape.
     fn text(&mut self, name: &str, text: Option<&str>) {
         let Some(text) = text else { return };
+        if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+            return self.bare(name, text);
+        }
         self.name(name);
         let _ = serde_json::to_writer(&mut *self.0, text);
     }
 
     /// RFC 3339, to the microsecond: finer says nothing.
     fn time(&mut self, time: SystemTime) {
-        let time = OffsetDateTime::from(time);
-        let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
-        let (hour, minute, second, micros) = time.to_hms_micro();
+        thread_local! {
+            /// The last second written, and its text.
+            static SECOND: Cell<(u64, [u8; SECOND_BYTES])> = const { Cell::new((u64::MAX, [0; SECOND_BYTES])) };
+        }
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.name("time");
         self.0.push(b'"');
+        let (second, text) = SECOND.get();
+        if second == since_epoch.as_secs() {
+            self.0.extend_from_slice(&text);
+        } else {
+            let begin = self.0.len();
+            self.second(time);
+            if let Ok(text) = self.0[begin..].try_into() {
+                SECOND.set((since_epoch.as_secs(), text));
+            }
+        }
+        self.0.push(b'.');
+        self.digits(since_epoch.subsec_micros().into(), 6);
+        self.0.extend_from_slice(b"Z\"");
+    }
+
+    fn second(&mut self, time: SystemTime) {
+        let time = OffsetDateTime::from(time);
+        let (year, month, day) = (time.year(), u8::from(time.month()), time.day());
+        let (hour, minute, second) = time.to_hms();
         self.digits(year.unsigned_abs().into(), 4);
         for (mark, number) in b"--T::".iter().zip([month, day, hour, minute, second]) {
             self.0.push(*mark);
             self.digits(number.into(), 2);
         }
-        self.0.push(b'.');
-        self.digits(micros.into(), 6);
-        self.0.extend_from_slice(b"Z\"");
     }
 }

@@ -34,8 +34,7 @@ fn kept(sink: impl Sink + 'static) -> (Audit, AuditMetrics) {
 }
 
 fn tell(audit: &Audit, detail: &str) {
-    let record = audit.record(Kind::Admin, None).unwrap();
-    audit.tell(&Record { detail: Some(detail.to_owned()), ..*record });
+    audit.tell(&Record { detail: Some(detail), ..Record::at(SystemTime::now(), Kind::Admin) });
 }
 
 fn lines(path: &std::path::Path) -> Vec<Value> {
@@ -57,21 +56,25 @@ async fn what_is_noted_deep_below_stands_in_the_line() {
     assert_eq!(work.as_mut().await, 7);
     let notes = noted(work);
     note(|notes| notes.subject = Some("nobody is asked here".into()));
-    let record = audit.record(Kind::Pull, Some([10, 0, 0, 1].into())).unwrap();
     let agent = http::HeaderValue::from_bytes(b"evil\t\xff\"agent").unwrap();
-    audit.tell(&Record {
-        subject: notes.subject,
+    let headers = http::HeaderMap::from_iter([(http::header::USER_AGENT, agent)]);
+    let begun = SystemTime::UNIX_EPOCH + Duration::from_micros(1_767_323_045_000_007);
+    let telling = audit.begin(&Record {
+        subject: notes.subject.as_deref(),
         rule: notes.rule,
-        repository: Some("team/app".parse().unwrap()),
-        reference: Some("latest".parse().unwrap()),
-        user_agent: user_agent(&http::HeaderMap::from_iter([(http::header::USER_AGENT, agent)])),
+        repository: Some(&"team/app".parse().unwrap()),
+        reference: Some((&"latest".parse::<outport_proto::Reference>().unwrap()).into()),
+        client: Some([10, 0, 0, 1].into()),
+        user_agent: Record::agent_in(&headers),
         trace_id: Some([0xab; 16]),
-        took: Some(Duration::from_micros(1500)),
-        ..*record
+        ..Record::at(begun, Kind::Pull)
     });
+    let ended = Ended { bytes: 12, ending: Ending::Cut, took: Duration::from_micros(1500) };
+    telling.unwrap().end(Some(ended));
     let line: Value = serde_json::from_str(&received.recv().unwrap()).unwrap();
-    assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
     for (key, value) in [
+        ("time", "2026-01-02T03:04:05.000007Z"),
+        ("ending", "cut"),
         ("kind", "pull"),
         ("site", "mumbai"),
         ("subject", "ana"),
@@ -84,8 +87,8 @@ async fn what_is_noted_deep_below_stands_in_the_line() {
     ] {
         assert_eq!(line[key], value, "{line}");
     }
-    assert_eq!(line["seconds"], 0.0015);
-    assert_eq!(line.as_object().unwrap().len(), 11, "what is not known is left out: {line}");
+    assert_eq!((&line["seconds"], &line["bytes"]), (&0.0015.into(), &12.into()));
+    assert_eq!(line.as_object().unwrap().len(), 13, "what is not known is left out: {line}");
 }
 
 #[test]
@@ -175,6 +178,6 @@ fn a_disk_that_is_full_costs_records_and_never_half_a_line() {
 #[test]
 fn nothing_is_kept_unless_somebody_wants_it() {
     let audit = Audit::default();
-    assert!(!audit.is_kept() && audit.record(Kind::Pull, None).is_none());
+    assert!(!audit.is_kept() && audit.begin(&Record::at(SystemTime::now(), Kind::Pull)).is_none());
     audit.flush(Duration::ZERO);
 }

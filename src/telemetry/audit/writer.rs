@@ -8,7 +8,7 @@ use std::{
 
 use prometheus_client::metrics::counter::Counter;
 
-use super::record::{Kind, Record};
+use super::record::Kind;
 
 /// Lines that wait to be written, at most: half a second of pulls.
 pub(super) const QUEUE_MAX: usize = 65_536;
@@ -43,8 +43,8 @@ pub struct Line {
     bytes: usize,
 }
 
-/// Lines that wait. Whoever has something to tell writes its line there itself: what a record was made of is
-/// given back where it came from, and the thread has nothing to do but to hand the lines on.
+/// Lines that wait. Whoever has something to tell writes its line itself, and the thread has nothing to do but to hand
+/// the lines on.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
@@ -66,27 +66,20 @@ impl Waiting {
 }
 
 impl Queue {
-    /// Adds the line of `record`; false when too much waits already.
-    pub(super) fn push(&self, record: &Record) -> bool {
-        thread_local! {
-            static LINE: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    /// Adds a line; false when too much waits already.
+    pub(super) fn push(&self, line: &[u8], time: SystemTime, kind: Kind) -> bool {
+        let mut waiting = self.lock();
+        if waiting.lines.len() >= QUEUE_MAX || waiting.text.len() + line.len() > QUEUE_BYTES_MAX {
+            return false;
         }
-        LINE.with_borrow_mut(|line| {
-            line.clear();
-            record.write_to(line);
-            let mut waiting = self.lock();
-            if waiting.lines.len() >= QUEUE_MAX || waiting.text.len() + line.len() > QUEUE_BYTES_MAX {
-                return false;
-            }
-            let is_first = waiting.is_empty();
-            waiting.text.extend_from_slice(line);
-            waiting.lines.push(Line { time: record.time, kind: record.kind, bytes: line.len() });
-            drop(waiting);
-            if is_first {
-                self.is_wanted.notify_one();
-            }
-            true
-        })
+        let is_first = waiting.is_empty();
+        waiting.text.extend_from_slice(line);
+        waiting.lines.push(Line { time, kind, bytes: line.len() });
+        drop(waiting);
+        if is_first {
+            self.is_wanted.notify_one();
+        }
+        true
     }
 
     /// Has `done` told when all that waits now is written and kept for good.

@@ -16,9 +16,8 @@ pub(super) const QUEUE_MAX: usize = 65_536;
 const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Lines written at once, at most.
 const BATCH_MAX: usize = 4096;
-/// After a batch others may gather, so that not every request wakes the thread; not so many that what they take
-/// pushes all else out of the processor's cache.
-const GATHER: Duration = Duration::from_millis(4);
+/// After a batch others may gather: to be woken and to wait again costs as much as a few hundred lines.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Where lines go.
 pub trait Sink: Send {

@@ -15,14 +15,14 @@ pub(crate) const TOOL: Tool =
 /// The namespace of images that are pushed.
 const PUSH: &str = "push";
 
-struct Ctr<'a> {
+pub(crate) struct Ctr<'a> {
     sandbox: &'a Sandbox,
     socket: String,
     pulls: Cell<u32>,
 }
 
 impl<'a> Ctr<'a> {
-    fn start(sandbox: &'a Sandbox) -> Self {
+    pub(crate) fn start(sandbox: &'a Sandbox) -> Self {
         let dir = sandbox.path("containerd");
         fs::create_dir_all(&dir).unwrap();
         let (config, dir) = (dir.join("config.toml"), path(&dir));
@@ -41,7 +41,7 @@ impl<'a> Ctr<'a> {
         ctr
     }
 
-    fn run(&self, namespace: &str, line: &[&str]) -> Done {
+    pub(crate) fn run(&self, namespace: &str, line: &[&str]) -> Done {
         let ctr = ["ctr", "--address", &self.socket, "--namespace", namespace];
         self.sandbox.run(&[&ctr[..], line].concat())
     }

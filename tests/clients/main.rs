@@ -19,6 +19,7 @@ mod cycles;
 mod docker;
 mod image;
 mod large;
+mod mirrors;
 mod outage;
 mod podman;
 mod raw;

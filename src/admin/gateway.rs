@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt as _, Full, Limited};
 use prometheus_client::{
@@ -147,11 +147,7 @@ impl Admin {
 
     /// `POST /v1/reconcile[?repo=NAME]..[&accept_removals]`: 202 when a walk began, 409 with the one that is
     /// under way.
-    pub(super) fn reconcile(&self, query: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        // Browsers say where a page is from that sends something elsewhere; nobody else does.
-        if headers.contains_key(header::ORIGIN) {
-            return error(StatusCode::FORBIDDEN, "not for web pages");
-        }
+    pub(super) fn reconcile(&self, query: &str) -> Response<Full<Bytes>> {
         let Some(gateway) = &self.gateway else { return no_gateway() };
         let wanted = match wanted(query) {
             Ok(wanted) => wanted,

@@ -97,9 +97,14 @@ impl Admin {
     /// Answers one request. Dropping it ends a wait.
     pub async fn respond<B>(&self, request: &Request<B>) -> Response<Body> {
         let (uri, headers) = (request.uri(), request.headers());
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        // Browsers say where a page is from that sends something elsewhere; nobody else does.
+        if !is_read && headers.contains_key(header::ORIGIN) && self.admits(headers) {
+            return error(StatusCode::FORBIDDEN, "not for web pages").map(Either::Left);
+        }
         let is_prefetch = uri.path() == "/v1/prefetch" && request.method() == Method::POST;
         if is_prefetch && self.admits(headers) {
-            return self.prefetch(uri.query().unwrap_or_default(), headers);
+            return self.prefetch(uri.query().unwrap_or_default());
         }
         if uri.path() == "/v1/events" && request.method() == Method::GET && self.admits(headers) {
             return self.events(uri.query().unwrap_or_default()).await;
@@ -109,7 +114,7 @@ impl Admin {
             && self.admits(headers)
         {
             return self
-                .change_sites(request.method(), uri.query().unwrap_or_default(), headers)
+                .change_sites(request.method(), uri.query().unwrap_or_default())
                 .await
                 .map(Either::Left);
         }
@@ -165,15 +170,15 @@ impl Admin {
                     json(StatusCode::OK, &std::iter::once(*site).chain(behind).collect::<Vec<_>>())
                 }
             },
-            "/v1/drain" => self.drained(request.method(), request.headers()).await,
+            "/v1/drain" => self.drained(request.method()).await,
             "/v1/gc" if is_read => self.collection(),
-            "/v1/gc" => self.collect(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/gc" => self.collect(request.uri().query().unwrap_or_default()),
             "/v1/verify" if is_read => self.verified(),
-            "/v1/verify" => self.verify(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/verify" => self.verify(request.uri().query().unwrap_or_default()),
             "/v1/revoke" if is_read => error(StatusCode::METHOD_NOT_ALLOWED, "only POST revokes anything"),
-            "/v1/revoke" => self.revoked(request.headers()),
+            "/v1/revoke" => self.revoked(),
             "/v1/reconcile" if is_read => self.reconciled(),
-            "/v1/reconcile" => self.reconcile(request.uri().query().unwrap_or_default(), request.headers()),
+            "/v1/reconcile" => self.reconcile(request.uri().query().unwrap_or_default()),
             "/v1/history" => self.history(request.uri().query().unwrap_or_default()),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
             "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::Either;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -23,20 +23,12 @@ const WANTED_MAX: usize = 1_000;
 impl Admin {
     /// `POST /v1/prefetch?ref=..[&ref=..]`: 200 and a [`Step`] as JSON a line, the last one `done`.
     /// It ends when the client leaves.
-    pub(super) fn prefetch(&self, query: &str, headers: &HeaderMap) -> Response<Body> {
-        self.prefetching(query, headers).unwrap_or_else(|refused| refused.map(Either::Left))
+    pub(super) fn prefetch(&self, query: &str) -> Response<Body> {
+        self.prefetching(query).unwrap_or_else(|refused| refused.map(Either::Left))
     }
 
     #[expect(clippy::result_large_err, reason = "a response is returned either way")]
-    fn prefetching(
-        &self,
-        query: &str,
-        headers: &HeaderMap,
-    ) -> Result<Response<Body>, Response<http_body_util::Full<Bytes>>> {
-        // Browsers say where a page is from that sends something elsewhere; nobody else does.
-        if headers.contains_key(header::ORIGIN) {
-            return Err(error(StatusCode::FORBIDDEN, "not for web pages"));
-        }
+    fn prefetching(&self, query: &str) -> Result<Response<Body>, Response<http_body_util::Full<Bytes>>> {
         let Some(prefetches) = &self.prefetches else {
             return Err(error(StatusCode::BAD_REQUEST, "a primary has everything; ask a site"));
         };

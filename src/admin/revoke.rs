@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{Response, StatusCode};
 use http_body_util::Full;
 use outport_proto::Timestamp;
 
@@ -15,11 +15,7 @@ pub type Revoke = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 impl Admin {
     /// `POST /v1/revoke`: 200 with the time; 409 where nothing is remembered, or the primary is to be
     /// asked.
-    pub(super) fn revoked(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
-        // Browsers say where a page is from that sends something elsewhere; nobody else does.
-        if headers.contains_key(header::ORIGIN) {
-            return error(StatusCode::FORBIDDEN, "not for web pages");
-        }
+    pub(super) fn revoked(&self) -> Response<Full<Bytes>> {
         match &self.revoke {
             Some(revoke) => {
                 let seconds = revoke().as_micros() as f64 / 1e6;

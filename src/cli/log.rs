@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use http::Method;
 
-use super::{admin::AdminAddress, bytes, say};
+use super::{admin::AdminAddress, bytes, go_on_saying};
 use crate::admin::EventLine;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,19 +51,21 @@ impl Show {
         if self.follow {
             let mut lines = self.admin.lines(Method::GET, &format!("{target}&follow")).await?;
             while let Some(line) = lines.next().await? {
-                self.show(&serde_json::from_str(&line).context("read answer")?)?;
+                if !self.show(&serde_json::from_str(&line).context("read answer")?)? {
+                    return Ok(());
+                }
             }
             bail!("ask {}: the node ended the stream", self.admin.address());
         }
         let text = self.admin.page(&target, TIMEOUT).await?;
         let events: Vec<EventLine> = serde_json::from_str(&text).context("read answer")?;
-        events.iter().try_for_each(|event| self.show(event))
+        events.iter().try_for_each(|event| self.show(event).map(drop))
     }
 
-    fn show(&self, event: &EventLine) -> anyhow::Result<()> {
+    /// Whether somebody reads it.
+    fn show(&self, event: &EventLine) -> anyhow::Result<bool> {
         if self.json {
-            say(serde_json::to_string(event)?);
-            return Ok(());
+            return Ok(go_on_saying(serde_json::to_string(event)?));
         }
         let EventLine { offset, time, kind, .. } = event;
         let tags: String = event.tags.iter().map(|tag| format!(":{tag}")).collect();
@@ -72,7 +74,7 @@ impl Show {
         let size = event.size.map(|size| format!(" {}", bytes(size))).unwrap_or_default();
         let actor = if event.actor.is_empty() { "" } else { " by " };
         let through = event.site.as_ref().map(|site| format!(" through {site}")).unwrap_or_default();
-        say(format_args!("{offset} {time} {kind} {image} {digest}{size}{actor}{}{through}", event.actor));
-        Ok(())
+        let actor = format_args!("{actor}{}", event.actor);
+        Ok(go_on_saying(format_args!("{offset} {time} {kind} {image} {digest}{size}{actor}{through}")))
     }
 }

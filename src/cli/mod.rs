@@ -118,7 +118,13 @@ impl Cli {
 
 /// Prints a line. A reader that went away (`outport status | head`) is no error.
 fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let _ = go_on_saying(text);
+}
+
+/// Prints a line of what goes on for ever; `false` when its reader went away, which ends it.
+#[must_use]
+fn go_on_saying(text: impl std::fmt::Display) -> bool {
+    writeln!(std::io::stdout().lock(), "{text}").is_ok()
 }
 
 /// A size for people.

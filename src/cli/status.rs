@@ -10,7 +10,7 @@ use clap::Args;
 use comfy_table::{Cell, Color, Table, presets};
 use time::format_description::well_known::Rfc3339;
 
-use super::{admin::AdminAddress, bytes, say};
+use super::{admin::AdminAddress, bytes, go_on_saying};
 use crate::{
     clock::{Clock as _, SystemClock},
     status::{
@@ -49,12 +49,12 @@ impl Status {
         // Before a first answer the address is more likely wrong than the node down.
         let mut shown = self.show(&self.fetch().await?)?;
         loop {
-            if self.watch && !self.json && std::io::stdout().is_terminal() {
-                say(format_args!("{CLEAR}{shown}"));
+            let is_read = if self.watch && !self.json && std::io::stdout().is_terminal() {
+                go_on_saying(format_args!("{CLEAR}{shown}"))
             } else {
-                say(&shown);
-            }
-            if !self.watch {
+                go_on_saying(&shown)
+            };
+            if !self.watch || !is_read {
                 return Ok(());
             }
             shown = loop {

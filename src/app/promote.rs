@@ -9,11 +9,18 @@ use std::{
 
 use outport_proto::{Digest, Offset, RepoName, snapshot::Entry};
 
-use super::{StartError, data_dir::DataDir, durable_write, membership::MEMBERS_FILE, open_store};
+use super::{
+    StartError,
+    data_dir::DataDir,
+    durable_write,
+    membership::{MEMBERS_FILE, members},
+    open_store,
+};
 use crate::{
     blocking,
     clock::{SharedClock, SystemClock},
     config,
+    primary::{members::MemberError, source::Relays},
     registry::{
         Journal,
         journal::{JournalOptions, Origin},
@@ -104,6 +111,7 @@ pub async fn promote(options: &PromoteOptions) -> Result<Promoted, StartError> {
     if let Some(saved) = &options.saved {
         take(saved, dir).map_err(|error| failed(format!("copy from {}: {error}", saved.display())))?;
     }
+    leave_the_sites(options, &data_dir)?;
     durable_write(&data_dir.join("cluster"), cluster)?;
     durable_write(&data_dir.join(FILE), "the next start of a primary begins a new epoch\n")?;
     Ok(Promoted { head, missing, is_done: true })
@@ -117,6 +125,16 @@ pub(super) fn is_promoted(data_dir: &DataDir) -> bool {
 /// The new epoch has begun.
 pub(super) fn begun(data_dir: &DataDir) -> Result<(), StartError> {
     std::fs::remove_file(data_dir.join(FILE)).map_err(|error| StartError::new("begin a new epoch", error))
+}
+
+/// It is no site any more: nobody must wait for it, nor be told that it is cut off.
+fn leave_the_sites(options: &PromoteOptions, data_dir: &DataDir) -> Result<(), StartError> {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let relays = Relays::new(options.primary.replication.relays.clone());
+    match members(&options.primary.replication, data_dir, &relays, &clock)?.remove(&options.site.site) {
+        Ok(()) | Err(MemberError::Unknown(_)) => Ok(()),
+        Err(error) => Err(StartError::new("note that the site is the primary now", error)),
+    }
 }
 
 /// Copies the keys, and the list of the sites that joined, if there is one.

@@ -133,7 +133,8 @@ impl Api {
         }
         let mut request = request;
         if let Some(tunnels) = self.tunnels.as_ref().filter(|_| Tunnels::is_asked(&request)) {
-            let begun = Box::pin(tunnels.begun(&mut request)).await;
+            let client = self.proxies.client(connection.peer().ip(), request.headers());
+            let begun = Box::pin(tunnels.begun(&mut request, client)).await;
             return begun.unwrap_or_else(|error| self.refusal(error));
         }
         let mut asked = Asked::new(request);

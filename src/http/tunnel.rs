@@ -2,7 +2,7 @@
 //! registry, and nothing else.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet, hash_map::Entry},
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -23,6 +23,8 @@ use crate::{
 
 /// Tunnels at once: a site has one, and another while it fetches blobs.
 const TUNNELS_MAX: usize = 1024;
+/// Of one address, which sites behind a NAT share: who has no certificate must not take all of them.
+const OF_ONE_ADDRESS_MAX: usize = 128;
 
 /// The tunnels of a node. Cloning gives another handle.
 #[derive(Clone)]
@@ -32,6 +34,8 @@ struct Shared {
     /// The replication listener, from this machine.
     target: SocketAddr,
     permits: Arc<Semaphore>,
+    /// How many whose are open.
+    by_address: Mutex<HashMap<IpAddr, usize>>,
     /// Where the listener sees those come from that are open.
     open: Mutex<HashSet<SocketAddr>>,
     shutdown: Shutdown,
@@ -47,7 +51,8 @@ impl Tunnels {
         };
         let target = SocketAddr::new(ip, listening.port());
         let permits = Arc::new(Semaphore::new(TUNNELS_MAX));
-        Self(Arc::new(Shared { target, permits, open: Mutex::default(), shutdown }))
+        let (by_address, open) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Shared { target, permits, by_address, open, shutdown }))
     }
 
     /// Whether a connection that the listener sees from `peer` came through one of these.
@@ -60,17 +65,20 @@ impl Tunnels {
         request.uri().path() == PATH && *request.method() == Method::GET && asks(request.headers())
     }
 
-    /// Upgrades the connection of such a request.
-    pub(super) async fn begun<B>(&self, request: &mut Request<B>) -> Result<Response<Body>, ApiError> {
-        let permit = Arc::clone(&self.0.permits).try_acquire_owned();
-        let permit = permit.map_err(|_| ApiError::Unavailable("there are too many tunnels".into()))?;
+    /// Upgrades the connection of such a request, which came from `client`.
+    pub(super) async fn begun<B>(
+        &self,
+        request: &mut Request<B>,
+        client: IpAddr,
+    ) -> Result<Response<Body>, ApiError> {
+        let place = self.place(client)?;
         let socket = self.socket().await.map_err(|error| ApiError::Unavailable(error.to_string().into()))?;
         let upgrading = hyper::upgrade::on(request);
         let (this, stop) = (self.clone(), self.0.shutdown.clone());
         self.0.shutdown.spawn(async move {
             tokio::select! {
                 () = stop.requested() => {}
-                () = this.carry_out(upgrading, socket, permit) => {}
+                () = this.carry_out(upgrading, socket, place) => {}
             }
         });
         let mut answer = response(StatusCode::SWITCHING_PROTOCOLS, Body::empty());
@@ -79,6 +87,20 @@ impl Tunnels {
         headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
         headers.insert("capsule-protocol", HeaderValue::from_static("?1"));
         Ok(answer)
+    }
+
+    fn place(&self, client: IpAddr) -> Result<Place, ApiError> {
+        let many = || ApiError::Unavailable("there are too many tunnels".into());
+        let permit = Arc::clone(&self.0.permits).try_acquire_owned().map_err(|_| many())?;
+        let network = network(client);
+        let mut by_address = self.0.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(network).or_default();
+        if *count >= OF_ONE_ADDRESS_MAX {
+            return Err(many());
+        }
+        *count += 1;
+        drop(by_address);
+        Ok(Place { shared: Arc::clone(&self.0), network, _permit: permit })
     }
 
     async fn socket(&self) -> std::io::Result<UdpSocket> {
@@ -91,12 +113,7 @@ impl Tunnels {
         Ok(socket)
     }
 
-    async fn carry_out(
-        &self,
-        upgrading: hyper::upgrade::OnUpgrade,
-        socket: UdpSocket,
-        _permit: OwnedSemaphorePermit,
-    ) {
+    async fn carry_out(&self, upgrading: hyper::upgrade::OnUpgrade, socket: UdpSocket, _place: Place) {
         let Ok(stream) = upgrading.await else { return };
         let Ok(own) = socket.local_addr() else { return };
         let open = || self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,6 +121,33 @@ impl Tunnels {
         let Err(error) = carry(TokioIo::new(stream), &socket).await;
         open().remove(&own);
         tracing::debug!(%error, "a site's tunnel ended");
+    }
+}
+
+/// One tunnel's. Dropping it makes room.
+struct Place {
+    shared: Arc<Shared>,
+    network: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut by_address = self.shared.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = by_address.entry(self.network) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// What counts as one address: of IPv6 the /64 that a machine chooses its own in.
+fn network(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(client) => Ipv6Addr::from_bits(client.to_bits() & !u128::from(u64::MAX)).into(),
+        client @ IpAddr::V4(_) => client,
     }
 }
 
@@ -115,5 +159,30 @@ fn asks(headers: &HeaderMap) -> bool {
 impl fmt::Debug for Tunnels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tunnels").field("target", &self.0.target).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_address_has_so_many_and_leaves_the_rest_to_others() {
+        let tunnels = Tunnels::new(([127, 0, 0, 1], 5443).into(), Shutdown::new());
+        let [one, other, mapped] =
+            ["192.0.2.1", "192.0.2.2", "::ffff:192.0.2.1"].map(|ip| ip.parse().unwrap());
+        let mut places: Vec<_> = (0..OF_ONE_ADDRESS_MAX).map(|_| tunnels.place(one).ok().unwrap()).collect();
+        assert!(tunnels.place(one).is_err() && tunnels.place(mapped).is_err());
+        assert!(tunnels.place(other).is_ok());
+        places.pop();
+        assert!(tunnels.place(mapped).is_ok());
+        let prefix: Vec<_> = (0..OF_ONE_ADDRESS_MAX as u128)
+            .map(|host| tunnels.place(Ipv6Addr::from_bits((0x2001_0db8 << 96) + host).into()).ok().unwrap())
+            .collect();
+        assert!(tunnels.place("2001:db8::ffff:0:0:1".parse().unwrap()).is_err());
+        assert!(tunnels.place("2001:db8:0:1::1".parse().unwrap()).is_ok());
+        drop((places, prefix));
+        assert!(tunnels.0.by_address.lock().unwrap().is_empty());
+        assert_eq!(tunnels.0.permits.available_permits(), TUNNELS_MAX);
     }
 }

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::{
     raw::Raw,
-    sandbox::{Sandbox, installed},
-    support::{Cluster, Node, Options},
+    sandbox::Sandbox,
+    support::{Cluster, Node, Options, required::installed},
     wire::Wire,
 };
 

@@ -14,10 +14,9 @@ use crate::{
     image::{Image, OCI_MANIFEST},
     podman,
     raw::Raw,
-    sandbox::installed,
     scenario::{As, Client},
     skopeo,
-    support::{Cluster, Node, Options, http, wait_for},
+    support::{Cluster, Node, Options, http, required::installed, wait_for},
 };
 
 const REPO: &str = "team/app";

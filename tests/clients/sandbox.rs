@@ -9,11 +9,13 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use crate::{scenario::As, support::path};
+use crate::{
+    scenario::As,
+    support::{path, required::skip},
+};
 
 /// Seconds after which a client that hangs is killed.
 const CLIENT_SECONDS_MAX: &str = "60";
-const REQUIRED_VARIABLE: &str = "OUTPORT_TEST_CLIENTS";
 const USER_CREDENTIALS: &str = "home/auth.json";
 const NO_CREDENTIALS: &str = "home/auth-nobody.json";
 /// Makes private what clients and daemons write to, says so, and keeps the namespaces open until
@@ -22,24 +24,6 @@ const SETUP: &str = "mount -t tmpfs tmpfs /run && mkdir /run/etc && cp -a /etc/.
     cp \"$1\" /run/etc/hosts && mount --bind /run/etc /etc \
     && mount -t tmpfs tmpfs /var/lib && mount -t tmpfs tmpfs /dev/shm \
     && echo ready && exec cat";
-
-/// Whether every one of `programs` is installed; says which is not. Where clients are required,
-/// that is a failure.
-pub(crate) fn installed(programs: &[&str]) -> bool {
-    let search = std::env::var("PATH").unwrap_or_default();
-    let found = |program: &str| std::env::split_paths(&search).any(|dir| dir.join(program).is_file());
-    match programs.iter().find(|program| !found(program)) {
-        Some(missing) => skip(&format!("{missing} is not installed")),
-        None => true,
-    }
-}
-
-fn skip(reason: &str) -> bool {
-    let required = std::env::var(REQUIRED_VARIABLE).is_ok_and(|value| value == "required");
-    assert!(!required, "{reason}, and {REQUIRED_VARIABLE} is `required`");
-    eprintln!("skipped: {reason}");
-    false
-}
 
 /// The namespaces. Dropping this kills everything that runs in them.
 pub(crate) struct Sandbox {

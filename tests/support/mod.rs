@@ -6,6 +6,7 @@
 
 pub mod http;
 pub mod registry;
+pub mod required;
 pub mod session;
 pub mod sites;
 pub mod token_service;

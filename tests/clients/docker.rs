@@ -8,18 +8,19 @@ use crate::{
 };
 
 pub(crate) const TOOL: Tool =
-    Tool { programs: &["docker", "dockerd"], start: |sandbox| Box::new(Docker::start(sandbox)) };
+    Tool { programs: &["docker", "dockerd"], start: |sandbox| Box::new(Docker::start(sandbox, &[])) };
 
-struct Docker<'a> {
+pub(crate) struct Docker<'a> {
     sandbox: &'a Sandbox,
     socket: String,
 }
 
 impl<'a> Docker<'a> {
-    fn start(sandbox: &'a Sandbox) -> Self {
+    /// A daemon that is told `more`.
+    pub(crate) fn start(sandbox: &'a Sandbox, more: &[&str]) -> Self {
         let place = |name: &str| path(&sandbox.path(&format!("docker/{name}"))).to_owned();
         let socket = format!("unix://{}", place("socket"));
-        sandbox.daemon(&[
+        let daemon = [
             "dockerd",
             "--config-file=",
             &format!("--host={socket}"),
@@ -32,13 +33,14 @@ impl<'a> Docker<'a> {
             "--ip6tables=false",
             "--ip-forward=false",
             "--ip-masq=false",
-        ]);
+        ];
+        sandbox.daemon(&[&daemon[..], more].concat());
         let docker = Self { sandbox, socket };
         wait_for("dockerd to answer", || docker.run(As::Nobody, &["version"]).succeeded.then_some(()));
         docker
     }
 
-    fn run(&self, who: As<'_>, line: &[&str]) -> Done {
+    pub(crate) fn run(&self, who: As<'_>, line: &[&str]) -> Done {
         let config = self.sandbox.path(match who {
             As::User(_) => "home/docker",
             As::Nobody => "home/docker-nobody",

@@ -18,6 +18,7 @@ mod ctr;
 mod cycles;
 mod docker;
 mod image;
+mod kubelet;
 mod large;
 mod mirrors;
 mod outage;

@@ -253,6 +253,8 @@ impl Follower {
     async fn run(self, connection: &quinn::Connection, streaming: tokio::sync::oneshot::Sender<()>) {
         let (mut sink, mut frames, mut subscriber) = greet(connection, self.site.clone(), self.begun).await;
         let mut streaming = Some(streaming);
+        let begun = tokio::time::Instant::from_std(self.begun);
+        let mut alarm = std::pin::pin!(tokio::time::sleep_until(begun));
         loop {
             while let Some(notice) = subscriber.poll_notice() {
                 match notice {
@@ -284,14 +286,21 @@ impl Follower {
                     return;
                 }
             }
-            // Heartbeats come more often than anything else is due.
-            subscriber.handle_timeout(self.begun.elapsed());
-            let Ok(incoming) = frames.incoming().await else { return };
+            let wake_at = subscriber.poll_timeout(self.begun.elapsed()).map(|at| begun + at);
+            if let Some(at) = wake_at.filter(|at| *at != alarm.deadline()) {
+                alarm.as_mut().reset(at);
+            }
+            let incoming = tokio::select! {
+                biased;
+                incoming = frames.incoming() => Some(incoming),
+                () = alarm.as_mut(), if wake_at.is_some() => None,
+            };
             let now = self.begun.elapsed();
             match incoming {
-                Incoming::Frame(frame) => subscriber.handle_frame(now, frame),
-                Incoming::Bytes => subscriber.handle_activity(now),
-                Incoming::End => return,
+                Some(Ok(Incoming::Frame(frame))) => subscriber.handle_frame(now, frame),
+                Some(Ok(Incoming::Bytes)) => subscriber.handle_activity(now),
+                Some(Ok(Incoming::End) | Err(_)) => return,
+                None => subscriber.handle_timeout(now),
             }
         }
     }

@@ -109,7 +109,7 @@ pub async fn promote(options: &PromoteOptions) -> Result<Promoted, StartError> {
         return Ok(Promoted { head, missing, is_done: false });
     }
     if let Some(saved) = &options.saved {
-        take(saved, dir).map_err(|error| failed(format!("copy from {}: {error}", saved.display())))?;
+        take(saved, &data_dir)?;
     }
     leave_the_sites(options, &data_dir)?;
     durable_write(&data_dir.join("cluster"), cluster)?;
@@ -138,18 +138,21 @@ fn leave_the_sites(options: &PromoteOptions, data_dir: &DataDir) -> Result<(), S
 }
 
 /// Copies the keys, and the list of the sites that joined, if there is one.
-fn take(saved: &Path, to: &Path) -> std::io::Result<()> {
-    let keys = to.join("keys");
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys)?;
-    for entry in std::fs::read_dir(saved.join("keys"))? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            std::fs::copy(entry.path(), keys.join(entry.file_name()))?;
+fn take(saved: &Path, data_dir: &DataDir) -> Result<(), StartError> {
+    let failed = |error: std::io::Error| StartError::new(format!("copy from {}", saved.display()), error);
+    let keys = data_dir.join("keys");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys).map_err(failed)?;
+    for entry in std::fs::read_dir(saved.join("keys")).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_file() {
+            let text = std::fs::read_to_string(entry.path()).map_err(failed)?;
+            durable_write(&keys.join(entry.file_name()), &text)?;
         }
     }
-    match std::fs::copy(saved.join(MEMBERS_FILE), to.join(MEMBERS_FILE)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    match std::fs::read_to_string(saved.join(MEMBERS_FILE)) {
+        Ok(text) => durable_write(&data_dir.join(MEMBERS_FILE), &text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
     }
 }
 

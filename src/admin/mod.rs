@@ -96,67 +96,52 @@ pub type Body = Either<Full<Bytes>, Either<Lines, Live>>;
 impl Admin {
     /// Answers one request. Dropping it ends a wait.
     pub async fn respond<B>(&self, request: &Request<B>) -> Response<Body> {
-        let (uri, headers) = (request.uri(), request.headers());
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let (path, query) = (uri.path(), uri.query().unwrap_or_default());
+        let is_read = matches!(*method, Method::GET | Method::HEAD);
+        if let Some(open) = self.open(path, headers).filter(|_| is_read) {
+            return open.map(Either::Left);
+        }
+        if !self.admits(headers) {
+            let mut response = error(StatusCode::UNAUTHORIZED, "the admin token is missing or wrong");
+            let challenge = HeaderValue::from_static("Bearer realm=\"outport admin\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+            return response.map(Either::Left);
+        }
         // Browsers say where a page is from that sends something elsewhere; nobody else does.
-        if !is_read && headers.contains_key(header::ORIGIN) && self.admits(headers) {
+        if !is_read && headers.contains_key(header::ORIGIN) {
             return error(StatusCode::FORBIDDEN, "not for web pages").map(Either::Left);
         }
-        let is_prefetch = uri.path() == "/v1/prefetch" && request.method() == Method::POST;
-        if is_prefetch && self.admits(headers) {
-            return self.prefetch(uri.query().unwrap_or_default());
-        }
-        if uri.path() == "/v1/events" && request.method() == Method::GET && self.admits(headers) {
-            return self.events(uri.query().unwrap_or_default()).await;
-        }
-        if uri.path() == "/v1/sites"
-            && matches!(*request.method(), Method::POST | Method::DELETE)
-            && self.admits(headers)
-        {
-            return self
-                .change_sites(request.method(), uri.query().unwrap_or_default())
-                .await
-                .map(Either::Left);
-        }
-        if uri.path() == "/v1/live" && request.method() == Method::GET && self.admits(headers) {
-            return self.live();
-        }
-        self.page(request).await.map(Either::Left)
+        let answer = match (method, path) {
+            (&Method::GET, "/v1/events") => return self.events(query).await,
+            (&Method::GET, "/v1/live") => return self.live(),
+            (&Method::POST, "/v1/prefetch") => return self.prefetch(query),
+            (&Method::POST | &Method::DELETE, "/v1/sites") => self.change_sites(method, query).await,
+            (&Method::POST | &Method::DELETE, "/v1/drain") => self.drained(method).await,
+            (&Method::POST, "/v1/gc") => self.collect(query),
+            (&Method::POST, "/v1/verify") => self.verify(query),
+            (&Method::POST, "/v1/revoke") => self.revoked(),
+            (&Method::POST, "/v1/reconcile") => self.reconcile(query),
+            _ if is_read => self.page(path, query, request).await,
+            _ => error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here"),
+        };
+        answer.map(Either::Left)
     }
 
-    async fn page<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let path = request.uri().path();
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let acts = match *request.method() {
-            Method::POST => matches!(
-                path,
-                "/v1/drain"
-                    | "/v1/gc"
-                    | "/v1/prefetch"
-                    | "/v1/reconcile"
-                    | "/v1/revoke"
-                    | "/v1/sites"
-                    | "/v1/verify"
-            ),
-            Method::DELETE => matches!(path, "/v1/drain" | "/v1/sites"),
-            _ => false,
-        };
-        if !is_read && !acts {
-            return error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
-        }
+    /// What anybody may read.
+    fn open(&self, path: &str, headers: &HeaderMap) -> Option<Response<Full<Bytes>>> {
         match path {
-            "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" => match (self.readiness)() {
+            "/healthz" => Some(text(StatusCode::OK, "ok\n")),
+            "/readyz" => Some(match (self.readiness)() {
                 Ok(()) => text(StatusCode::OK, "ready\n"),
                 Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{reason}\n")),
-            },
-            _ if let Some(file) = dashboard::file(path, request.headers()) => file,
-            _ if !self.admits(request.headers()) => {
-                let mut response = error(StatusCode::UNAUTHORIZED, "the admin token is missing or wrong");
-                let challenge = HeaderValue::from_static("Bearer realm=\"outport admin\"");
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-                response
-            }
+            }),
+            _ => dashboard::file(path, headers),
+        }
+    }
+
+    async fn page<B>(&self, path: &str, query: &str, request: &Request<B>) -> Response<Full<Bytes>> {
+        match path {
             "/metrics" => {
                 let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
                 let exposition = Exposition::accepted(accept);
@@ -171,18 +156,14 @@ impl Admin {
                 }
             },
             "/v1/drain" => self.drained(request.method()).await,
-            "/v1/gc" if is_read => self.collection(),
-            "/v1/gc" => self.collect(request.uri().query().unwrap_or_default()),
-            "/v1/verify" if is_read => self.verified(),
-            "/v1/verify" => self.verify(request.uri().query().unwrap_or_default()),
-            "/v1/revoke" if is_read => error(StatusCode::METHOD_NOT_ALLOWED, "only POST revokes anything"),
-            "/v1/revoke" => self.revoked(),
-            "/v1/reconcile" if is_read => self.reconciled(),
-            "/v1/reconcile" => self.reconcile(request.uri().query().unwrap_or_default()),
-            "/v1/history" => self.history(request.uri().query().unwrap_or_default()),
+            "/v1/gc" => self.collection(),
+            "/v1/verify" => self.verified(),
+            "/v1/reconcile" => self.reconciled(),
+            "/v1/history" => self.history(query),
+            "/v1/wait" => self.wait(query).await,
+            "/v1/why" => self.why(query).await,
+            "/v1/revoke" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST revokes anything"),
             "/v1/prefetch" => error(StatusCode::METHOD_NOT_ALLOWED, "only POST copies anything"),
-            "/v1/wait" => self.wait(request.uri().query().unwrap_or_default()).await,
-            "/v1/why" => self.why(request.uri().query().unwrap_or_default()).await,
             _ => error(StatusCode::NOT_FOUND, "no such page"),
         }
     }

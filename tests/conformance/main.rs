@@ -2,12 +2,7 @@
 //! primary as the registry, then with a secondary: what a client may rely on must not depend on
 //! which of them it talks to.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

@@ -1,11 +1,6 @@
 //! The dashboard as a person sees it: in a real browser, with real sites behind it.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

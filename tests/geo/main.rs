@@ -1,12 +1,7 @@
 //! What stands in front of real sites. Proxies, and geo DNS: clients of three regions are led to three sites, away from one that fails, and
 //! go on when they are moved in the middle of something.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

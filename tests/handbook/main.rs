@@ -4,12 +4,7 @@
 //!
 //! CI has no systemd: what units start is started here.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

@@ -1,12 +1,7 @@
 //! Bad input, against a primary and a site alike: a clear error in the protocol's own form,
 //! nothing written, nothing lost, and everybody else unharmed.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

@@ -1,12 +1,7 @@
 //! A running cluster seen from outside: what its clients, its operators and its visitors may rely
 //! on, also when processes are killed and the primary is gone.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

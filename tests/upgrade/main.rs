@@ -1,12 +1,7 @@
 //! Nodes of two versions: a site and its primary, or the relay between them, may be of the version before, and a fleet is
 //! upgraded and brought back node by node, while what was pushed at any time stays.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test fails by panicking, and says why on standard error"
-)]
+#![cfg(test)]
 #![expect(
     unreachable_pub,
     reason = "a test binary is reached by nobody: `pub` tells its modules apart well enough"

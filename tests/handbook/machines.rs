@@ -14,7 +14,7 @@ use crate::support::{BINARY, path, signal};
 /// Makes private what nodes and clients write to, says so, and keeps the namespaces open until its input ends. Names
 /// are looked up in a file that can be changed while they run.
 const SETUP: &str = "mount -t tmpfs tmpfs /run && mkdir /run/etc && cp -a /etc/. /run/etc \
-    && mkdir /run/etc/outport && mount --bind /run/etc /etc \
+    && mkdir -p /run/etc/outport && mount --bind /run/etc /etc \
     && mount --bind \"$1/etc\" /etc/outport && mount --bind \"$1/hosts\" /etc/hosts \
     && mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/outport && mount --bind \"$1/data\" /var/lib/outport \
     && ip link set lo up && echo ready && exec cat";

@@ -99,7 +99,7 @@ impl Admin {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let (path, query) = (uri.path(), uri.query().unwrap_or_default());
         let is_read = matches!(*method, Method::GET | Method::HEAD);
-        if let Some(open) = self.open(path, headers).filter(|_| is_read) {
+        if is_read && let Some(open) = self.open(path, headers) {
             return open.map(Either::Left);
         }
         if !self.admits(headers) {
@@ -117,12 +117,14 @@ impl Admin {
             (&Method::GET, "/v1/live") => return self.live(),
             (&Method::POST, "/v1/prefetch") => return self.prefetch(query),
             (&Method::POST | &Method::DELETE, "/v1/sites") => self.change_sites(method, query).await,
-            (&Method::POST | &Method::DELETE, "/v1/drain") => self.drained(method).await,
+            (&Method::GET | &Method::HEAD | &Method::POST | &Method::DELETE, "/v1/drain") => {
+                self.drained(method).await
+            }
             (&Method::POST, "/v1/gc") => self.collect(query),
             (&Method::POST, "/v1/verify") => self.verify(query),
             (&Method::POST, "/v1/revoke") => self.revoked(),
             (&Method::POST, "/v1/reconcile") => self.reconcile(query),
-            _ if is_read => self.page(path, query, request).await,
+            _ if is_read => self.page(path, query, headers).await,
             _ => error(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here"),
         };
         answer.map(Either::Left)
@@ -140,10 +142,10 @@ impl Admin {
         }
     }
 
-    async fn page<B>(&self, path: &str, query: &str, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn page(&self, path: &str, query: &str, headers: &HeaderMap) -> Response<Full<Bytes>> {
         match path {
             "/metrics" => {
-                let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+                let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
                 let exposition = Exposition::accepted(accept);
                 answer(StatusCode::OK, exposition.content_type(), self.metrics.encode(exposition))
             }
@@ -155,7 +157,6 @@ impl Admin {
                     json(StatusCode::OK, &std::iter::once(*site).chain(behind).collect::<Vec<_>>())
                 }
             },
-            "/v1/drain" => self.drained(request.method()).await,
             "/v1/gc" => self.collection(),
             "/v1/verify" => self.verified(),
             "/v1/reconcile" => self.reconciled(),

@@ -74,7 +74,9 @@ impl Show {
         let size = event.size.map(|size| format!(" {}", bytes(size))).unwrap_or_default();
         let actor = if event.actor.is_empty() { "" } else { " by " };
         let through = event.site.as_ref().map(|site| format!(" through {site}")).unwrap_or_default();
-        let actor = format_args!("{actor}{}", event.actor);
-        Ok(go_on_saying(format_args!("{offset} {time} {kind} {image} {digest}{size}{actor}{through}")))
+        Ok(go_on_saying(format_args!(
+            "{offset} {time} {kind} {image} {digest}{size}{actor}{}{through}",
+            event.actor
+        )))
     }
 }

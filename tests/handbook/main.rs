@@ -59,10 +59,10 @@ fn the_handbook_runs_as_it_stands() {
         "nft add table inet fire && nft add chain inet fire wall '{ type filter hook output priority 0; }' \
          && nft add rule inet fire wall udp dport 5443 drop",
     );
-    wait_for("pune to go over TCP", || (fleet.status(3)?["transport"] == "tcp").then_some(()));
+    fleet.wait_status(3, "transport", "tcp");
     fleet.push_and_pull();
     fleet.machines[3].run("nft delete table inet fire");
-    wait_for("pune to take UDP again", || (fleet.status(3)?["transport"] == "quic").then_some(()));
+    fleet.wait_status(3, "transport", "quic");
 
     // The primary gets another address, and its name leads there.
     fleet.machines[0].run("ip address del 10.77.0.1/24 dev eth0 && ip address add 10.77.0.11/24 dev eth0");
@@ -159,10 +159,10 @@ impl Fleet {
         let token = said.split_whitespace().find(|word| word.starts_with("outport-join-"));
         let join = join.replace(TOKEN, token.expect("a token"));
         self.machines[site].begin(&join);
-        wait_for("it to follow", || (self.status(site)?["state"] == "streaming").then_some(()));
+        self.wait_following(site);
         self.machines[site].end(&join, "INT");
         self.start(site, "outport-secondary");
-        wait_for("it to follow", || (self.status(site)?["state"] == "streaming").then_some(()));
+        self.wait_following(site);
     }
 
     fn watch(&self, book: &mut Book) {
@@ -206,9 +206,7 @@ impl Fleet {
         self.primary = 1;
         self.lead_names();
         for site in [2, 3] {
-            wait_for("it to follow the new one", || {
-                (self.status(site)?["state"] == "streaming").then_some(())
-            });
+            self.wait_following(site);
         }
         self.push(2);
         self.push(1);
@@ -243,7 +241,7 @@ impl Fleet {
             wait_for("the sites to drop what was lost", || {
                 self.try_pull(site, &lost, &self.creds()).is_none().then_some(())
             });
-            wait_for("it to follow", || (self.status(site)?["state"] == "streaming").then_some(()));
+            self.wait_following(site);
         }
         self.machines[primary].end(&line, "INT");
         self.start(primary, "outport-primary");
@@ -328,6 +326,15 @@ impl Fleet {
 
     fn status(&self, machine: usize) -> Option<Value> {
         serde_json::from_str(&self.machines[machine].attempt("outport status --json")?).ok()
+    }
+
+    fn wait_following(&self, site: usize) {
+        self.wait_status(site, "state", "streaming");
+    }
+
+    fn wait_status(&self, machine: usize, key: &str, value: &str) {
+        let what = format!("{key} of {} to be {value}", self.machines[machine].name);
+        wait_for(&what, || (self.status(machine)?[key] == value).then_some(()));
     }
 
     fn start(&mut self, machine: usize, unit: &str) {

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says why")]
 
+#[expect(unreachable_pub, reason = "other test binaries share it")]
+#[path = "../../../tests/support/required.rs"]
+mod required;
+
 use std::{
     fs,
     net::TcpListener,
@@ -11,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use required::installed;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,19 +83,6 @@ fn ports() -> u16 {
     })
 }
 
-fn has(tool: &str) -> bool {
-    let found = Command::new(tool).arg("--version").output().is_ok();
-    if !found {
-        assert_ne!(
-            std::env::var("OUTPORT_TEST_CLIENTS").as_deref(),
-            Ok("required"),
-            "{tool} is not installed"
-        );
-        eprintln!("{tool} is not installed: the image is not tried");
-    }
-    found
-}
-
 #[test]
 fn an_image_comes_out_the_same_and_holds_what_is_promised() {
     let dir = tempfile::tempdir().unwrap();
@@ -114,7 +106,7 @@ fn an_image_comes_out_the_same_and_holds_what_is_promised() {
 
 #[test]
 fn an_image_is_pushed_to_the_demo_pulled_from_a_site_and_run() {
-    if !has("skopeo") || !has("containerd") || !has("ctr") {
+    if !installed(&["skopeo", "containerd", "ctr"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
